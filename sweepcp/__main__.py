@@ -1,0 +1,5 @@
+"""`python -m sweepcp`."""
+
+from sweepcp.cli import main
+
+main()

@@ -1,0 +1,151 @@
+"""The command line. Imports wait until a command needs them."""
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+import sweepcp
+
+if TYPE_CHECKING:
+    from sweepcp.front import Rule
+
+app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None)
+
+ExperimentName = Annotated[str, typer.Argument(metavar="[EXPERIMENT]", help="A file, or the name of a shipped one.")]
+Sets = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a key: budget.tokens=65536")]
+RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A folder that `sweepcp search` wrote.")]
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"sweepcp {sweepcp.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")] = False,
+) -> None:
+    """Find the LR fraction and the replay share of a continued-pretraining run on small proxy models."""
+
+
+@app.command()
+def plan(experiment: ExperimentName = "quickstart", sets: Sets = None) -> None:
+    """Show what a search would run and cost, and every warning. Trains nothing, writes nothing."""
+    from rich.console import Console
+
+    from sweepcp.experiment import load_experiment
+    from sweepcp.plan import make_plan, show_plan
+
+    loaded, files = load_experiment(experiment, sets or ())
+    show_plan(Console(), make_plan(loaded, files))
+
+
+@app.command()
+def search(
+    experiment: ExperimentName = "quickstart",
+    out: Annotated[Path | None, typer.Option(help="The run folder; by default runs/<name of the experiment>.")] = None,
+    trials: Annotated[int | None, typer.Option(help="Short for --set budget.trials=N.")] = None,
+    sets: Sets = None,
+    address: Annotated[str | None, typer.Option(help="A Ray cluster; by default this machine.")] = None,
+) -> None:
+    """Run the trials of an experiment, or go on with them, and show the front."""
+    from rich.console import Console
+
+    from sweepcp.display import Screen, show_front, show_next
+    from sweepcp.experiment import load_experiment
+    from sweepcp.sweep import sweep
+
+    if address is None:
+        os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # Ray's name for: bind to the loopback address
+    overrides = list(sets or ()) + ([f"budget.trials={trials}"] if trials is not None else [])
+    loaded, files = load_experiment(experiment, overrides)
+    folder = out or Path("runs") / loaded.name
+    console = Console()
+    with Screen(console) as screen:
+        run = sweep(loaded, files, folder, address, screen)
+    if not any(t.status == "done" for t in run.trials):
+        reasons = {(t.reason or "").strip().splitlines()[-1] for t in run.trials}
+        typer.echo(f"No trial is done: {'; '.join(sorted(reasons))}", err=True)
+        raise typer.Exit(1)
+    show_front(console, run, None)
+    show_next(console, folder, experiment)
+
+
+@app.command()
+def front(
+    run: RunFolder,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
+    csv: Annotated[Path | None, typer.Option(help="Write one row a trial to a CSV file.")] = None,
+    max_regression: Annotated[float | None, typer.Option(help="Most domain gain, general regression at most X %.")] = None,
+    knee: Annotated[bool, typer.Option("--knee", help="Choose the knee of the front.")] = False,
+    weights: Annotated[str | None, typer.Option(metavar="D,G", help="Largest D·domain + G·general.")] = None,
+) -> None:
+    """Show base, trials, front and choice of a run; choose by another rule without running anything again."""
+    from sweepcp.report import as_dict, write_csv
+    from sweepcp.run import load_run
+
+    loaded = load_run(run)
+    rule = _rule(max_regression, knee, weights)
+    if csv is not None:
+        write_csv(loaded, rule, csv)
+    if as_json:
+        typer.echo(json.dumps(as_dict(loaded, rule), indent=1, ensure_ascii=False, allow_nan=False))
+    elif csv is None:
+        from rich.console import Console
+
+        from sweepcp.display import show_front
+
+        show_front(Console(), loaded, rule)
+
+
+def _rule(max_regression: float | None, knee: bool, weights: str | None) -> "Rule | None":
+    """The rule that the flags state, None if they state none."""
+    from sweepcp.errors import BadInput
+    from sweepcp.front import Rule
+    from sweepcp.schema import validate
+
+    stated: dict[str, object] = {}
+    if max_regression is not None:
+        stated["max_regression"] = max_regression
+    if knee:
+        stated["knee"] = True
+    if weights is not None:
+        try:
+            domain, general = (float(x) for x in weights.split(","))
+        except ValueError:
+            raise BadInput("--weights", "--weights", weights, "two numbers", "write --weights 1,2") from None
+        stated["weights"] = {"domain": domain, "general": general}
+    return validate(Rule, stated, "the rule's flags") if stated else None
+
+
+@app.command()
+def schema(out: Annotated[Path | None, typer.Option(help="A file to write instead of printing.")] = None) -> None:
+    """Write the JSON schema of experiment files, for editors."""
+    from sweepcp.experiment import json_schema
+    from sweepcp.files import write_json
+
+    content = json_schema()
+    if out is not None:
+        write_json(out, content)
+    else:
+        typer.echo(json.dumps(content, indent=1))
+
+
+def main() -> None:
+    """Run the command line; what a user can mend exits with status 2, an interrupted search with 130."""
+    from sweepcp.errors import BadInput
+
+    try:
+        app()
+    except BadInput as error:
+        typer.echo(f"Error: {error}", err=True)
+        sys.exit(2)
+    except KeyboardInterrupt as stop:
+        number = stop.args[0] if stop.args else 2
+        typer.echo("Stopped. Finished trials are kept; the same command goes on from there.", err=True)
+        sys.exit(128 + number)

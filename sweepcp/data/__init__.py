@@ -1,0 +1,1 @@
+"""Texts to token stores, and the stream of a mixture over them."""

@@ -1,0 +1,188 @@
+"""What a person sees in the terminal: progress, the plan, the front. Every number has its unit."""
+
+import shlex
+import time
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.table import Table
+from rich.text import Text
+
+from sweepcp.front import Front, Rule
+from sweepcp.run import Run
+from sweepcp.space import Point
+from sweepcp.trial import Proposer, Trial
+
+UNIT = "relative change of bits per byte against the base, in %; higher is better"
+COLOURS = {"done": "green", "stopped": "yellow", "diverged": "magenta", "failed": "red"}
+
+
+class Screen:
+    """Progress of a search: bars in a terminal, plain lines elsewhere."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self.started = time.monotonic()
+        self.progress = Progress(
+            TextColumn("{task.fields[title]:<6}"),
+            BarColumn(bar_width=30),
+            TextColumn("{task.completed:.0f}/{task.total:.0f}"),
+            TimeElapsedColumn(),
+            TextColumn("{task.description}", style="dim"),
+            console=console,
+            disable=not console.is_terminal,
+        )
+        self.bars: dict[str, TaskID] = {}
+        self.said: dict[str, float] = {}
+        self.of = 0
+
+    def __enter__(self) -> "Screen":
+        self.progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.progress.stop()
+
+    def note(self, text: str) -> None:
+        """One line of its own."""
+        self.console.print(Text(f"[{self._clock()}] {text}"))
+
+    def stage(self, name: str, done: int, of: int, text: str) -> None:
+        """Move the bar of a stage before the search."""
+        if name not in self.bars:
+            self.bars[name] = self.progress.add_task(text, total=of, title=name)
+        self.progress.update(self.bars[name], completed=done, total=of, description=text)
+        if self.progress.disable and text and time.monotonic() - self.said.get(name, -60.0) > 15:
+            self.said[name] = time.monotonic()
+            self.note(f"{name} {done}/{of}: {text}")
+
+    def trials(self, finished: int, of: int) -> None:
+        """Show how many trials there are, and how many a continued run already has."""
+        self.of = of
+        self.bars["trials"] = self.progress.add_task("", total=of, completed=finished, title="trials")
+        if finished:
+            self.note(f"{finished} trials are finished and stay; {max(0, of - finished)} to run")
+
+    def trial_started(self, trial_id: str, point: Point, by: Proposer) -> None:
+        description = f"{by}: {_point(point)}"
+        self.bars[trial_id] = self.progress.add_task(description, total=1, title=f" {trial_id}")
+
+    def trial_stepped(self, trial_id: str, step: int, steps: int) -> None:
+        self.progress.update(self.bars[trial_id], completed=step, total=steps)
+
+    def trial_finished(self, trial: Trial) -> None:
+        self.progress.remove_task(self.bars.pop(trial.id))
+        self.progress.advance(self.bars["trials"])
+        line = Text(f"[{self._clock()}] {trial.id} ")
+        line.append(f"{trial.status:<8}", COLOURS[trial.status])
+        if trial.status == "done":
+            line.append(f" domain {trial.domain:+6.2f} %  general {trial.general:+6.2f} %")
+        line.append(f"  {_point(trial.point)}  ({trial.proposed_by})")
+        if trial.reason:
+            line.append(f"  {trial.reason.strip().splitlines()[-1]}", "red")
+        self.console.print(line)
+
+    def _clock(self) -> str:
+        seconds = int(time.monotonic() - self.started)
+        return f"{seconds // 60}:{seconds % 60:02}"
+
+
+def _point(point: Point) -> str:
+    return ", ".join(f"{k} {v:.4g}" if isinstance(v, (int, float)) else f"{k} {v}" for k, v in point.items())
+
+
+def front_table(run: Run, front: Front) -> Table:
+    """The base, the front from least to most domain gain, and the other done trials by number."""
+    table = Table(title=f"Front of {run.experiment['name']}", caption=UNIT, header_style="bold")
+    for name in ("trial", "LR fraction", "domain share", "domain", "general", "domain*", "general*", "proposed by", ""):
+        table.add_column(name, justify="left" if name in ("trial", "proposed by", "") else "right")
+    table.add_row("base", "", "", "0.00", "0.00", "0.00", "0.00", "", "reference")
+    by_id = {t.id: t for t in run.trials}
+    others = [t.id for t in run.trials if t.status == "done" and t.id not in front.ids]
+    for ids, style in ((front.ids, ""), (others, "dim")):
+        table.add_section()
+        for trial_id in ids:
+            chosen = trial_id == front.choice.id
+            table.add_row(*_cells(by_id[trial_id], chosen, style == ""), style="bold green" if chosen else style)
+    return table
+
+
+def _cells(trial: Trial, chosen: bool, on_front: bool) -> list[str]:
+    assert trial.scorecard is not None
+    select, report = trial.scorecard.select, trial.scorecard.report
+    return [
+        trial.id,
+        f"{trial.recipe.lr_fraction:.4g}",
+        f"{trial.recipe.domain_share:.1%}",
+        f"{select.domain:+.2f}",
+        f"{select.general:+.2f}",
+        f"{report.domain:+.2f} ± {report.domain_se:.2f}",
+        f"{report.general:+.2f} ± {report.general_se:.2f}",
+        trial.proposed_by,
+        "chosen" if chosen else "front" if on_front else "",
+    ]
+
+
+def member_table(run: Run, trial: Trial) -> Table:
+    """What the chosen trial's scalars are made of, on the reporting half."""
+    assert trial.scorecard is not None
+    title = f"Trial {trial.id} by member, on the half that was not chosen on"
+    table = Table(title=title, header_style="bold")
+    for name in ("suite", "member", "language", "unit", "items", "base", "trial", "change"):
+        table.add_column(name, justify="left" if name in ("suite", "member", "language", "unit") else "right")
+    for m in trial.scorecard.report.members:
+        unit = "%" if m.unit == "bits per byte" else "points"
+        table.add_row(
+            m.role,
+            m.name,
+            m.language,
+            m.unit,
+            str(m.items),
+            f"{m.base:.4f} ± {m.base_se:.4f}",
+            f"{m.value:.4f} ± {m.value_se:.4f}",
+            f"{m.change:+.2f} ± {m.change_se:.2f} {unit}",
+        )
+    return table
+
+
+def show_front(console: Console, run: Run, rule: Rule | None) -> None:
+    """Tables, choice and counts."""
+    result = run.front(rule)
+    console.print(front_table(run, result))
+    console.print(Text("Chosen on one half of the items (domain, general), reported on the other (domain*, general*)."))
+    counts = ", ".join(f"{sum(t.status == s for t in run.trials)} {s}" for s in COLOURS)
+    reference = f"({result.reference['domain']:g}, {result.reference['general']:g})"
+    console.print(
+        Text(f"{counts}; hypervolume {result.hypervolume:.1f} %² above domain, general = {reference} %"), style="dim"
+    )
+    choice = result.choice
+    if choice.id is None:
+        near = next((t for t in run.trials if t.id == choice.nearest), None)
+        what = f"; nearest is {near.id} with domain {near.domain:+.2f} %, general {near.general:+.2f} %" if near else ""
+        console.print(Text(f"No choice: no trial meets the rule ({choice.rule}){what}."), style="bold yellow")
+        return
+    trial = next(t for t in run.trials if t.id == choice.id)
+    console.print(member_table(run, trial))
+    shares = ", ".join(f"{p.share:.1%} {p.source}" for p in trial.recipe.mixture.portions)
+    line = Text(f"Choice ({choice.rule}): trial {trial.id}, LR fraction {trial.recipe.lr_fraction:.4g}, {shares}\n", "bold")
+    card = trial.scorecard
+    assert card is not None
+    line.append(
+        f"  domain {card.report.domain:+.2f} ± {card.report.domain_se:.2f} %, "
+        f"general {card.report.general:+.2f} ± {card.report.general_se:.2f} % on the reporting half "
+        "(errors of evaluation only: one seed a trial)"
+    )
+    console.print(line)
+
+
+def show_next(console: Console, out: Path, experiment: str) -> None:
+    """Commands to type after a search."""
+    folder = shlex.quote(str(out))
+    console.print(Text("\nNext:"))
+    for command, why in (
+        (f"sweepcp front {folder} --max-regression 1", "choose by another bound"),
+        (f"sweepcp front {folder} --csv trials.csv", "every trial as a table"),
+        (f"sweepcp search {shlex.quote(experiment)} --out {folder} --trials 32", "go on with a larger budget"),
+    ):
+        console.print(Text(f"  {command}   # {why}"), soft_wrap=True)

@@ -1,0 +1,73 @@
+"""What a training step runs on: one process, one device, AdamW with fp32 master weights."""
+
+
+import torch
+from torch.nn.functional import cross_entropy
+from transformers import PreTrainedModel
+
+from sweepcp.data.stream import IGNORED, Batch
+from sweepcp.recipe import Recipe
+
+
+class Engine:
+    """A model with its optimizer.
+
+    Weights and optimizer state stay in fp32; on a GPU the forward and backward pass compute in bf16 (autocast).
+    """
+
+    def __init__(self, model: PreTrainedModel, recipe: Recipe, micro_batch: int | None, precision: str) -> None:
+        self.model = model.train()
+        self.device = model.device
+        self.clip = recipe.clip
+        self.micro_batch = micro_batch or recipe.sequences
+        self.autocast = autocast(self.device, precision)
+        decayed = [p for p in model.parameters() if p.ndim >= 2]
+        plain = [p for p in model.parameters() if p.ndim < 2]
+        groups = [{"params": decayed}, {"params": plain, "weight_decay": 0.0}]
+        self.optimizer = torch.optim.AdamW(
+            groups, lr=0.0, betas=recipe.betas, weight_decay=recipe.weight_decay, fused=True
+        )
+
+    def step(self, batch: Batch, lr: float) -> tuple[float, float]:
+        """One optimizer step; returns the loss in nats per target token and the gradient norm before clipping.
+
+        Micro batches weigh by their target tokens, so the result does not depend on how the batch is cut.
+        """
+        targets = int((batch.targets != IGNORED).sum())
+        total = torch.zeros((), device=self.device)
+        for first in range(0, len(batch.input_ids), self.micro_batch):
+            rows = slice(first, first + self.micro_batch)
+            with self.autocast:
+                loss = summed_loss(self.model, batch, rows) / targets
+            loss.backward()  # type: ignore[no-untyped-call]
+            total += loss.detach()
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.clip)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        return float(total), float(norm)
+
+
+def autocast(device: torch.device, precision: str) -> torch.autocast:
+    """bf16 autocast where `precision` asks for it: `auto` is bf16 on a GPU and fp32 on a CPU."""
+    enabled = precision == "bf16" or (precision == "auto" and device.type == "cuda")
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=enabled)
+
+
+def token_losses(model: PreTrainedModel, batch: Batch, rows: slice) -> torch.Tensor:
+    """Negative log-likelihood in nats of each target, 0 where it is ignored; shape (rows, seq_len), fp32.
+
+    Packed documents are told apart by positions that restart, which needs: no attention mask, no cache.
+    """
+    inputs, targets, positions = (
+        torch.as_tensor(array[rows]).to(model.device) for array in (batch.input_ids, batch.targets, batch.position_ids)
+    )
+    logits = model(input_ids=inputs, position_ids=positions, use_cache=False).logits
+    losses = cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), ignore_index=IGNORED, reduction="none")
+    return losses.view_as(targets)
+
+
+def summed_loss(model: PreTrainedModel, batch: Batch, rows: slice) -> torch.Tensor:
+    """The sum of `token_losses`."""
+    return token_losses(model, batch, rows).sum()

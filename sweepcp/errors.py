@@ -1,0 +1,22 @@
+"""The one error that a user can cause and mend."""
+
+
+class BadInput(Exception):
+    """Input that cannot be used: says where it stands, what was found, the rule and the fix.
+
+    The command line prints it and exits with status 2; nothing has been written by then.
+    """
+
+    def __init__(self, where: object, key: str, value: object, rule: str, fix: str) -> None:
+        self.where, self.key, self.value, self.rule, self.fix = str(where), key, value, rule, fix
+        super().__init__(str(self))
+
+    def __str__(self) -> str:
+        shown = repr(self.value)
+        shown = shown if len(shown) <= 200 else shown[:197] + "..."
+        return (
+            f"{self.where}: {self.key}\n"
+            f"  found: {shown}\n"
+            f"  rule:  {self.rule}\n"
+            f"  fix:   {self.fix}"
+        )

@@ -1,0 +1,147 @@
+"""The Pareto front of a run and the choice by a stated rule. Pure functions over the scores of trials."""
+
+from typing import Annotated, Literal
+
+import moocore
+import numpy as np
+from pydantic import Field, model_validator
+
+from sweepcp.recipe import Positive
+from sweepcp.schema import Schema
+from sweepcp.scorecard import Record
+from sweepcp.trial import Trial
+
+
+class Weights(Schema):
+    """How much one per cent of each scalar counts."""
+
+    domain: Positive
+    general: Positive
+
+
+class Reference(Schema):
+    """The hypervolume's reference point in %: fixed per run. A trial that does not beat it adds nothing."""
+
+    domain: Annotated[float, Field(allow_inf_nan=False)] = -10.0
+    general: Annotated[float, Field(allow_inf_nan=False)] = -50.0
+
+
+class Rule(Schema):
+    """How one trial of the front is chosen: exactly one of the three."""
+
+    max_regression: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
+    """Most domain gain among the trials whose `general` is at least minus this many per cent."""
+    knee: Literal[True] | None = None
+    """The trial farthest above the straight line between the front's two ends, both axes scaled to 0..1."""
+    weights: Weights | None = None
+    """The largest weighted sum of the two scalars."""
+
+    @model_validator(mode="after")
+    def _exactly_one(self) -> "Rule":
+        if sum(x is not None for x in (self.max_regression, self.knee, self.weights)) != 1:
+            raise ValueError(
+                "exactly one of max_regression, knee and weights chooses; fix: keep one, such as `max_regression: 1.0`"
+            )
+        return self
+
+    def __str__(self) -> str:
+        if self.max_regression is not None:
+            return f"most domain gain, general regression ≤ {self.max_regression:g} %"
+        if self.weights is not None:
+            return f"largest {self.weights.domain:g} · domain + {self.weights.general:g} · general"
+        return "knee of the front"
+
+
+class Choice(Record):
+    """The chosen trial, or None with the trial that came nearest."""
+
+    rule: str
+    id: str | None
+    nearest: str | None
+    """The trial of least regression, when none is within the rule."""
+    domain: float | None
+    general: float | None
+    """Of the chosen trial, on the half that is chosen on."""
+    reported_domain: float | None
+    reported_general: float | None
+    """Of the chosen trial, on the other half: the unbiased numbers."""
+
+
+class Front(Record):
+    """The non-dominated done trials from least to most domain gain, the choice, and the hypervolume in %²."""
+
+    ids: tuple[str, ...]
+    choice: Choice
+    hypervolume: float
+    reference: dict[str, float]
+
+
+def scores(trials: list[Trial]) -> np.ndarray:
+    """`domain` and `general` of done trials, shape (n, 2), in %."""
+    return np.array([[t.domain, t.general] for t in trials], dtype=np.float64).reshape(-1, 2)
+
+
+def on_front(points: np.ndarray) -> np.ndarray:
+    """Which of `points`, shape (n, 2), larger is better, no other point dominates; equal points stand together.
+
+    a dominates b if a is at least as good in both and better in one.
+    """
+    if len(points) == 0:
+        return np.zeros(0, dtype=bool)
+    return np.asarray(moocore.is_nondominated(points, maximise=True, keep_weakly=True))
+
+
+def front(trials: list[Trial], rule: Rule, reference: Reference) -> Front:
+    """Keep the non-dominated done trials, choose one of them, and measure the front."""
+    done = sorted((t for t in trials if t.status == "done"), key=lambda t: t.number)
+    best = [t for t, keep in zip(done, on_front(scores(done)), strict=True) if keep]
+    best.sort(key=lambda t: (t.domain, t.number))
+    point = [reference.domain, reference.general]
+    volume = float(moocore.hypervolume(scores(best), ref=point, maximise=True)) if best else 0.0
+    return Front(
+        ids=tuple(t.id for t in best),
+        choice=choose(best, rule),
+        hypervolume=volume,
+        reference=reference.model_dump(),
+    )
+
+
+def choose(best: list[Trial], rule: Rule) -> Choice:
+    """One trial of the front by the rule. Ties go to the lower number."""
+    points = scores(best)
+    index: int | None = None
+    nearest: str | None = None
+    if rule.max_regression is not None and len(best):
+        allowed = points[:, 1] >= -rule.max_regression
+        if allowed.any():
+            index = int(np.argmax(np.where(allowed, points[:, 0], -np.inf)))
+        else:
+            nearest = best[int(np.argmax(points[:, 1]))].id
+    elif rule.weights is not None and len(best):
+        index = int(np.argmax(points @ np.array([rule.weights.domain, rule.weights.general])))
+    elif len(best):
+        index = knee(points)
+    chosen = best[index] if index is not None else None
+    card = chosen.scorecard if chosen else None
+    return Choice(
+        rule=str(rule),
+        id=chosen.id if chosen else None,
+        nearest=nearest,
+        domain=chosen.domain if chosen else None,
+        general=chosen.general if chosen else None,
+        reported_domain=card.report.domain if card else None,
+        reported_general=card.report.general if card else None,
+    )
+
+
+def knee(points: np.ndarray) -> int:
+    """Index of the front's point farthest above the line between its ends, axes scaled to 0..1; shape (n, 2).
+
+    The first of equals; with one or two points, the one of least regression. After Das (1999), On
+    characterizing the "knee" of the Pareto curve based on normal-boundary intersection.
+    """
+    if len(points) < 3:
+        return int(np.argmax(points[:, 1]))
+    span = np.ptp(points, axis=0)
+    scaled = (points - points.min(axis=0)) / np.where(span > 0, span, 1)
+    return int(np.argmax(scaled.sum(axis=1)))

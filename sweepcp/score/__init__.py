@@ -1,0 +1,1 @@
+"""Held-out text and lm-eval tasks, item by item."""

@@ -1,0 +1,134 @@
+"""lm-eval tasks on a resident model: built once, scored for every trial, item by item.
+
+The model, its batches and the metrics are lm-eval's own, so scores equal those of `lm_eval.simple_evaluate`; what is
+done once and not per trial is the building of tasks, requests and token ids.
+"""
+
+import functools
+import json
+import logging
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+from lm_eval.models.huggingface import HFLM
+from lm_eval.tasks import TaskManager
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from sweepcp.recipe import Role
+from sweepcp.scorecard import Items, in_select_half
+from sweepcp.suites import MemberSpec
+
+ACCURACIES = ("acc", "exact_match")
+BATCH = 32
+"""Requests in a forward pass; fixed, so that scores are the same on every machine of a kind."""
+
+
+class Tasks:
+    """The lm-eval members of the suites, ready to score one model again and again.
+
+    `made` is the folder of the tasks that were made from held-out text.
+    """
+
+    def __init__(
+        self,
+        members: list[tuple[Role, str, MemberSpec]],
+        made: Path | None,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        precision: str,
+    ) -> None:
+        logging.getLogger("lm_eval").setLevel(logging.ERROR)
+        bf16 = precision == "bf16" or (precision == "auto" and model.device.type == "cuda")
+        self.lm = HFLM(
+            pretrained=model,
+            tokenizer=tokenizer,  # type: ignore[arg-type]
+            batch_size=BATCH,
+            mixed_precision_dtype=torch.bfloat16 if bf16 else None,
+        )
+        self.lm._encode_pair = functools.cache(self.lm._encode_pair)  # type: ignore[method-assign]
+        self.tasks: list[tuple[Role, str, MemberSpec, list[Any]]] = []
+        managers: dict[str, TaskManager] = {}
+        for role, language, member in members:
+            folder = str(member.path or (made if member.task is None else ""))
+            if folder not in managers:
+                managers[folder] = _manager(folder)
+            tasks = list(managers[folder].load(member.name)["tasks"].values())
+            for task in tasks:
+                if member.few_shot:
+                    task.set_config("num_fewshot", member.few_shot)
+                    task.set_fewshot_seed(1234)  # lm-eval's default
+                task.build_all_requests(limit=member.items if member.task else None)
+            self.tasks.append((role, language, member, tasks))
+
+    @torch.no_grad()
+    def score(self) -> list[Items]:
+        """Items of every member: bits per byte of the gold answers, and accuracy where the task has one."""
+        self.lm.model.eval()
+        result: list[Items] = []
+        for role, language, member, tasks in self.tasks:
+            docs = [doc for task in tasks for doc in self._run(task)]
+            common = {
+                "name": member.name,
+                "role": role,
+                "language": language,
+                "weight": member.weight,
+                "select": tuple(in_select_half(d["content"]) for d in docs),
+            }
+            for unit, amount, size in (("bits per byte", "bits", "bytes"), ("accuracy", "correct", "one")):
+                if docs[0][amount] is not None:
+                    columns = {"amount": tuple(d[amount] for d in docs), "size": tuple(d[size] for d in docs)}
+                    result.append(Items.model_validate(common | columns | {"unit": unit}))
+        return result
+
+    def _run(self, task: Any) -> list[dict[str, Any]]:
+        """Answer one task's requests; per document its content, gold bits and bytes, and whether it was right."""
+        requests: dict[str, list[Any]] = {}
+        for instance in task.instances:
+            instance.resps = []
+            instance.filtered_resps = {}
+            requests.setdefault(instance.request_type, []).extend([instance] * instance.repeats)
+        for kind, instances in requests.items():
+            answers = getattr(self.lm, kind)(instances, disable_tqdm=True)
+            for instance, answer in zip(instances, answers, strict=True):
+                instance.resps.append(answer)
+        task.apply_filters()
+        by_doc: dict[int, list[Any]] = {}
+        for instance in sorted(task.instances, key=lambda i: i.idx):
+            by_doc.setdefault(instance.doc_id, []).append(instance)
+        key = next(iter(task.instances[0].filtered_resps))
+        return [self._document(task, by_doc[i], key) for i in sorted(by_doc)]
+
+    def _document(self, task: Any, instances: list[Any], key: str) -> dict[str, Any]:
+        doc = instances[0].doc
+        metrics = task.process_results(doc, [i.filtered_resps[key] for i in instances])
+        correct = next((float(metrics[name]) for name in ACCURACIES if name in metrics), None)
+        bits, size = _continuous(task, doc, instances)
+        if correct is None and bits is None:
+            raise ValueError(f"task {task.task_name} measures {', '.join(metrics)}, which sweepcp cannot use")
+        content = task.task_name + json.dumps(doc, sort_keys=True, default=str)
+        return {"content": content, "bits": bits, "bytes": size, "correct": correct, "one": 1.0}
+
+
+def _continuous(task: Any, doc: Any, instances: list[Any]) -> tuple[float | None, float | None]:
+    """Bits and UTF-8 bytes of the gold answer as lm-eval asked for it, or of the text; None where text is generated."""
+    kind = instances[0].request_type
+    if kind == "loglikelihood_rolling":
+        return -instances[0].resps[0] / math.log(2), float(task.count_bytes(task.doc_to_target(doc)))
+    if kind != "loglikelihood":
+        return None, None
+    gold: Any = 0
+    if task.OUTPUT_TYPE == "multiple_choice":
+        gold = task.doc_to_text(doc) if getattr(task, "multiple_input", 0) else task.doc_to_target(doc)
+    if isinstance(gold, list):  # several right answers: the first
+        gold = gold[0]
+    if isinstance(gold, str):
+        gold = task.doc_to_choice(doc).index(gold)
+    answer = instances[gold]
+    return -float(answer.resps[0][0]) / math.log(2), float(len(answer.args[1].encode()))
+
+
+def _manager(folder: str) -> TaskManager:
+    """lm-eval's index of one folder, or of its own tasks (slow to scan, so only when they are used)."""
+    return TaskManager(include_path=folder, include_defaults=False) if folder else TaskManager()

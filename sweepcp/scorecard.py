@@ -1,0 +1,149 @@
+"""From the results of single items to the two scalars, `domain` and `general`.
+
+The scalars are relative changes against the base in per cent, higher is better. Only continuous members (bits
+per byte) enter them; accuracies stand beside them. Every item belongs to one of two halves, by the hash of its
+content: the choice is made on one half (`select`) and reported on the other (`report`).
+"""
+
+import hashlib
+from typing import Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict
+
+from sweepcp.recipe import Role
+
+Half = Literal["select", "report"]
+Unit = Literal["bits per byte", "accuracy"]
+
+
+class Record(BaseModel):
+    """Base of everything that the program writes: unknown keys are refused, so that a newer file is not misread."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class Items(Record):
+    """What one member of a suite measured, item by item: the member's value is Σ amount / Σ size.
+
+    For bits per byte an item is a document or a gold answer, `amount` its bits and `size` its UTF-8 bytes; for an
+    accuracy `amount` is 1 or 0 and `size` is 1.
+    """
+
+    name: str
+    role: Role
+    language: str
+    unit: Unit
+    weight: float
+    select: tuple[bool, ...]
+    """Whether the item belongs to the half that is chosen on; all tuples have one entry an item."""
+    amount: tuple[float, ...]
+    size: tuple[float, ...]
+
+
+class Member(Record):
+    """One member of a suite on one half: its value and the base's, each ± its standard error."""
+
+    name: str
+    role: Role
+    language: str
+    unit: Unit
+    weight: float
+    items: int
+    base: float
+    base_se: float
+    value: float
+    value_se: float
+    change: float
+    """Bits per byte: 100 · (base − value) / base, in %. Accuracy: value − base, in points of 100."""
+    change_se: float
+    """Of the paired difference: trial and base see the same items."""
+
+
+class HalfScore(Record):
+    """The scalars of one half of the items, in %, and the members that they are the weighted means of."""
+
+    domain: float
+    domain_se: float
+    general: float
+    general_se: float
+    members: tuple[Member, ...]
+
+
+class Scorecard(Record):
+    """A model against the base, on both halves."""
+
+    select: HalfScore
+    report: HalfScore
+
+
+def in_select_half(content: str) -> bool:
+    """Whether an item belongs to the half that is chosen on: one bit of the SHA-256 of its content."""
+    return bool(hashlib.sha256(content.encode()).digest()[-1] & 1)
+
+
+def ratio(amount: np.ndarray, size: np.ndarray) -> tuple[float, float]:
+    """Σ amount / Σ size of n items (two arrays of shape (n,)) and its standard error.
+
+    The error is the linearised one of a ratio estimator over items drawn independently (Cochran, Sampling
+    Techniques, 1977, eq. 6.9); with all sizes 1 it is the standard error of the mean. NaN for a single item.
+    """
+    n, total = len(size), float(size.sum())
+    value = float(amount.sum()) / total
+    if n < 2:
+        return value, float("nan")
+    residual = amount - value * size
+    return value, float(np.sqrt(n / (n - 1) * np.square(residual).sum()) / total)
+
+
+def scorecard(trial: list[Items], base: list[Items]) -> Scorecard:
+    """Compare a model's items with the base's on the same items.
+
+    Raises `ValueError` when the two were not measured on the same items, or a value is not finite.
+    """
+    halves = {
+        half: _half([_member(t, b, half) for t, b in zip(trial, base, strict=True)]) for half in ("select", "report")
+    }
+    return Scorecard.model_validate(halves)
+
+
+def _member(trial: Items, base: Items, half: Half) -> Member:
+    if (trial.name, trial.unit, trial.select, trial.size) != (base.name, base.unit, base.select, base.size):
+        raise ValueError(f"{trial.name} ({trial.unit}) was measured on other items than the base")
+    mask = np.array(trial.select) == (half == "select")
+    if not mask.any():
+        raise ValueError(f"{trial.name} ({trial.unit}) has no item in the {half} half")
+    amount, before, size = (np.array(x, dtype=np.float64)[mask] for x in (trial.amount, base.amount, base.size))
+    value, value_se = ratio(amount, size)
+    base_value, base_se = ratio(before, size)
+    if trial.unit == "accuracy":
+        difference, error = ratio(amount - before, size)
+        change, change_se = 100 * difference, 100 * error
+    else:
+        relative, error = ratio(amount, before)
+        change, change_se = 100 * (1 - relative), 100 * error
+    return Member(
+        name=trial.name,
+        role=trial.role,
+        language=trial.language,
+        unit=trial.unit,
+        weight=trial.weight,
+        items=int(mask.sum()),
+        base=base_value,
+        base_se=base_se,
+        value=value,
+        value_se=value_se,
+        change=change,
+        change_se=change_se,
+    )
+
+
+def _half(members: list[Member]) -> HalfScore:
+    scalars: dict[str, float] = {}
+    for role in ("domain", "general"):
+        own = [m for m in members if m.role == role and m.unit == "bits per byte"]
+        weights = np.array([m.weight for m in own])
+        weights = weights / weights.sum()
+        scalars[role] = float(weights @ np.array([m.change for m in own]))
+        scalars[f"{role}_se"] = float(np.sqrt(np.square(weights) @ np.square([m.change_se for m in own])))
+    return HalfScore(members=tuple(members), **scalars)

@@ -1,0 +1,159 @@
+"""The main flow: texts, base, search, front."""
+
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from sweepcp.base import pretrained_path
+from sweepcp.data.sources import fingerprint
+from sweepcp.errors import BadInput
+from sweepcp.experiment import Experiment, differences
+from sweepcp.run import Run, RunWriter, load_run, lock
+from sweepcp.search.watch import Watch
+
+if TYPE_CHECKING:
+    from sweepcp.bench import Job
+    from sweepcp.data.store import Store
+
+MAY_CHANGE = ("budget.trials", "budget.concurrency", "budget.sustained_tflops", "budget.usd_per_hour")
+"""Keys that a continued search may give anew, besides the rule of choice: they change no trial."""
+
+
+class View(Watch, Protocol):
+    """Who looks on, from the texts to the last trial."""
+
+    def note(self, text: str) -> None: ...
+
+    def stage(self, name: str, done: int, of: int, text: str) -> None: ...
+
+    def trials(self, finished: int, of: int) -> None: ...
+
+
+def sweep(
+    experiment: Experiment, files: dict[str, list[Path]], out: Path, address: str | None, view: View
+) -> Run:
+    """Run what is missing of an experiment's trials into the run folder `out`, and write its front.
+
+    A search that was stopped, in whatever way, continues. Raises `BadInput` for planned sources, when `out` holds
+    another experiment or its texts have changed, and when another process writes it.
+    """
+    for source in experiment.sources:
+        if source.planned_tokens is not None:
+            fix = "give its `files`, or look at the experiment with `sweepcp plan`"
+            rule = "a search reads texts; a planned source has none"
+            raise BadInput(experiment.name, f"sources.{source.name}.planned_tokens", source.planned_tokens, rule, fix)
+    texts = {s.name: fingerprint(s, files[s.name]) for s in experiment.sources}
+    with lock(out) as writer:
+        begun = _begin(writer, experiment, texts)
+        left = experiment.budget.trials - sum(t.number < experiment.budget.trials for t in begun.trials)
+        view.trials(len(begun.trials), experiment.budget.trials)
+        if left:
+            _search(writer, begun, experiment, files, texts, address, view)
+        run = load_run(out)
+        writer.front(run.front())
+        return run
+
+
+def _begin(writer: RunWriter, experiment: Experiment, texts: dict[str, str]) -> Run:
+    """Start the run folder, or check that it continues the same experiment on the same texts."""
+    now = experiment.model_dump(mode="json")
+    if (writer.path / "experiment.json").exists():
+        before = load_run(writer.path)
+        changed = differences(_lasting(before.experiment), _lasting(now))
+        changed += [f"{name}: its texts" for name in texts if before.texts.get(name) != texts[name]]
+        if changed:
+            fix = "name another --out for the new experiment, or undo the change"
+            rule = "a run continues with the experiment that it began with"
+            raise BadInput(writer.path, "--out", "; ".join(changed), rule, fix)
+    writer.start(now, texts)
+    return load_run(writer.path)
+
+
+def _lasting(experiment: dict[str, Any]) -> dict[str, Any]:
+    """The part of an experiment that may not change."""
+    kept = experiment | {"choose": {"reference": experiment["choose"]["reference"]}}
+    for key in MAY_CHANGE:
+        section, _, name = key.partition(".")
+        kept[section] = {k: v for k, v in kept[section].items() if k != name}
+    return kept
+
+
+def _search(
+    writer: RunWriter,
+    run: Run,
+    experiment: Experiment,
+    files: dict[str, list[Path]],
+    texts: dict[str, str],
+    address: str | None,
+    view: View,
+) -> None:
+    job, tokens = prepare(experiment, files, texts, view)
+
+    from sweepcp.bench import Bench
+    from sweepcp.search.driver import Book, cluster, score_base, search, stop_on_signal
+
+    make_bench = partial(Bench, job)
+    with stop_on_signal(), cluster(address, experiment.budget) as concurrency:
+        base = run.base
+        if base is None:
+            view.note("scoring the base")
+            base = score_base(make_bench, experiment.budget)
+            writer.base(base)
+        book = Book(
+            writer=writer,
+            watch=view,
+            base=base,
+            finished=run.trials,
+            space=experiment.space,
+            recipe_at=partial(experiment.recipe, tokens=tokens),
+            trials=experiment.budget.trials,
+            seed=experiment.seed,
+        )
+        search(book, make_bench, experiment.budget, concurrency)
+
+
+def prepare(
+    experiment: Experiment, files: dict[str, list[Path]], texts: dict[str, str], view: View
+) -> tuple["Job", dict[str, float]]:
+    """Build or find the token stores, the base and the made tasks; also the training tokens of each source."""
+    from sweepcp.bench import Job
+    from sweepcp.data.store import build_store
+    from sweepcp.models import load_tokenizer
+    from sweepcp.suites import make_tasks
+
+    spec = experiment.base
+    tokenizer = load_tokenizer(spec)
+    stores: dict[str, "Store"] = {}
+    for done, source in enumerate(experiment.sources):
+        view.stage("texts", done, len(experiment.sources), f"reading {source.name}")
+        stores[source.name] = build_store(source, files[source.name], texts[source.name], tokenizer, spec.tokenizer_id())
+    view.stage("texts", len(stores), len(stores), "")
+    made = make_tasks(experiment.suites, stores)
+    job = Job(
+        base=spec,
+        model=_base(experiment, texts, list(stores.values()), view),
+        stores=tuple(stores.values()),
+        languages={s.name: s.language for s in experiment.sources},
+        suites=experiment.suites,
+        made_tasks=made,
+        seq_len=experiment.training.seq_len,
+        micro_batch=experiment.training.micro_batch,
+        precision=experiment.training.precision,
+        threads=experiment.budget.cpus_per_trial,
+    )
+    return job, {name: float(store.tokens) for name, store in stores.items()}
+
+
+def _base(experiment: Experiment, texts: dict[str, str], stores: list["Store"], view: View) -> str:
+    """The base's folder or hub id; a base to be pretrained is made now unless it is in the cache."""
+    from sweepcp.models import load_tokenizer, pretrain
+
+    spec = experiment.base
+    if spec.pretrain is None:
+        return str(spec.path or spec.hub)
+    path = pretrained_path(spec, texts)
+    if not (path / "config.json").exists():
+        steps = spec.pretrain.tokens // spec.pretrain.training.batch_tokens
+        for row in pretrain(spec.pretrain, spec.max_lr, path, stores, load_tokenizer(spec)):
+            view.stage("base", row.step, steps, f"pretraining, loss {row.loss:.2f}")
+    return str(path)
