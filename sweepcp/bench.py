@@ -3,49 +3,28 @@
 import socket
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import version
-from pathlib import Path
 from platform import python_version
 
 import numpy as np
 import torch
 
-from sweepcp.base import BaseSpec
-from sweepcp.data.store import Store
 from sweepcp.data.stream import Stream
 from sweepcp.engine import Engine
+from sweepcp.job import Job
 from sweepcp.models import load_model, load_tokenizer
 from sweepcp.recipe import Recipe, Role
 from sweepcp.score.held_out import HeldOut
 from sweepcp.score.tasks import Tasks
-from sweepcp.scorecard import Items, in_select_half
-from sweepcp.suites import MemberSpec, Suites
+from sweepcp.scorecard import Items
+from sweepcp.suites import MemberSpec
 from sweepcp.train import Diverged, Row, train
 from sweepcp.trial import Base, Cost, Outcome
 
 SCORE_ROWS = 64
 """Sequences in a forward pass over held-out text; fixed, so that scores are the same on every machine of a kind."""
 PACKAGES = ("sweepcp", "torch", "transformers", "ray", "optuna", "lm_eval", "numpy")
-
-
-@dataclass(frozen=True)
-class Job:
-    """Everything that a worker needs to know; paths must be readable from every node."""
-
-    base: BaseSpec
-    """As written, for the tokenizer and the max LR."""
-    model: str
-    """A folder, or a hub id with `base.revision`."""
-    stores: tuple[Store, ...]
-    languages: dict[str, str]
-    suites: Suites
-    made_tasks: Path | None
-    seq_len: int
-    micro_batch: int | None
-    precision: str
-    threads: int
 
 
 class Bench:
@@ -55,54 +34,55 @@ class Bench:
         torch.set_num_threads(job.threads)
         self.job = job
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.tokenizer = load_tokenizer(job.base)
         self.model = load_model(job.model, job.base.revision, self.device)
         self.weights = {name: tensor.to("cpu", copy=True) for name, tensor in self.model.state_dict().items()}
 
     @cached_property
-    def held_out(self) -> dict[str, tuple[HeldOut, tuple[bool, ...]]]:
-        found = {}
-        for store in self.job.stores:
-            if any(m.held_out == store.source for _, m in self.job.suites.members):
-                texts = store.held_out_texts()
-                halves = tuple(in_select_half(text) for text in texts)
-                found[store.source] = HeldOut(store, self.job.seq_len, texts), halves
-        return found
+    def held_out(self) -> list[tuple[Role, MemberSpec, HeldOut]]:
+        stores = {store.source: store for store in self.job.stores}
+        return [
+            (role, m, HeldOut(stores[m.held_out], m, self.job.seq_len, self.tokenizer))
+            for role, m in self.job.suites.members
+            if m.held_out
+        ]
 
     @cached_property
     def tasks(self) -> Tasks | None:
         members = [
-            (role, m.language or self.job.languages.get(str(m.source), "en"), m)
+            (role, self._language(m), m)
             for role, m in self.job.suites.members
             if not m.held_out
         ]
         if not members:
             return None
-        return Tasks(members, self.job.made_tasks, self.model, load_tokenizer(self.job.base), self.job.precision)
+        return Tasks(members, self.job.made_tasks, self.model, self.tokenizer, self.job.precision)
 
     def score(self) -> list[Items]:
         """Items of every member of the suites under the weights as they are now.
 
         Raises `Diverged` when a document's loss is not finite: accuracies of such a model would mean nothing.
         """
-        held_out = [self._read(role, m) for role, m in self.job.suites.members if m.held_out]
+        held_out = [self._read(role, member, texts) for role, member, texts in self.held_out]
         return held_out + (self.tasks.score() if self.tasks else [])
 
-    def _read(self, role: Role, member: MemberSpec) -> Items:
-        source = str(member.held_out)
-        held_out, halves = self.held_out[source]
-        bits = held_out.bits(self.model, SCORE_ROWS, self.job.precision)
+    def _read(self, role: Role, member: MemberSpec, texts: HeldOut) -> Items:
+        bits = texts.bits(self.model, SCORE_ROWS, self.job.precision)
         if not np.isfinite(bits).all():
-            raise Diverged(f"the loss on the held-out text of {source} is not finite")
+            raise Diverged(f"the loss on the held-out text of {member.held_out} is not finite")
         return Items(
             name=member.name,
             role=role,
-            language=member.language or self.job.languages[source],
+            language=self._language(member),
             unit="bits per byte",
             weight=member.weight,
-            select=halves,
+            select=texts.select,
             amount=tuple(bits.tolist()),
-            size=tuple(held_out.bytes.astype(float).tolist()),
+            size=tuple(texts.bytes.astype(float).tolist()),
         )
+
+    def _language(self, member: MemberSpec) -> str:
+        return member.language or self.job.languages.get(str(member.source), "en")
 
     def base(self) -> Base:
         """The untouched base's scores."""

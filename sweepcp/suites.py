@@ -16,8 +16,8 @@ from sweepcp.files import cache_dir, digest, write_text
 from sweepcp.recipe import Positive, Role
 from sweepcp.schema import Schema
 
-FORMAT = 1
-CONTEXT = 96
+FORMAT = 2
+CONTEXT = 64
 """Characters before the gap of a made item."""
 MAKERS = ("cloze", "swap")
 
@@ -38,7 +38,10 @@ class MemberSpec(Schema):
     allow_code: bool = False
     """Whether the task files in `path` may run Python (`!function`)."""
     items: Annotated[int, Field(ge=4)] | None = None
-    """How many items: of `cloze` and `swap`, or the first ones of each `task` (by default all)."""
+    """How many items: documents of `held_out` and items of `cloze` and `swap`, drawn by hash; the first ones of each
+    `task`. By default all."""
+    chars: Annotated[int, Field(ge=1)] | None = None
+    """Score the first characters of each `held_out` document only; by default all."""
     few_shot: Annotated[int, Field(ge=0)] = 0
     language: str | None = None
     """By default the language of the source, or `en`."""
@@ -51,6 +54,8 @@ class MemberSpec(Schema):
             raise ValueError("a member has exactly one of held_out, cloze, swap and task; fix: keep one a list item")
         if (self.cloze or self.swap) and self.items is None:
             raise ValueError("cloze and swap need a number of items; fix: add `items: 400`")
+        if self.chars and not self.held_out:
+            raise ValueError("chars belongs to held_out; fix: remove chars")
         for name, given in (("path", self.path), ("allow_code", self.allow_code), ("few_shot", self.few_shot)):
             if given and self.task is None:
                 raise ValueError(f"{name} belongs to a task; fix: remove {name}")
@@ -102,7 +107,7 @@ def make_tasks(suites: Suites, stores: dict[str, Store]) -> Path | None:
         file = folder / f"{member.name}.yaml"
         if file.exists():
             continue
-        texts = stores[str(member.source)].held_out_texts()
+        texts = list(stores[str(member.source)].held_out_texts())
         candidates = _clozes(texts) if member.cloze else _swaps(texts)
         items = sorted(candidates, key=lambda item: digest(item, 64))[: member.items]
         if len(items) < (member.items or 0):
@@ -123,8 +128,8 @@ def _task(name: str, data: Path) -> dict[str, Any]:
         "dataset_kwargs": {"data_files": {"test": str(data)}},
         "test_split": "test",
         "output_type": "multiple_choice",
-        "doc_to_text": "{{context}}",
-        "doc_to_choice": "{{choices}}",
+        "doc_to_text": "context",
+        "doc_to_choice": "choices",
         "doc_to_target": "gold",
         "target_delimiter": "",
         "metric_list": [{"metric": "acc", "aggregation": "mean", "higher_is_better": True}],

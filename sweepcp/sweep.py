@@ -4,16 +4,20 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from sweepcp.base import pretrained_path
+from sweepcp.base import BaseSpec, pretrained_path
 from sweepcp.data.sources import fingerprint
+from sweepcp.data.store import Store, build_store
 from sweepcp.errors import BadInput
 from sweepcp.experiment import Experiment, differences
+from sweepcp.job import Job
 from sweepcp.run import Run, RunWriter, load_run, lock
 from sweepcp.search.watch import Watch
+from sweepcp.suites import make_tasks
 
 if TYPE_CHECKING:
-    from sweepcp.bench import Job
-    from sweepcp.data.store import Store
+    from transformers import PreTrainedTokenizerBase
+
+    from sweepcp.bench import Bench
 
 MAY_CHANGE = ("budget.trials", "budget.concurrency", "budget.sustained_tflops", "budget.usd_per_hour")
 """Keys that a continued search may give anew, besides the rule of choice: they change no trial."""
@@ -89,44 +93,40 @@ def _search(
 ) -> None:
     job, tokens = prepare(experiment, files, texts, view)
 
-    from sweepcp.bench import Bench
-    from sweepcp.search.driver import Book, cluster, score_base, search, stop_on_signal
+    from sweepcp.search.driver import Book, cluster, search, stop_on_signal
 
-    make_bench = partial(Bench, job)
     with stop_on_signal(), cluster(address, experiment.budget) as concurrency:
-        base = run.base
-        if base is None:
-            view.note("scoring the base")
-            base = score_base(make_bench, experiment.budget)
-            writer.base(base)
         book = Book(
             writer=writer,
             watch=view,
-            base=base,
+            base=run.base,
             finished=run.trials,
             space=experiment.space,
             recipe_at=partial(experiment.recipe, tokens=tokens),
             trials=experiment.budget.trials,
             seed=experiment.seed,
         )
-        search(book, make_bench, experiment.budget, concurrency)
+        search(book, partial(_bench, job), experiment.budget, concurrency)
+
+
+def _bench(job: Job) -> "Bench":
+    """What a worker keeps in memory; torch is imported there, the driver may do without it."""
+    from sweepcp.bench import Bench
+
+    return Bench(job)
 
 
 def prepare(
     experiment: Experiment, files: dict[str, list[Path]], texts: dict[str, str], view: View
-) -> tuple["Job", dict[str, float]]:
+) -> tuple[Job, dict[str, float]]:
     """Build or find the token stores, the base and the made tasks; also the training tokens of each source."""
-    from sweepcp.bench import Job
-    from sweepcp.data.store import build_store
-    from sweepcp.models import load_tokenizer
-    from sweepcp.suites import make_tasks
-
     spec = experiment.base
-    tokenizer = load_tokenizer(spec)
-    stores: dict[str, "Store"] = {}
+    stores: dict[str, Store] = {}
     for done, source in enumerate(experiment.sources):
         view.stage("texts", done, len(experiment.sources), f"reading {source.name}")
-        stores[source.name] = build_store(source, files[source.name], texts[source.name], tokenizer, spec.tokenizer_id())
+        stores[source.name] = build_store(
+            source, files[source.name], texts[source.name], spec.tokenizer_id(), partial(_tokenizer, spec)
+        )
     view.stage("texts", len(stores), len(stores), "")
     made = make_tasks(experiment.suites, stores)
     job = Job(
@@ -144,16 +144,22 @@ def prepare(
     return job, {name: float(store.tokens) for name, store in stores.items()}
 
 
-def _base(experiment: Experiment, texts: dict[str, str], stores: list["Store"], view: View) -> str:
+def _base(experiment: Experiment, texts: dict[str, str], stores: list[Store], view: View) -> str:
     """The base's folder or hub id; a base to be pretrained is made now unless it is in the cache."""
-    from sweepcp.models import load_tokenizer, pretrain
-
     spec = experiment.base
     if spec.pretrain is None:
         return str(spec.path or spec.hub)
     path = pretrained_path(spec, texts)
     if not (path / "config.json").exists():
+        from sweepcp.models import load_tokenizer, pretrain
+
         steps = spec.pretrain.tokens // spec.pretrain.training.batch_tokens
         for row in pretrain(spec.pretrain, spec.max_lr, path, stores, load_tokenizer(spec)):
             view.stage("base", row.step, steps, f"pretraining, loss {row.loss:.2f}")
     return str(path)
+
+
+def _tokenizer(base: BaseSpec) -> "PreTrainedTokenizerBase":
+    from sweepcp.models import load_tokenizer
+
+    return load_tokenizer(base)

@@ -5,7 +5,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
@@ -20,7 +20,7 @@ from sweepcp.files import cache_dir, digest
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-FORMAT = 1
+FORMAT = 2
 BATCH_DOCUMENTS = 256
 
 
@@ -28,10 +28,9 @@ BATCH_DOCUMENTS = 256
 class Store:
     """One source's tokens on disk.
 
-    `store.json` holds the counts; for each of the splits `train` and `held_out` there are `<split>.tokens.npy`, all
-    documents in a row, and `<split>.starts.npy`, the index at which each begins plus the total. Every document begins
-    with the tokenizer's BOS (or EOS, where it has no BOS); a training document ends with EOS. `held_out.jsonl` has
-    the held-out texts.
+    `store.json` holds the counts. `tokens.npy` has the training documents in a row, each from the tokenizer's BOS (or
+    EOS, where it has no BOS) to its EOS; `starts.npy` has the index at which each begins, and the total.
+    `held_out.jsonl` has the held-out texts, which are tokenised when they are scored.
     """
 
     path: Path
@@ -47,17 +46,14 @@ class Store:
         """Training tokens."""
         return int(self.meta["train"]["tokens"])
 
-    def split(self, name: str) -> tuple[np.ndarray, np.ndarray]:
-        """Tokens, shape (tokens,), memory-mapped, and starts, shape (documents + 1,)."""
-        return (
-            np.load(self.path / f"{name}.tokens.npy", mmap_mode="r"),
-            np.load(self.path / f"{name}.starts.npy"),
-        )
+    def train(self) -> tuple[np.ndarray, np.ndarray]:
+        """Training tokens, shape (tokens,), memory-mapped, and document starts, shape (documents + 1,)."""
+        return np.load(self.path / "tokens.npy", mmap_mode="r"), np.load(self.path / "starts.npy")
 
-    def held_out_texts(self) -> list[str]:
+    def held_out_texts(self) -> Iterator[str]:
         """The held-out documents, in the order of the store."""
         with (self.path / "held_out.jsonl").open(encoding="utf-8") as file:
-            return [json.loads(line) for line in file]
+            yield from map(json.loads, file)
 
 
 def store_path(fingerprint: str, tokenizer_id: str) -> Path:
@@ -66,7 +62,11 @@ def store_path(fingerprint: str, tokenizer_id: str) -> Path:
 
 
 def build_store(
-    source: Source, paths: list[Path], fingerprint: str, tokenizer: "PreTrainedTokenizerBase", tokenizer_id: str
+    source: Source,
+    paths: list[Path],
+    fingerprint: str,
+    tokenizer_id: str,
+    load_tokenizer: Callable[[], "PreTrainedTokenizerBase"],
 ) -> Store:
     """The store of a source, from the cache or built; complete or absent, never half."""
     path = store_path(fingerprint, tokenizer_id)
@@ -74,7 +74,7 @@ def build_store(
         path.parent.mkdir(parents=True, exist_ok=True)
         work = Path(tempfile.mkdtemp(dir=path.parent, prefix=".building-"))
         try:
-            _write(work, source, read(source, paths), tokenizer)
+            _write(work, source, read(source, paths), load_tokenizer())
             os.replace(work, path)
         except OSError:
             if not (path / "store.json").exists():  # else another process was faster, with the same result
@@ -87,23 +87,26 @@ def build_store(
 def _write(folder: Path, source: Source, documents: Iterable[str], tokenizer: "PreTrainedTokenizerBase") -> None:
     dtype = np.uint16 if len(tokenizer) <= 1 << 16 else np.uint32
     start, end = boundary_tokens(tokenizer)
-    splits: dict[str, list[np.ndarray]] = {"train": [], "held_out": []}
-    sizes = {"train": 0, "held_out": 0}
-    with (folder / "held_out.jsonl").open("w", encoding="utf-8") as texts:
+    pieces: list[np.ndarray] = []
+    counts = {split: {"documents": 0, "bytes": 0} for split in ("train", "held_out")}
+    with (folder / "held_out.jsonl").open("w", encoding="utf-8") as held_out:
         for batch in _batched(iter(documents), BATCH_DOCUMENTS):
-            for text, ids in zip(batch, tokenizer(batch, add_special_tokens=False)["input_ids"], strict=True):
+            kept = []
+            for text in batch:
                 split = "held_out" if is_held_out(text, source.held_out) else "train"
-                tail = end if split == "train" else []
-                splits[split].append(np.array(start + ids + tail, dtype=dtype))
-                sizes[split] += len(text.encode())
-                if split == "held_out":
-                    texts.write(json.dumps(text) + "\n")
-    meta: dict[str, Any] = {"format": FORMAT, "source": source.name}
-    for split, pieces in splits.items():
-        starts = np.cumsum([0] + [len(p) for p in pieces], dtype=np.int64)
-        np.save(folder / f"{split}.starts.npy", starts)
-        np.save(folder / f"{split}.tokens.npy", np.concatenate(pieces) if pieces else np.zeros(0, dtype))
-        meta[split] = {"documents": len(pieces), "tokens": int(starts[-1]), "bytes": sizes[split]}
+                counts[split]["documents"] += 1
+                counts[split]["bytes"] += len(text.encode())
+                if split == "train":
+                    kept.append(text)
+                else:
+                    held_out.write(json.dumps(text) + "\n")
+            encoded = tokenizer(kept, add_special_tokens=False)["input_ids"] if kept else []
+            pieces += [np.array(start + ids + end, dtype=dtype) for ids in encoded]
+    starts = np.cumsum([0] + [len(p) for p in pieces], dtype=np.int64)
+    np.save(folder / "starts.npy", starts)
+    np.save(folder / "tokens.npy", np.concatenate(pieces) if pieces else np.zeros(0, dtype))
+    meta = {"format": FORMAT, "source": source.name, **counts}
+    meta["train"] = {**counts["train"], "tokens": int(starts[-1])}
     (folder / "store.json").write_text(json.dumps(meta, indent=1) + "\n", encoding="utf-8")
 
 

@@ -58,7 +58,7 @@ class Sequences:
     """
 
     def __init__(self, store: Store, seq_len: int, seed: int) -> None:
-        self.tokens, starts = store.split("train")
+        self.tokens, starts = store.train()
         self.seq_len, self.seed, self.name = seq_len, seed, store.source
         self.begins = np.zeros(len(self.tokens) + 1, dtype=bool)
         self.begins[starts] = True

@@ -1,36 +1,46 @@
 """Held-out text: bits of every document, for bits per byte."""
 
+import hashlib
+import heapq
 import math
 
 import numpy as np
 import torch
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from sweepcp.data.store import Store
+from sweepcp.data.store import Store, boundary_tokens
 from sweepcp.data.stream import IGNORED, Batch, positions
 from sweepcp.engine import autocast, token_losses
+from sweepcp.scorecard import in_select_half
+from sweepcp.suites import MemberSpec
 
 
 class HeldOut:
     """The held-out documents of one source, packed into sequences once and scored for every model.
 
-    Every token but a document's first, which is the start marker, is predicted once. A document longer than
-    `seq_len` is cut into windows that do not overlap, so a token's context is at most `seq_len` tokens.
+    Every token of a document is predicted once, the first from the start marker. A document longer than `seq_len` is
+    cut into windows that do not overlap, so a token's context is at most `seq_len` tokens.
     """
 
-    def __init__(self, store: Store, seq_len: int, texts: list[str]) -> None:
-        tokens, starts = store.split("held_out")
+    def __init__(self, store: Store, member: MemberSpec, seq_len: int, tokenizer: PreTrainedTokenizerBase) -> None:
+        texts = list(store.held_out_texts())
+        if member.items is not None:
+            texts = heapq.nsmallest(member.items, texts, key=lambda text: hashlib.sha256(text.encode()).digest())
+        self.select = tuple(in_select_half(text) for text in texts)
+        texts = [text[: member.chars] for text in texts]
         self.bytes = np.array([len(text.encode()) for text in texts], dtype=np.int64)
-        rows = math.ceil(max(1, len(tokens) - 1) / seq_len)
-        window = np.arange(seq_len + 1) + seq_len * np.arange(rows)[:, None]
-        inside = window < len(tokens)
-        window = np.minimum(window, len(tokens) - 1)
-        ids = np.asarray(tokens)[window].astype(np.int64)
-        document = np.searchsorted(starts, window, side="right") - 1
-        begins = np.isin(window, starts)
-        valid = inside[:, 1:] & ~begins[:, 1:]
-        self.document = document[:, 1:]
-        targets = np.where(valid, ids[:, 1:], IGNORED)
+        start, _ = boundary_tokens(tokenizer)
+        documents = [start + ids for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]]
+        starts = np.cumsum([0] + [len(d) for d in documents])
+        tokens = np.concatenate([np.array(d, dtype=np.int64) for d in documents])
+
+        rows = math.ceil((len(tokens) - 1) / seq_len)
+        index = np.arange(seq_len + 1) + seq_len * np.arange(rows)[:, None]
+        inside = index < len(tokens)
+        index = np.minimum(index, len(tokens) - 1)
+        ids, begins = tokens[index], np.isin(index, starts)
+        targets = np.where(inside & ~begins, ids, IGNORED)[:, 1:]
+        self.document = (np.searchsorted(starts, index, side="right") - 1)[:, 1:]
         self.batch = Batch(ids[:, :-1], targets, positions(begins[:, :-1]), np.zeros(rows, dtype=np.int32))
 
     @torch.no_grad()

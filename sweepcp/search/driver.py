@@ -46,6 +46,10 @@ class BenchLike(Protocol):
     def run(self, recipe: Recipe) -> Iterator[Row | Outcome]: ...
 
 
+class BaseNotScored(Exception):
+    """The base cannot be loaded or scored, so no trial can be compared with it."""
+
+
 @dataclass(frozen=True)
 class Draft:
     """A trial that runs."""
@@ -61,10 +65,13 @@ class Draft:
 
 @dataclass(frozen=True)
 class Report:
-    """What a worker tells the driver: the steps since the last report, and how the trial ended, once it has."""
+    """What a worker tells the driver: the steps since the last report, and how the trial ended, once it has.
+
+    Or the base's scores, when it was asked for them.
+    """
 
     rows: list[Row]
-    outcome: Outcome | None
+    outcome: Outcome | Base | None
 
 
 class Worker(tune.Trainable):
@@ -82,19 +89,20 @@ class Worker(tune.Trainable):
         return self.sound
 
     def _take(self, config: dict[str, Any]) -> None:
-        self.recipe = Recipe.model_validate_json(config["recipe"])
-        self.events: Iterator[Row | Outcome] | None = None
+        self.recipe = Recipe.model_validate_json(config["recipe"]) if config["recipe"] else None
+        self.events: Iterator[Row | Outcome | Base] | None = None
 
     def step(self) -> dict[str, Any]:
         """Advance the trial by about a second."""
         rows: list[Row] = []
-        outcome = None
+        outcome: Outcome | Base | None = None
         try:
             self.bench = self.bench or self.make_bench()
-            self.events = self.events or self.bench.run(self.recipe)
+            if self.events is None:
+                self.events = self.bench.run(self.recipe) if self.recipe else iter([self.bench.base()])
             until = time.monotonic() + REPORT_SECONDS
             for event in self.events:
-                if isinstance(event, Outcome):
+                if isinstance(event, (Outcome, Base)):
                     outcome = event
                     break
                 rows.append(event)
@@ -114,6 +122,8 @@ class Proposals(Searcher):
         self.book = book
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str:
+        if self.book.wants_base(trial_id):
+            return {"recipe": None}
         draft = self.book.open(trial_id)
         return {"recipe": draft.recipe.model_dump_json()} if draft else Searcher.FINISHED
 
@@ -147,7 +157,7 @@ class Book:
         self,
         writer: RunWriter,
         watch: Watch,
-        base: Base,
+        base: Base | None,
         finished: Iterable[Trial],
         space: Space,
         recipe_at: Callable[[Point], Recipe],
@@ -158,11 +168,20 @@ class Book:
         self.space, self.recipe_at, self.seed = space, recipe_at, seed
         self.finished = {t.number: t for t in finished}
         self.running: dict[str, Draft] = {}
+        self.base_key: str | None = None
+        self.waiting: list[tuple[Draft, Outcome]] = []
         self.to_come = deque(n for n in range(trials) if n not in self.finished)
 
     def __getstate__(self) -> dict[str, Any]:
         """Nothing: Ray Tune pickles what it is given, for a `Tuner.restore` that never comes."""
         return {}
+
+    def wants_base(self, key: str) -> bool:
+        """Whether the worker under this key is to score the base: the first one is, in a run that has no base yet."""
+        if self.base is None and self.base_key is None:
+            self.base_key = key
+            return True
+        return False
 
     def open(self, key: str) -> Draft | None:
         """Start the next missing trial under Ray Tune's key for it; None when there is none."""
@@ -179,25 +198,49 @@ class Book:
         return draft
 
     def hear(self, key: str, report: Report) -> None:
-        """Keep a report; the last one of a trial closes it."""
+        """Keep a report; the last one of a trial closes it, as soon as there is a base to compare it with."""
+        if key == self.base_key:
+            self._compare_with(report.outcome)
+            return
         draft = self.running[key]
         if report.rows:
             self.writer.metrics(draft.id, [row._asdict() for row in report.rows])
             self.watch.trial_stepped(draft.id, report.rows[-1].step, draft.recipe.steps)
-        if report.outcome:
+        if isinstance(report.outcome, Outcome):
             self._close(key, report.outcome)
 
     def lose(self, key: str, error: str) -> None:
         """Close a trial whose worker died."""
+        reason = f"the worker process was lost\n{error}".strip()
+        if key == self.base_key:
+            raise BaseNotScored(reason)
         if key in self.running:
-            self._close(key, Outcome(status="failed", reason=f"the worker process was lost\n{error}".strip()))
+            self._close(key, Outcome(status="failed", reason=reason))
+
+    def _compare_with(self, base: Outcome | Base | None) -> None:
+        if not isinstance(base, Base):
+            raise BaseNotScored(base.reason if base else None)
+        try:
+            scorecard(list(base.items), list(base.items))
+        except ValueError as error:
+            raise BaseNotScored(str(error)) from None
+        self.writer.base(base)
+        self.base = base
+        for draft, outcome in self.waiting:
+            self._record(draft, outcome, base)
 
     def _close(self, key: str, outcome: Outcome) -> None:
         draft = self.running.pop(key)
+        if self.base is None:
+            self.waiting.append((draft, outcome))
+        else:
+            self._record(draft, outcome, self.base)
+
+    def _record(self, draft: Draft, outcome: Outcome, base: Base) -> None:
         card = None
         if outcome.status == "done":
             try:
-                card = scorecard(list(outcome.items), list(self.base.items))
+                card = scorecard(list(outcome.items), list(base.items))
             except ValueError as error:
                 outcome = Outcome(status="failed", reason=f"its scores cannot be compared with the base's: {error}")
         trial = Trial(
@@ -270,18 +313,6 @@ def stop_on_signal() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def score_base(make_bench: Callable[[], BenchLike], budget: Budget) -> Base:
-    """Score the untouched base on a worker like those of the trials."""
-
-    def work() -> Base:
-        return make_bench().base()
-
-    remote = ray.remote(num_cpus=budget.cpus_per_trial, num_gpus=budget.gpus_per_trial, max_calls=1)(work)
-    base: Base = ray.get(remote.remote())
-    scorecard(list(base.items), list(base.items))  # raises before any trial if the suites cannot be scored
-    return base
-
-
 def search(book: Book, make_bench: Callable[[], BenchLike], budget: Budget, concurrency: int) -> None:
     """Run the trials that are missing; the book writes each as it ends."""
     if not book.to_come:
@@ -294,7 +325,7 @@ def search(book: Book, make_bench: Callable[[], BenchLike], budget: Budget, conc
             trainable,
             tune_config=tune.TuneConfig(
                 search_alg=Proposals(book),
-                num_samples=len(book.to_come),
+                num_samples=len(book.to_come) + (book.base is None),
                 max_concurrent_trials=concurrency,
                 reuse_actors=True,
             ),
