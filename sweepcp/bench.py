@@ -49,11 +49,7 @@ class Bench:
 
     @cached_property
     def tasks(self) -> Tasks | None:
-        members = [
-            (role, self._language(m), m)
-            for role, m in self.job.suites.members
-            if not m.held_out
-        ]
+        members = [(role, self._language(m), m) for role, m in self.job.suites.members if not m.held_out]
         if not members:
             return None
         return Tasks(members, self.job.made_tasks, self.model, self.tokenizer, self.job.precision)

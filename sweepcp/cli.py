@@ -16,7 +16,9 @@ if TYPE_CHECKING:
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None)
 
 ExperimentName = Annotated[str, typer.Argument(metavar="[EXPERIMENT]", help="A file, or the name of a shipped one.")]
-Sets = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a key: budget.tokens=65536")]
+Sets = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a key: budget.tokens=65536")
+]
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A folder that `sweepcp search` wrote.")]
 
 
@@ -28,7 +30,9 @@ def _version(wanted: bool) -> None:
 
 @app.callback()
 def options(
-    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+    ] = False,
 ) -> None:
     """Find the LR fraction and the replay share of a continued-pretraining run on small proxy models."""
 
@@ -36,13 +40,12 @@ def options(
 @app.command()
 def plan(experiment: ExperimentName = "quickstart", sets: Sets = None) -> None:
     """Show what a search would run and cost, and every warning. Trains nothing, writes nothing."""
-    from rich.console import Console
-
+    from sweepcp.display import make_console
     from sweepcp.experiment import load_experiment
     from sweepcp.plan import make_plan, show_plan
 
     loaded, files = load_experiment(experiment, sets or ())
-    show_plan(Console(), make_plan(loaded, files))
+    show_plan(make_console(), make_plan(loaded, files))
 
 
 @app.command()
@@ -54,9 +57,7 @@ def search(
     address: Annotated[str | None, typer.Option(help="A Ray cluster; by default this machine.")] = None,
 ) -> None:
     """Run the trials of an experiment, or go on with them, and show the front."""
-    from rich.console import Console
-
-    from sweepcp.display import Screen, show_front, show_next
+    from sweepcp.display import Screen, make_console, show_front, show_next
     from sweepcp.experiment import load_experiment
     from sweepcp.sweep import sweep
 
@@ -65,7 +66,7 @@ def search(
     overrides = list(sets or ()) + ([f"budget.trials={trials}"] if trials is not None else [])
     loaded, files = load_experiment(experiment, overrides)
     folder = out or Path("runs") / loaded.name
-    console = Console()
+    console = make_console()
     with Screen(console) as screen:
         run = sweep(loaded, files, folder, address, screen)
     if not any(t.status == "done" for t in run.trials):
@@ -81,7 +82,9 @@ def front(
     run: RunFolder,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
     csv: Annotated[Path | None, typer.Option(help="Write one row a trial to a CSV file.")] = None,
-    max_regression: Annotated[float | None, typer.Option(help="Most domain gain, general regression at most X %.")] = None,
+    max_regression: Annotated[
+        float | None, typer.Option(help="Most domain gain, general regression at most X %.")
+    ] = None,
     knee: Annotated[bool, typer.Option("--knee", help="Choose the knee of the front.")] = False,
     weights: Annotated[str | None, typer.Option(metavar="D,G", help="Largest D·domain + G·general.")] = None,
 ) -> None:
@@ -96,11 +99,9 @@ def front(
     if as_json:
         typer.echo(json.dumps(as_dict(loaded, rule), indent=1, ensure_ascii=False, allow_nan=False))
     elif csv is None:
-        from rich.console import Console
+        from sweepcp.display import make_console, show_front
 
-        from sweepcp.display import show_front
-
-        show_front(Console(), loaded, rule)
+        show_front(make_console(), loaded, rule)
 
 
 def _rule(max_regression: float | None, knee: bool, weights: str | None) -> "Rule | None":

@@ -1,9 +1,11 @@
 """What a person sees in the terminal: progress, the plan, the front. Every number has its unit."""
 
+import os
 import shlex
 import time
 from pathlib import Path
 
+from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
@@ -46,7 +48,7 @@ class Screen:
 
     def note(self, text: str) -> None:
         """One line of its own."""
-        self.console.print(Text(f"[{self._clock()}] {text}"))
+        self.console.print(Text(f"[{self._clock()}] {text}"), soft_wrap=True)
 
     def stage(self, name: str, done: int, of: int, text: str) -> None:
         """Move the bar of a stage before the search."""
@@ -81,7 +83,7 @@ class Screen:
         line.append(f"  {_point(trial.point)}  ({trial.proposed_by})")
         if trial.reason:
             line.append(f"  {trial.reason.strip().splitlines()[-1]}", "red")
-        self.console.print(line)
+        self.console.print(line, soft_wrap=True)
 
     def _clock(self) -> str:
         seconds = int(time.monotonic() - self.started)
@@ -94,10 +96,11 @@ def _point(point: Point) -> str:
 
 def front_table(run: Run, front: Front) -> Table:
     """The base, the front from least to most domain gain, and the other done trials by number."""
-    table = Table(title=f"Front of {run.experiment['name']}", caption=UNIT, header_style="bold")
+    title = f"Front of {run.experiment['name']}"
+    table = Table(title=title, caption=UNIT, header_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
     for name in ("trial", "LR fraction", "domain share", "domain", "general", "domain*", "general*", "proposed by", ""):
         table.add_column(name, justify="left" if name in ("trial", "proposed by", "") else "right")
-    table.add_row("base", "", "", "0.00", "0.00", "0.00", "0.00", "", "reference")
+    table.add_row("base", "", "", "0.00", "0.00", "0.00", "0.00", "", "")
     by_id = {t.id: t for t in run.trials}
     others = [t.id for t in run.trials if t.status == "done" and t.id not in front.ids]
     for ids, style in ((front.ids, ""), (others, "dim")):
@@ -113,35 +116,35 @@ def _cells(trial: Trial, chosen: bool, on_front: bool) -> list[str]:
     select, report = trial.scorecard.select, trial.scorecard.report
     return [
         trial.id,
-        f"{trial.recipe.lr_fraction:.4g}",
+        f"{trial.recipe.lr_fraction:.3g}",
         f"{trial.recipe.domain_share:.1%}",
         f"{select.domain:+.2f}",
         f"{select.general:+.2f}",
-        f"{report.domain:+.2f} ± {report.domain_se:.2f}",
-        f"{report.general:+.2f} ± {report.general_se:.2f}",
+        f"{report.domain:+.2f}±{report.domain_se:.2f}",
+        f"{report.general:+.2f}±{report.general_se:.2f}",
         trial.proposed_by,
-        "chosen" if chosen else "front" if on_front else "",
+        "chosen" if chosen else "•" if on_front else "",
     ]
 
 
 def member_table(run: Run, trial: Trial) -> Table:
-    """What the chosen trial's scalars are made of, on the reporting half."""
+    """What a trial's scalars are made of, on the reporting half."""
     assert trial.scorecard is not None
     title = f"Trial {trial.id} by member, on the half that was not chosen on"
-    table = Table(title=title, header_style="bold")
-    for name in ("suite", "member", "language", "unit", "items", "base", "trial", "change"):
-        table.add_column(name, justify="left" if name in ("suite", "member", "language", "unit") else "right")
+    table = Table(title=title, header_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
+    for name in ("suite", "member", "unit", "items", "base", "trial", "change"):
+        left = name in ("suite", "member", "unit")
+        table.add_column(name, justify="left" if left else "right", overflow="fold")
     for m in trial.scorecard.report.members:
         unit = "%" if m.unit == "bits per byte" else "points"
         table.add_row(
             m.role,
             m.name,
-            m.language,
             m.unit,
             str(m.items),
-            f"{m.base:.4f} ± {m.base_se:.4f}",
-            f"{m.value:.4f} ± {m.value_se:.4f}",
-            f"{m.change:+.2f} ± {m.change_se:.2f} {unit}",
+            f"{m.base:.3f}±{m.base_se:.3f}",
+            f"{m.value:.3f}±{m.value_se:.3f}",
+            f"{m.change:+.2f}±{m.change_se:.2f} {unit}",
         )
     return table
 
@@ -165,7 +168,9 @@ def show_front(console: Console, run: Run, rule: Rule | None) -> None:
     trial = next(t for t in run.trials if t.id == choice.id)
     console.print(member_table(run, trial))
     shares = ", ".join(f"{p.share:.1%} {p.source}" for p in trial.recipe.mixture.portions)
-    line = Text(f"Choice ({choice.rule}): trial {trial.id}, LR fraction {trial.recipe.lr_fraction:.4g}, {shares}\n", "bold")
+    line = Text(
+        f"Choice ({choice.rule}): trial {trial.id}, LR fraction {trial.recipe.lr_fraction:.4g}, {shares}\n", "bold"
+    )
     card = trial.scorecard
     assert card is not None
     line.append(
@@ -173,7 +178,7 @@ def show_front(console: Console, run: Run, rule: Rule | None) -> None:
         f"general {card.report.general:+.2f} ± {card.report.general_se:.2f} % on the reporting half "
         "(errors of evaluation only: one seed a trial)"
     )
-    console.print(line)
+    console.print(line, soft_wrap=True)
 
 
 def show_next(console: Console, out: Path, experiment: str) -> None:
@@ -186,3 +191,9 @@ def show_next(console: Console, out: Path, experiment: str) -> None:
         (f"sweepcp search {shlex.quote(experiment)} --out {folder} --trials 32", "go on with a larger budget"),
     ):
         console.print(Text(f"  {command}   # {why}"), soft_wrap=True)
+
+
+def make_console() -> Console:
+    """The terminal as it is; 110 columns where there is none, so that a log is readable."""
+    console = Console()
+    return console if console.is_terminal or "COLUMNS" in os.environ else Console(width=110)

@@ -1,5 +1,6 @@
 """What a training step runs on: one process, one device, AdamW with fp32 master weights."""
 
+from typing import Any
 
 import torch
 from torch.nn.functional import cross_entropy
@@ -23,7 +24,7 @@ class Engine:
         self.autocast = autocast(self.device, precision)
         decayed = [p for p in model.parameters() if p.ndim >= 2]
         plain = [p for p in model.parameters() if p.ndim < 2]
-        groups = [{"params": decayed}, {"params": plain, "weight_decay": 0.0}]
+        groups: list[dict[str, Any]] = [{"params": decayed}, {"params": plain, "weight_decay": 0.0}]
         self.optimizer = torch.optim.AdamW(
             groups, lr=0.0, betas=recipe.betas, weight_decay=recipe.weight_decay, fused=True
         )
@@ -39,7 +40,7 @@ class Engine:
             rows = slice(first, first + self.micro_batch)
             with self.autocast:
                 loss = summed_loss(self.model, batch, rows) / targets
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             total += loss.detach()
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.clip)
         for group in self.optimizer.param_groups:

@@ -14,9 +14,4 @@ class BadInput(Exception):
     def __str__(self) -> str:
         shown = repr(self.value)
         shown = shown if len(shown) <= 200 else shown[:197] + "..."
-        return (
-            f"{self.where}: {self.key}\n"
-            f"  found: {shown}\n"
-            f"  rule:  {self.rule}\n"
-            f"  fix:   {self.fix}"
-        )
+        return f"{self.where}: {self.key}\n  found: {shown}\n  rule:  {self.rule}\n  fix:   {self.fix}"

@@ -173,7 +173,9 @@ def _check_roles(experiment: Experiment, path: Path) -> None:
         stated = [s.name for s in sources if s.weight is not None]
         if stated and len(stated) < len(sources):
             rule = "within a role all sources state a weight, or none does"
-            raise BadInput(path, "sources", f"weight of {', '.join(stated)} only", rule, "state the others, or remove it")
+            raise BadInput(
+                path, "sources", f"weight of {', '.join(stated)} only", rule, "state the others, or remove it"
+            )
 
 
 def _reaches(space: Space, name: str, below: float | None = None, above: float | None = None) -> bool:

@@ -17,6 +17,7 @@ from transformers import (
     PreTrainedTokenizerBase,
     PreTrainedTokenizerFast,
 )
+from transformers.utils.logging import disable_progress_bar
 
 from sweepcp.base import BaseSpec, Pretrain
 from sweepcp.data.store import Store
@@ -24,6 +25,8 @@ from sweepcp.data.stream import Stream
 from sweepcp.engine import Engine
 from sweepcp.recipe import Mixture, Portion, Recipe
 from sweepcp.train import Row, train
+
+disable_progress_bar()
 
 
 def byte_tokenizer() -> PreTrainedTokenizerFast:
@@ -56,7 +59,7 @@ def load_model(model: str, revision: str | None, device: torch.device) -> PreTra
         trust_remote_code=False,
         use_safetensors=True,
     )
-    return loaded.to(device)
+    return loaded.to(device)  # type: ignore[arg-type, no-any-return]
 
 
 def pretrain(

@@ -24,7 +24,9 @@ def as_dict(run: Run, rule: Rule | None) -> dict[str, Any]:
         base = run.base.model_dump(mode="json", exclude={"format", "items"}) | {
             "domain": 0.0,
             "general": 0.0,
-            "members": [m.model_dump(mode="json", include={"name", "role", "unit", "base", "base_se"}) for m in members],
+            "members": [
+                m.model_dump(mode="json", include={"name", "role", "unit", "base", "base_se"}) for m in members
+            ],
         }
     return {
         "name": run.experiment["name"],

@@ -1,11 +1,11 @@
 """The run folder, which is the API between the stages.
 
-    experiment.json            what was asked for, resolved, with the fingerprints of the texts
-    base.json                  the base's scores at step 0
-    trials/<id>/metrics.jsonl  a line a step
-    trials/<id>/items.json     results of single items
-    trials/<id>/trial.json     written last: the trial is finished
-    front.json                 front and choice by the experiment's rule
+experiment.json            what was asked for, resolved, with the fingerprints of the texts
+base.json                  the base's scores at step 0
+trials/<id>/metrics.jsonl  a line a step
+trials/<id>/items.json     results of single items
+trials/<id>/trial.json     written last: the trial is finished
+front.json                 front and choice by the experiment's rule
 """
 
 import fcntl

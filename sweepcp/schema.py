@@ -13,7 +13,6 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from sweepcp.errors import BadInput
 
-
 M = TypeVar("M", bound=BaseModel)
 
 
@@ -46,7 +45,7 @@ _Loader.add_implicit_resolver(
 def parse_yaml(text: str, where: object) -> Any:
     """One YAML document; `BadInput` names the line of what is wrong."""
     try:
-        return yaml.load(text, _Loader)  # noqa: S506 - a SafeLoader
+        return yaml.load(text, _Loader)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
         line = f"line {mark.line + 1}" if mark else "the document"
@@ -74,7 +73,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def validate(model: type[M], content: Any, where: object) -> M:
-    """`content` as a `model`; the first violation becomes a `BadInput` with the key's path and, if near, the right name."""
+    """`content` as a `model`; `BadInput` for the first violation, with the key's path and a near name if there is one."""
     try:
         return model.model_validate_json(json.dumps(content, default=str))  # JSON mode: strict, yet lists become tuples
     except ValidationError as error:
@@ -101,7 +100,9 @@ def _explain(model: type[BaseModel], content: Any, problems: list[Any], where: o
     if kind == "value_error":
         rule, _, fix = message.removeprefix("Value error, ").partition("; fix: ")
         return BadInput(at, key, value, rule, (fix or "change the value") + more)
-    return BadInput(at, key, value, message[0].lower() + message[1:], "change the value to one that the rule allows" + more)
+    return BadInput(
+        at, key, value, message[0].lower() + message[1:], "change the value to one that the rule allows" + more
+    )
 
 
 def _fields(model: Any, content: Any, loc: tuple[Any, ...]) -> list[str]:

@@ -34,7 +34,9 @@ class Range(Schema):
         return self
 
     def _bend(self, value: float) -> float:
-        return {"linear": float, "log": math.log, "sqrt": math.sqrt}[self.scale](value)
+        if self.scale == "log":
+            return math.log(value)
+        return math.sqrt(value) if self.scale == "sqrt" else value
 
     def to_unit(self, value: float) -> float:
         """Where in 0..1 a value of the range stands on its scale."""
@@ -45,7 +47,7 @@ class Range(Schema):
         """The value at `unit` in 0..1; 0 and 1 give `low` and `high` exactly."""
         low, high = self._bend(self.low), self._bend(self.high)
         bent = low + unit * (high - low)
-        value = {"linear": float, "log": math.exp, "sqrt": lambda x: x * x}[self.scale](bent)
+        value = math.exp(bent) if self.scale == "log" else bent * bent if self.scale == "sqrt" else bent
         return min(max(value, self.low), self.high)
 
     def holds(self, value: Value) -> bool:
@@ -157,7 +159,9 @@ def blend(sources: list[WeightedSource], general_share: float, non_english_share
     portions = []
     for share, members in groups:
         if share > 0 and not members:
-            raise ValueError(f"a share of {share:g} has no source to come from; fix: add a source or set the share to 0")
+            raise ValueError(
+                f"a share of {share:g} has no source to come from; fix: add a source or set the share to 0"
+            )
         total = math.fsum(s.weight for s in members)
         portions += [
             Portion(source=s.name, role=s.role, language=s.language, share=share * s.weight / total) for s in members

@@ -33,9 +33,7 @@ class View(Watch, Protocol):
     def trials(self, finished: int, of: int) -> None: ...
 
 
-def sweep(
-    experiment: Experiment, files: dict[str, list[Path]], out: Path, address: str | None, view: View
-) -> Run:
+def sweep(experiment: Experiment, files: dict[str, list[Path]], out: Path, address: str | None, view: View) -> Run:
     """Run what is missing of an experiment's trials into the run folder `out`, and write its front.
 
     A search that was stopped, in whatever way, continues. Raises `BadInput` for planned sources, when `out` holds

@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
 from sweepcp.recipe import Recipe
 from sweepcp.scorecard import Items, Record, Scorecard
@@ -29,11 +29,11 @@ class Outcome(Record):
     reason: str | None = None
     """Why, unless it is done."""
     items: tuple[Items, ...] = ()
-    tokens_by_source: dict[str, int] = {}
+    tokens_by_source: dict[str, int] = Field(default_factory=dict)
     """Counted from the batches that were fed to the model."""
-    epochs_by_source: dict[str, float] = {}
+    epochs_by_source: dict[str, float] = Field(default_factory=dict)
     cost: Cost | None = None
-    versions: dict[str, str] = {}
+    versions: dict[str, str] = Field(default_factory=dict)
 
 
 class Trial(Record):

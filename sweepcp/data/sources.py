@@ -16,12 +16,19 @@ from pydantic import Field, model_validator
 
 from sweepcp.errors import BadInput
 from sweepcp.files import digest
-from sweepcp.recipe import Fraction, Positive, Role
+from sweepcp.recipe import Positive, Role
 from sweepcp.schema import Schema
 
 SAMPLE_FILES = 25
 SAMPLE_BYTES = 1 << 20
-LEFT_OUT = {"test", "tests", "idle_test", "site-packages", "__pycache__", "pydoc_data"}  # tests; pydoc_data is read as docs
+LEFT_OUT = {
+    "test",
+    "tests",
+    "idle_test",
+    "site-packages",
+    "__pycache__",
+    "pydoc_data",
+}  # tests; pydoc_data is read as docs
 
 
 class PythonText(Schema):
@@ -173,13 +180,19 @@ def _text(line: str, field: str, where: str) -> str:
 
 
 def _read_python(text: PythonText, paths: list[Path]) -> Iterator[str]:
-    if text.part == "docs" and "stdlib" in text.packages:
-        from pydoc_data.topics import topics
-
-        yield from (topics[name] for name in sorted(topics))
+    yield from _topics(text)
     with ProcessPoolExecutor() as pool:  # parsing is all the cost, and a module at a time
         extract = _docstrings if text.part == "docs" else _code
         yield from (document for document in pool.map(extract, paths, chunksize=16) if document)
+
+
+def _topics(text: PythonText) -> list[str]:
+    """The chapters of the language reference that pydoc carries."""
+    if text.part != "docs" or "stdlib" not in text.packages:
+        return []
+    from pydoc_data.topics import topics
+
+    return [topics[name] for name in sorted(topics)]
 
 
 def _tree(path: Path) -> ast.Module:
@@ -212,7 +225,8 @@ def estimate_bytes(source: Source, paths: list[Path]) -> int:
     if source.python is not None:
         extract = _docstrings if source.python.part == "docs" else _code
         kept = sum(len(extract(path).encode()) for path in sample)
-        return round(kept / max(1, sum(path.stat().st_size for path in sample)) * size)
+        topics = sum(len(text.encode()) for text in _topics(source.python))
+        return topics + round(kept / max(1, sum(path.stat().st_size for path in sample)) * size)
     if all(path.suffix == ".txt" for path in paths):
         return size
     kept = taken = 0

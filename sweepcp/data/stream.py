@@ -29,9 +29,9 @@ class Batch:
 
 
 def apportion(shares: list[float], length: int) -> np.ndarray:
-    """Which share each of `length` sequences goes to, shape (length,): every prefix deviates by less than 1 from each share.
+    """Which share each of `length` sequences goes to, shape (length,).
 
-    Earliest deadline first among those that are due, in integers: Tijdeman (1980), The chairman assignment problem,
+    Every prefix deviates by less than one sequence from each share. Earliest deadline first among those that are due, in integers: Tijdeman (1980), The chairman assignment problem,
     Discrete Mathematics 32, which bounds the deviation by 1 − 1 / (2k − 2) for k shares above 0.
     """
     weights = [int(Fraction(s) * RESOLUTION + Fraction(1, 2)) for s in shares]
@@ -64,7 +64,9 @@ class Sequences:
         self.begins[starts] = True
         self.blocks = (len(self.tokens) - 1) // seq_len
         if self.blocks < 1:
-            raise ValueError(f"source {store.source} has {len(self.tokens)} tokens, less than one sequence of {seq_len}")
+            raise ValueError(
+                f"source {store.source} has {len(self.tokens)} tokens, less than one sequence of {seq_len}"
+            )
         self._order: tuple[int, np.ndarray] = (-1, np.zeros(0, dtype=np.int64))
 
     def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -106,7 +108,9 @@ class Stream:
         """The batch of optimizer step `step`, from 1 to the recipe's steps."""
         size = self.recipe.sequences
         where = slice((step - 1) * size, step * size)
-        picked = [self.sources[i][n] for i, n in zip(self.plan[where].tolist(), self._ordinal[where].tolist(), strict=True)]
+        picked = [
+            self.sources[i][n] for i, n in zip(self.plan[where].tolist(), self._ordinal[where].tolist(), strict=True)
+        ]
         inputs, targets, begins = (np.stack(column) for column in zip(*picked, strict=True))
         if self.recipe.cross_documents:
             begins = np.zeros_like(begins)

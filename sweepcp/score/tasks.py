@@ -43,11 +43,11 @@ class Tasks:
         bf16 = precision == "bf16" or (precision == "auto" and model.device.type == "cuda")
         self.lm = HFLM(
             pretrained=model,
-            tokenizer=tokenizer,  # type: ignore[arg-type]
+            tokenizer=tokenizer,
             batch_size=BATCH,
             mixed_precision_dtype=torch.bfloat16 if bf16 else None,
         )
-        self.lm._encode_pair = functools.cache(self.lm._encode_pair)  # type: ignore[method-assign]
+        self.lm._encode_pair = functools.cache(self.lm._encode_pair)
         self.tasks: list[tuple[Role, str, MemberSpec, list[Any]]] = []
         managers: dict[str, TaskManager] = {}
         for role, language, member in members:

@@ -7,6 +7,9 @@ from pydantic import Field, model_validator
 from sweepcp.recipe import Positive
 from sweepcp.schema import Schema
 
+QUASI_RANDOM = 4
+"""Quasi-random trials after the anchors, before the model proposes."""
+
 
 class Budget(Schema):
     """How much is tried, and on what. Prices and speeds serve the estimate of `plan` only."""

@@ -77,7 +77,9 @@ class Report:
 class Worker(tune.Trainable):
     """A warm actor: the bench stays, the recipes come and go."""
 
-    def setup(self, config: dict[str, Any], make_bench: Callable[[], BenchLike]) -> None:
+    def setup(  # type: ignore[override]  # Ray Tune passes what `with_parameters` was given
+        self, config: dict[str, Any], make_bench: Callable[[], BenchLike]
+    ) -> None:
         self.make_bench = make_bench
         self.bench: BenchLike | None = None
         self.sound = True
@@ -121,7 +123,7 @@ class Proposals(Searcher):
         super().__init__()
         self.book = book
 
-    def suggest(self, trial_id: str) -> dict[str, Any] | str:
+    def suggest(self, trial_id: str) -> Any:
         if self.book.wants_base(trial_id):
             return {"recipe": None}
         draft = self.book.open(trial_id)
@@ -280,7 +282,9 @@ def cluster(address: str | None, budget: Budget) -> Iterator[int]:
             ray.init(address=address or "local", **quiet, **({} if address else local))
         except (ConnectionError, ValueError) as error:
             first = str(error).splitlines()[0]
-            raise BadInput("--address", "--address", address, f"a Ray cluster that answers ({first})", "check it") from None
+            raise BadInput(
+                "--address", "--address", address, f"a Ray cluster that answers ({first})", "check it"
+            ) from None
     try:
         yield _room(budget, ray.cluster_resources())
     finally:
@@ -294,7 +298,9 @@ def _room(budget: Budget, resources: dict[str, float]) -> int:
         if amount > resources.get(name, 0):
             key = f"budget.{name.lower()}s_per_trial"
             has = f"{resources.get(name, 0):g}"
-            raise BadInput("the machine or cluster", key, amount, f"at most the {has} {name}s there are", f"lower {key}")
+            raise BadInput(
+                "the machine or cluster", key, amount, f"at most the {has} {name}s there are", f"lower {key}"
+            )
     room = min(int(resources[name] // amount) for name, amount in need.items() if amount)
     return min(room, budget.concurrency or room)
 
@@ -318,7 +324,7 @@ def search(book: Book, make_bench: Callable[[], BenchLike], budget: Budget, conc
     if not book.to_come:
         return
     state = tempfile.mkdtemp(prefix="sweepcp-tune-")
-    resources = {"cpu": budget.cpus_per_trial, "gpu": budget.gpus_per_trial}
+    resources = {"cpu": float(budget.cpus_per_trial), "gpu": float(budget.gpus_per_trial)}
     trainable = tune.with_resources(tune.with_parameters(Worker, make_bench=make_bench), resources)
     try:
         tune.Tuner(

@@ -10,11 +10,9 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from optuna.trial import FrozenTrial, TrialState, create_trial
 from scipy.stats import qmc
 
+from sweepcp.search import QUASI_RANDOM
 from sweepcp.space import Choices, Point, Range, Space
 from sweepcp.trial import Proposer, Trial
-
-QUASI_RANDOM = 4
-"""Starting points after the anchors, before the model proposes."""
 
 
 class Proposal(NamedTuple):
