@@ -5,11 +5,11 @@ import json
 from pathlib import Path
 from typing import Annotated, Any, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from sweepcp.errors import BadInput
 from sweepcp.files import cache_dir, digest
-from sweepcp.recipe import Fraction, Positive, Training
+from sweepcp.recipe import Fraction, Positive, Training, check_whole
 from sweepcp.schema import Schema
 
 FORMAT = 1
@@ -29,13 +29,16 @@ class Pretrain(Schema):
     training: Training
     seed: int = 0
 
+    @field_validator("mixture")
+    @classmethod
+    def _whole(cls, mixture: dict[str, float]) -> dict[str, float]:
+        check_whole(mixture.values())
+        return mixture
+
     @model_validator(mode="after")
     def _checks(self) -> Self:
         if "model_type" not in self.config:
             raise ValueError("a transformers configuration names its model_type; fix: add `model_type: llama`")
-        total = sum(self.mixture.values())
-        if abs(total - 1) > 1e-9:
-            raise ValueError(f"the shares of a mixture sum to 1, these sum to {total:.10g}; fix: correct the shares")
         if self.tokens % self.training.batch_tokens:
             near = max(1, round(self.tokens / self.training.batch_tokens)) * self.training.batch_tokens
             raise ValueError(

@@ -139,13 +139,16 @@ def schema(out: Annotated[Path | None, typer.Option(help="A file to write instea
 
 def main() -> None:
     """Run the command line; what a user can mend exits with status 2, an interrupted search with 130."""
-    from sweepcp.errors import BadInput
+    from sweepcp.errors import BadInput, BaseNotScored
 
     try:
         app()
     except BadInput as error:
         typer.echo(f"Error: {error}", err=True)
         sys.exit(2)
+    except BaseNotScored as error:
+        typer.echo(f"Error: the base cannot be scored: {error}", err=True)
+        sys.exit(1)
     except KeyboardInterrupt as stop:
         number = stop.args[0] if stop.args else 2
         typer.echo("Stopped. Finished trials are kept; the same command goes on from there.", err=True)

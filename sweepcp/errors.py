@@ -1,4 +1,4 @@
-"""The one error that a user can cause and mend."""
+"""Errors that end a command."""
 
 
 class BadInput(Exception):
@@ -15,3 +15,7 @@ class BadInput(Exception):
         shown = repr(self.value)
         shown = shown if len(shown) <= 200 else shown[:197] + "..."
         return f"{self.where}: {self.key}\n  found: {shown}\n  rule:  {self.rule}\n  fix:   {self.fix}"
+
+
+class BaseNotScored(Exception):
+    """The base cannot be loaded or scored, so no trial can be compared with it: exit status 1."""

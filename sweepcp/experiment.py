@@ -85,9 +85,9 @@ def load_experiment(name: str, overrides: Sequence[str] = ()) -> tuple[Experimen
         return _check(experiment, path)
     except BadInput as error:
         for key, override in set_by.items():
-            if error.key == key or error.key.startswith(f"{key}."):
-                error.where = f"--set {override}"
-                raise BadInput(error.where, error.key, error.value, error.rule, error.fix) from None
+            if f"{error.key}.".startswith(f"{key}.") or f"{key}.".startswith(f"{error.key}."):
+                where = f"--set {override}"
+                raise BadInput(where, error.key, error.value, error.rule, error.fix) from None
         raise
 
 

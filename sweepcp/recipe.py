@@ -1,6 +1,7 @@
 """What a continued-pretraining run does: the recipe and its mixture."""
 
 import math
+from collections.abc import Iterable
 from functools import cached_property
 from typing import Annotated, Literal
 
@@ -24,6 +25,13 @@ class Portion(Schema):
     share: Fraction
 
 
+def check_whole(shares: Iterable[float]) -> None:
+    """Raise `ValueError` unless the shares sum to 1, to 1e-9."""
+    total = math.fsum(shares)
+    if abs(total - 1) > 1e-9:
+        raise ValueError(f"the shares of a mixture sum to 1, these sum to {total:.10g}; fix: correct the shares")
+
+
 class Mixture(Schema):
     """Source → share of the tokens that are trained on. Shares sum to 1 (to 1e-9) or the mixture is refused."""
 
@@ -31,9 +39,7 @@ class Mixture(Schema):
 
     @model_validator(mode="after")
     def _whole(self) -> "Mixture":
-        total = math.fsum(p.share for p in self.portions)
-        if abs(total - 1) > 1e-9:
-            raise ValueError(f"the shares of a mixture sum to 1, these sum to {total:.10g}; fix: correct the shares")
+        check_whole(p.share for p in self.portions)
         return self
 
     def share(self, role: Role) -> float:

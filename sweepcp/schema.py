@@ -73,7 +73,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def validate(model: type[M], content: Any, where: object) -> M:
-    """`content` as a `model`; `BadInput` for the first violation, with the key's path and a near name if there is one."""
+    """`content` as a `model`; `BadInput` for the first violation, with the key's path and a near name if any."""
     try:
         return model.model_validate_json(json.dumps(content, default=str))  # JSON mode: strict, yet lists become tuples
     except ValidationError as error:

@@ -12,6 +12,7 @@ import yaml
 from pydantic import Field, model_validator
 
 from sweepcp.data.store import Store
+from sweepcp.errors import BadInput
 from sweepcp.files import cache_dir, digest, write_text
 from sweepcp.recipe import Positive, Role
 from sweepcp.schema import Schema
@@ -96,7 +97,7 @@ class Suites(Schema):
 def make_tasks(suites: Suites, stores: dict[str, Store]) -> Path | None:
     """Write the suites' made tasks as lm-eval YAML and JSONL into the cache; their folder, None if there are none.
 
-    Raises `ValueError` when a source's held-out text does not hold enough items.
+    Raises `BadInput` when a source's held-out text does not hold enough items.
     """
     made = [m for _, m in suites.members if m.cloze or m.swap]
     if not made:
@@ -111,10 +112,8 @@ def make_tasks(suites: Suites, stores: dict[str, Store]) -> Path | None:
         candidates = _clozes(texts) if member.cloze else _swaps(texts)
         items = sorted(candidates, key=lambda item: digest(item, 64))[: member.items]
         if len(items) < (member.items or 0):
-            raise ValueError(
-                f"the held-out text of {member.source} holds {len(items)} items for {member.name}, "
-                f"not {member.items}; fix: lower `items`, or raise the source's `held_out`"
-            )
+            rule = f"at most the {len(items)} items that the held-out text of {member.source} has"
+            raise BadInput("suites", f"{member.name}.items", member.items, rule, "lower it, or raise held_out")
         data = folder / f"{member.name}.jsonl"
         write_text(data, "".join(json.dumps(item) + "\n" for item in items))
         write_text(file, yaml.safe_dump(_task(member.name, data)))

@@ -23,6 +23,10 @@ MAY_CHANGE = ("budget.trials", "budget.concurrency", "budget.sustained_tflops", 
 """Keys that a continued search may give anew, besides the rule of choice: they change no trial."""
 
 
+MIN_HELD_OUT = 8
+"""Fewer documents than this leave one half without an error bar too often."""
+
+
 class View(Watch, Protocol):
     """Who looks on, from the texts to the last trial."""
 
@@ -61,9 +65,10 @@ def _begin(writer: RunWriter, experiment: Experiment, texts: dict[str, str]) -> 
     now = experiment.model_dump(mode="json")
     if (writer.path / "experiment.json").exists():
         before = load_run(writer.path)
+        lasting = before.base is not None or before.trials
         changed = differences(_lasting(before.experiment), _lasting(now))
         changed += [f"{name}: its texts" for name in texts if before.texts.get(name) != texts[name]]
-        if changed:
+        if changed and lasting:
             fix = "name another --out for the new experiment, or undo the change"
             rule = "a run continues with the experiment that it began with"
             raise BadInput(writer.path, "--out", "; ".join(changed), rule, fix)
@@ -125,6 +130,7 @@ def prepare(
         stores[source.name] = build_store(
             source, files[source.name], texts[source.name], spec.tokenizer_id(), partial(_tokenizer, spec)
         )
+        _check_texts(experiment, stores[source.name])
     view.stage("texts", len(stores), len(stores), "")
     made = make_tasks(experiment.suites, stores)
     job = Job(
@@ -140,6 +146,22 @@ def prepare(
         threads=experiment.budget.cpus_per_trial,
     )
     return job, {name: float(store.tokens) for name, store in stores.items()}
+
+
+def _check_texts(experiment: Experiment, store: Store) -> None:
+    """Enough text to train on, and to hold out."""
+    where, key = experiment.name, f"sources.{store.source}"
+    longest = experiment.training.seq_len
+    if experiment.base.pretrain and store.source in experiment.base.pretrain.mixture:
+        longest = max(longest, experiment.base.pretrain.training.seq_len)
+    if store.tokens <= longest:
+        rule = f"more training tokens than one sequence has ({longest})"
+        raise BadInput(where, key, f"{store.tokens} tokens", rule, "give it more text, or shorten training.seq_len")
+    held_out = store.meta["held_out"]["documents"]
+    if held_out < MIN_HELD_OUT and any(m.held_out == store.source for _, m in experiment.suites.members):
+        rule = f"at least {MIN_HELD_OUT} held-out documents, which are halved for choice and report"
+        fix = "give it more documents, or raise its `held_out`"
+        raise BadInput(where, key, f"{held_out} held-out documents", rule, fix)
 
 
 def _base(experiment: Experiment, texts: dict[str, str], stores: list[Store], view: View) -> str:

@@ -31,8 +31,9 @@ class Batch:
 def apportion(shares: list[float], length: int) -> np.ndarray:
     """Which share each of `length` sequences goes to, shape (length,).
 
-    Every prefix deviates by less than one sequence from each share. Earliest deadline first among those that are due, in integers: Tijdeman (1980), The chairman assignment problem,
-    Discrete Mathematics 32, which bounds the deviation by 1 − 1 / (2k − 2) for k shares above 0.
+    Every prefix deviates by less than one sequence from each share. Earliest deadline first among those that are
+    due, in integers: Tijdeman (1980), The chairman assignment problem, Discrete Mathematics 32, which bounds the
+    deviation by 1 − 1 / (2k − 2) for k shares above 0.
     """
     weights = [int(Fraction(s) * RESOLUTION + Fraction(1, 2)) for s in shares]
     total = sum(weights)

@@ -23,7 +23,7 @@ import ray
 from ray import tune
 from ray.tune.search import Searcher
 
-from sweepcp.errors import BadInput
+from sweepcp.errors import BadInput, BaseNotScored
 from sweepcp.recipe import Recipe
 from sweepcp.run import RunWriter
 from sweepcp.scorecard import scorecard
@@ -44,10 +44,6 @@ class BenchLike(Protocol):
     def base(self) -> Base: ...
 
     def run(self, recipe: Recipe) -> Iterator[Row | Outcome]: ...
-
-
-class BaseNotScored(Exception):
-    """The base cannot be loaded or scored, so no trial can be compared with it."""
 
 
 @dataclass(frozen=True)
