@@ -61,7 +61,7 @@ class Training(Schema):
     batch_tokens: Annotated[int, Field(ge=1)]
     """Tokens in one optimizer step, a multiple of `seq_len`."""
     schedule: Schedule = "cosine"
-    warmup: Fraction = 0.1
+    warmup: Annotated[float, Field(ge=0, lt=1)] = 0.1
     """Share of the steps over which the LR rises linearly."""
     final_fraction: Fraction = 0.1
     """LR of the last step as a fraction of the max LR."""

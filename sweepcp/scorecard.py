@@ -86,12 +86,10 @@ def ratio(amount: np.ndarray, size: np.ndarray) -> tuple[float, float]:
     """Σ amount / Σ size of n items (two arrays of shape (n,)) and its standard error.
 
     The error is the linearised one of a ratio estimator over items drawn independently (Cochran, Sampling
-    Techniques, 1977, eq. 6.9); with all sizes 1 it is the standard error of the mean. NaN for a single item.
+    Techniques, 1977, eq. 6.9); with all sizes 1 it is the standard error of the mean. Needs two items.
     """
     n, total = len(size), float(size.sum())
     value = float(amount.sum()) / total
-    if n < 2:
-        return value, float("nan")
     residual = amount - value * size
     return value, float(np.sqrt(n / (n - 1) * np.square(residual).sum()) / total)
 
@@ -111,8 +109,8 @@ def _member(trial: Items, base: Items, half: Half) -> Member:
     if (trial.name, trial.unit, trial.select, trial.size) != (base.name, base.unit, base.select, base.size):
         raise ValueError(f"{trial.name} ({trial.unit}) was measured on other items than the base")
     mask = np.array(trial.select) == (half == "select")
-    if not mask.any():
-        raise ValueError(f"{trial.name} ({trial.unit}) has no item in the {half} half")
+    if mask.sum() < 2:
+        raise ValueError(f"{trial.name} ({trial.unit}) has {mask.sum()} items in the {half} half, too few for an error")
     amount, before, size = (np.array(x, dtype=np.float64)[mask] for x in (trial.amount, base.amount, base.size))
     value, value_se = ratio(amount, size)
     base_value, base_se = ratio(before, size)
@@ -142,6 +140,8 @@ def _half(members: list[Member]) -> HalfScore:
     scalars: dict[str, float] = {}
     for role in ("domain", "general"):
         own = [m for m in members if m.role == role and m.unit == "bits per byte"]
+        if not own:
+            raise ValueError(f"the {role} suite has no continuous member (bits per byte), so it has no scalar")
         weights = np.array([m.weight for m in own])
         weights = weights / weights.sum()
         scalars[role] = float(weights @ np.array([m.change for m in own]))

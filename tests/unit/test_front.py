@@ -1,0 +1,88 @@
+import itertools
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sweepcp.front import Reference, Rule, Weights, choose, front, knee, on_front
+from tests.make import trial
+
+# A front of three (a, c, e), with b and d dominated:
+#   general
+#     0 | a
+#    -1 |    b  c
+#    -4 |       d    e
+#       +-- 2  5  6  9  domain
+TRIALS = [trial(0, 2, 0), trial(1, 5, -1), trial(2, 6, -1), trial(3, 6, -4), trial(4, 9, -4), trial(5, None, None)]
+BOUND = Rule(max_regression=2.0)
+ZERO = Reference(domain=0.0, general=-5.0)
+
+
+def dominates(a: np.ndarray, b: np.ndarray) -> bool:
+    return bool((a >= b).all() and (a > b).any())
+
+
+def test_front_choice_and_hypervolume_by_hand():
+    result = front(TRIALS, BOUND, ZERO)
+    assert result.ids == ("0000", "0002", "0004")
+    assert result.choice.id == "0002"
+    assert (result.choice.domain, result.choice.general) == (6, -1)
+    assert (result.choice.reported_domain, result.choice.reported_general) == (5, -2)
+    assert result.hypervolume == pytest.approx(2 * 5 + 4 * 4 + 3 * 1)
+    assert result.reference == {"domain": 0.0, "general": -5.0}
+
+
+@given(st.lists(st.tuples(st.integers(-3, 3), st.integers(-3, 3)), max_size=12))
+def test_front_is_exactly_what_nothing_dominates(pairs: list[tuple[int, int]]):
+    points = np.array(pairs, dtype=float).reshape(-1, 2)
+    expected = [not any(dominates(q, p) for q in points) for p in points]
+    assert on_front(points).tolist() == expected
+
+
+def test_the_best_within_a_bound_is_on_the_front():
+    points = np.random.default_rng(0).normal(size=(40, 2)) * [5, 3]
+    trials = [trial(i, *p) for i, p in enumerate(points.tolist())]
+    for bound in (0.5, 1.0, 3.0):
+        allowed = [t for t in trials if (t.general or 0) >= -bound]
+        best = max(allowed, key=lambda t: t.domain or 0)
+        assert front(trials, Rule(max_regression=bound), ZERO).choice.id == best.id
+
+
+def test_no_trial_within_the_rule_is_no_choice_and_names_the_nearest():
+    result = front([trial(0, 5, -3), trial(1, 9, -8)], Rule(max_regression=1.0), ZERO)
+    assert result.choice.id is None
+    assert result.choice.nearest == "0000"
+    assert result.choice.domain is None
+
+
+def test_the_bound_itself_is_within_the_rule():
+    assert front([trial(0, 5, -2.0)], BOUND, ZERO).choice.id == "0000"
+
+
+def test_knee_and_weights():
+    best = [TRIALS[0], TRIALS[2], TRIALS[4]]
+    assert choose(best, Rule(knee=True)).id == "0002"
+    assert choose(best, Rule(weights=Weights(domain=1, general=1))).id == "0002"
+    assert choose(best, Rule(weights=Weights(domain=1, general=9))).id == "0000"
+    assert choose(best, Rule(weights=Weights(domain=9, general=1))).id == "0004"
+    assert knee(np.array([[1.0, 0.0], [5.0, -3.0]])) == 0
+
+
+def test_an_empty_front_and_one_beyond_the_reference():
+    result = front([trial(0, None, None)], BOUND, ZERO)
+    assert (result.ids, result.hypervolume, result.choice.id, result.choice.nearest) == ((), 0.0, None, None)
+    assert front([trial(0, 5, -20)], BOUND, ZERO).hypervolume == 0.0
+
+
+def test_equal_trials_stand_together_and_the_lower_number_is_chosen():
+    for order in itertools.permutations([trial(0, 5, -1), trial(1, 5, -1)]):
+        result = front(list(order), BOUND, ZERO)
+        assert result.ids == ("0000", "0001")
+        assert result.choice.id == "0000"
+
+
+def test_a_rule_is_exactly_one():
+    for content in ({}, {"knee": True, "max_regression": 1.0}):
+        with pytest.raises(ValueError, match="exactly one"):
+            Rule.model_validate(content)

@@ -1,0 +1,91 @@
+"""No layer imports a higher one, and what must start fast imports neither torch nor ray."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import sweepcp
+
+PACKAGE = Path(sweepcp.__file__).parent
+
+LAYERS = [
+    {"errors", "schedule"},
+    {"files", "schema"},
+    {"recipe"},
+    {"scorecard"},
+    {"trial"},
+    {"space", "front"},
+    {"run"},
+    {"data.sources"},
+    {"data.store"},
+    {"base", "data.stream", "suites"},
+    {"engine", "train", "job"},
+    {"models", "score.held_out", "score.tasks"},
+    {"bench"},
+    {"search"},
+    {"search.propose", "search.watch"},
+    {"search.driver", "report"},
+    {"experiment"},
+    {"sweep", "plan"},
+    {"display"},
+    {"cli"},
+    {"__main__"},
+]
+HEIGHT = {name: height for height, names in enumerate(LAYERS) for name in names}
+LIGHT = ("errors", "files", "schedule", "schema", "recipe", "scorecard", "trial", "space", "front", "run", "report")
+LIGHT = (*LIGHT, "experiment", "plan", "display", "base", "suites", "data.sources", "data.store", "job", "search")
+
+
+def modules() -> dict[str, Path]:
+    found = {}
+    for path in sorted(PACKAGE.rglob("*.py")):
+        parts = path.relative_to(PACKAGE).with_suffix("").parts
+        name = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+        if name not in ("", "data", "score"):
+            found[name] = path
+    return found
+
+
+def imports(path: Path) -> set[str]:
+    """The package's modules that a module imports, wherever in it."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("sweepcp."):
+            found.add(node.module.removeprefix("sweepcp."))
+    return found
+
+
+def test_every_module_has_its_layer():
+    assert set(modules()) == set(HEIGHT)
+
+
+@pytest.mark.parametrize("name", sorted(modules()))
+def test_no_layer_imports_a_higher_one(name: str):
+    higher = {other for other in imports(modules()[name]) if HEIGHT[other] > HEIGHT[name]}
+    assert not higher
+
+
+def test_who_may_import_what():
+    outside: dict[str, set[str]] = {"ray": set(), "lm_eval": set(), "optuna": set()}
+    for name, path in modules().items():
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom):
+                roots = [str(node.module).split(".")[0]]
+            elif isinstance(node, ast.Import):
+                roots = [alias.name.split(".")[0] for alias in node.names]
+            else:
+                continue
+            for root in set(roots) & set(outside):
+                outside[root].add(name)
+    assert outside == {"ray": {"search.driver"}, "lm_eval": {"score.tasks"}, "optuna": {"search.propose"}}
+
+
+def test_light_modules_import_neither_torch_nor_ray():
+    names = ", ".join(f"sweepcp.{name}" for name in LIGHT)
+    heavy = "torch", "ray", "transformers", "pandas", "lm_eval", "optuna"
+    code = f"import sys, {names}\nprint([m for m in {heavy!r} if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

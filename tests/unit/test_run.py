@@ -1,0 +1,102 @@
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+import sweepcp
+from sweepcp.errors import BadInput
+from sweepcp.experiment import load_experiment
+from sweepcp.report import as_dict, write_csv
+from sweepcp.run import RunWriter, lock
+from sweepcp.trial import Outcome
+from tests.make import trial
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A run of three trials: two done, one failed."""
+    experiment, _ = load_experiment("quickstart")
+    writer = RunWriter(tmp_path / "run")
+    writer.start(experiment.model_dump(mode="json"), {"python-docs": "x", "python-code": "y"})
+    for t in (trial(0, 7, -1), trial(1, 12, -9), trial(2, None, None)):
+        writer.begin(t.id)
+        writer.metrics(t.id, [{"step": 1, "loss": 2.0}])
+        writer.trial(t, Outcome(status=t.status))
+    return writer.path
+
+
+def test_a_run_is_read_back_as_it_was_written(folder: Path):
+    run = sweepcp.load_run(folder)
+    assert run.trials == [trial(0, 7, -1), trial(1, 12, -9), trial(2, None, None)]
+    assert run.base is None
+    assert str(run.rule) == "most domain gain, general regression ≤ 2 %"
+    assert run.front().choice.id == "0000"
+
+
+def test_tables(folder: Path, tmp_path: Path):
+    run = sweepcp.load_run(folder)
+    frame = run.to_pandas()
+    assert frame["id"].tolist() == ["0000", "0001", "0002"]
+    assert frame["on_front"].tolist() == [True, True, False]
+    assert frame["chosen"].tolist() == [True, False, False]
+    assert frame.loc[0, "share:docs"] == 0.5
+    write_csv(run, None, tmp_path / "t.csv")
+    assert pd.read_csv(tmp_path / "t.csv")["general"].tolist()[:2] == [-1, -9]
+
+
+def test_json_holds_what_was_promised(folder: Path):
+    content = as_dict(sweepcp.load_run(folder), None)
+    json.dumps(content, allow_nan=False)
+    assert set(content) >= {"base", "trials", "choice", "hypervolume", "reference"}
+    first, _, failed = content["trials"]
+    assert set(first) >= {"id", "status", "recipe", "domain", "general", "on_front"}
+    assert first["recipe"]["lr_fraction"] == 0.1
+    assert (first["recipe"]["domain_share"], first["recipe"]["general_share"]) == (0.5, 0.5)
+    assert (failed["domain"], failed["on_front"]) == (None, False)
+    assert content["reference"] == {"domain": -10.0, "general": -50.0}
+
+
+@pytest.mark.parametrize("damage", ["", "{", '{"format": 2}', "[]"])
+def test_a_torn_record_is_refused_by_name(folder: Path, damage: str):
+    path = folder / "trials" / "0001" / "trial.json"
+    path.write_text(damage)
+    with pytest.raises(BadInput) as error:
+        sweepcp.load_run(folder)
+    assert error.value.where == str(path)
+
+
+def test_a_folder_that_is_no_run_is_refused(tmp_path: Path):
+    with pytest.raises(BadInput, match="a run folder holds experiment.json"):
+        sweepcp.load_run(tmp_path)
+
+
+def test_a_trial_that_did_not_finish_leaves_no_trace(folder: Path):
+    writer = RunWriter(folder)
+    writer.begin("0003")
+    writer.metrics("0003", [{"step": 1}])
+    assert len(sweepcp.load_run(folder).trials) == 3
+    writer.begin("0003")
+    assert not (folder / "trials" / "0003" / "metrics.jsonl").exists()
+
+
+def test_one_writer_at_a_time_and_a_dead_one_holds_nothing(tmp_path: Path):
+    code = f"""
+import sys, time
+from pathlib import Path
+from sweepcp.run import lock
+with lock(Path({str(tmp_path)!r})):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+    holder = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    assert holder.stdout is not None
+    holder.stdout.readline()
+    with pytest.raises(BadInput, match=f"process {holder.pid}"), lock(tmp_path):
+        pass
+    holder.kill()
+    holder.wait()
+    with lock(tmp_path) as writer:
+        assert writer.path == tmp_path

@@ -1,0 +1,59 @@
+import math
+
+import pytest
+
+from sweepcp.schedule import lr_factor
+from tests.make import recipe
+
+
+def curve(schedule: str, **changes: float) -> list[float]:
+    settings = {"warmup": 0.1, "final": 0.1, "decay": 0.2} | changes
+    return [lr_factor(n, 100, schedule, **settings) for n in range(1, 101)]  # type: ignore[arg-type]
+
+
+def test_cosine_is_what_the_formula_gives_by_hand():
+    lr = curve("cosine")
+    assert lr[0] == pytest.approx(0.1)
+    assert lr[1] == pytest.approx(0.2)
+    assert lr[9] == 1.0
+    assert lr[10] == pytest.approx(0.9997258721585931, abs=1e-15)  # 0.1 + 0.9 · (1 + cos(π/90)) / 2
+    assert lr[54] == pytest.approx(0.55)  # half way down
+    assert lr[99] == pytest.approx(0.1, abs=1e-15)
+
+
+def test_wsd_holds_then_falls_over_its_last_fifth():
+    lr = curve("wsd")
+    assert set(lr[9:80]) == {1.0}
+    assert lr[80] == pytest.approx(0.1 + 0.9 * 19 / 20)
+    assert lr[99] == pytest.approx(0.1)
+
+
+def test_linear_and_constant():
+    assert curve("linear")[54] == pytest.approx(0.55)
+    assert curve("linear")[99] == pytest.approx(0.1)
+    assert set(curve("constant")[9:]) == {1.0}
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "wsd", "linear", "constant"])
+@pytest.mark.parametrize("warmup", [0.0, 0.01, 0.5])
+def test_first_step_moves_and_last_step_ends(schedule: str, warmup: float):
+    lr = curve(schedule, warmup=warmup, final=0.25)
+    assert lr[0] > 0
+    assert max(lr) == 1.0 or warmup == 0.0
+    assert all(0 < x <= 1 for x in lr)
+    if schedule != "constant":
+        assert lr[-1] == pytest.approx(0.25)
+
+
+def test_steps_outside_the_run_are_refused():
+    for step in (0, 101):
+        with pytest.raises(ValueError, match="not within 1 to 100"):
+            lr_factor(step, 100, "cosine", 0.1, 0.1, 0.2)
+
+
+def test_recipe_scales_the_curve_by_its_fraction_of_the_max_lr():
+    r = recipe(lr_fraction=0.1, warmup=0.1, final_fraction=0.1)
+    assert r.steps == 10
+    assert r.lr(1, 3e-3) == pytest.approx(3e-4)
+    assert r.lr(10, 3e-3) == pytest.approx(3e-5)
+    assert math.isclose(r.lr(2, 3e-3), 3e-4 * (0.1 + 0.9 * (1 + math.cos(math.pi / 9)) / 2))

@@ -1,0 +1,90 @@
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from sweepcp.recipe import Training
+from sweepcp.space import Choices, Range, Space, WeightedSource, blend, recipe_at
+
+SOURCES = [
+    WeightedSource(name="code", role="domain", language="python", weight=30),
+    WeightedSource(name="reviews", role="domain", language="en", weight=10),
+    WeightedSource(name="web", role="general", language="en", weight=2),
+    WeightedSource(name="netz", role="general", language="de", weight=3),
+    WeightedSource(name="toile", role="general", language="fr", weight=1),
+]
+
+
+def shares(*args: float) -> dict[str, float]:
+    return {p.source: p.share for p in blend(SOURCES, *args).portions}
+
+
+def test_a_role_is_split_by_weight():
+    got = shares(0.4)
+    expected = {"code": 0.45, "reviews": 0.15, "web": 0.4 * 2 / 6, "netz": 0.2, "toile": 0.4 / 6}
+    assert got == pytest.approx(expected)
+
+
+def test_the_general_half_is_first_split_by_language():
+    got = shares(0.5, 0.1)
+    assert got == pytest.approx({"code": 0.375, "reviews": 0.125, "web": 0.45, "netz": 0.0375, "toile": 0.0125})
+
+
+def test_all_domain_and_all_general_are_exact():
+    assert shares(0.0)["web"] == 0.0
+    assert shares(1.0)["code"] == 0.0
+
+
+def test_a_share_without_a_source_is_refused():
+    with pytest.raises(ValueError, match=r"a share of 0\.5 has no source"):
+        blend(SOURCES[:2], 0.5)
+
+
+@pytest.mark.parametrize("scale", ["linear", "log", "sqrt"])
+@given(unit=st.floats(0, 1))
+def test_scales_go_there_and_back(scale: str, unit: float):
+    axis = Range(low=0.01, high=1.0, scale=scale)  # type: ignore[arg-type]
+    value = axis.from_unit(unit)
+    assert axis.low <= value <= axis.high
+    assert axis.to_unit(value) == pytest.approx(unit, abs=1e-9)
+
+
+def test_ends_of_a_range_are_exact_and_zero_is_reached():
+    axis = Range(low=0.0, high=1.0, scale="sqrt")
+    assert (axis.from_unit(0.0), axis.from_unit(1.0)) == (0.0, 1.0)
+    assert axis.to_unit(0.01) == pytest.approx(0.1)
+    assert axis.to_unit(0.05) == pytest.approx(0.2236, abs=1e-4)
+    assert Range(low=0.01, high=1.0, scale="log").from_unit(0.5) == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"lr_fraction": {"low": 1, "high": 0.1}}, "low 1 is below high 0.1"),
+        ({"lr_fraction": {"low": 0, "high": 1, "scale": "log"}}, "a log range starts above 0"),
+        ({"general_share": {"low": 0, "high": 1.5}}, r"general_share cannot be 1\.5"),
+        ({"schedule": {"choices": ["cosin"]}}, "schedule cannot be 'cosin'"),
+        ({"anchors": [{"lr_fraction": 0.1}]}, "an anchor names every axis"),
+        ({"anchors": [{"lr_fraction": 5.0, "general_share": 0.5}]}, "outside its axis"),
+    ],
+)
+def test_impossible_spaces_are_refused(content: dict[str, object], message: str):
+    import json
+
+    base = {"lr_fraction": {"low": 0.01, "high": 1}, "general_share": {"low": 0, "high": 1}}
+    with pytest.raises(ValidationError, match=message):
+        Space.model_validate_json(json.dumps(base | content))
+
+
+def test_a_point_becomes_a_recipe():
+    training = Training(seq_len=4, batch_tokens=8, warmup=0.3)
+    point = {"lr_fraction": 0.2, "general_share": 0.5, "non_english_share": 0.1, "schedule": "wsd"}
+    r = recipe_at(point, SOURCES, training, 80, seed=7)  # type: ignore[arg-type]
+    assert (r.lr_fraction, r.schedule, r.warmup, r.seed, r.tokens) == (0.2, "wsd", 0.3, 7, 80)
+    assert r.general_share == pytest.approx(0.5)
+    assert r.mixture.non_english_share == pytest.approx(0.1)
+
+
+def test_choices_hold_their_values_only():
+    assert Choices(choices=("cosine", "wsd")).holds("wsd")
+    assert not Choices(choices=("cosine",)).holds("wsd")
