@@ -1,0 +1,40 @@
+import pytest
+
+from sweepcp.experiment import load_experiment
+from sweepcp.plan import make_plan
+
+
+def test_numbers_of_the_e_llama_plan_by_hand():
+    plan = make_plan(*load_experiment("e-llama"))
+    assert plan.first.steps == 480
+    assert plan.parameters == 8_030_261_248
+    assert plan.trial_flops == pytest.approx(6 * 8_030_261_248 * 503_316_480)
+    assert plan.trial_hours == pytest.approx(6 * 8_030_261_248 * 503_316_480 / 395e12 / 3600)
+    curve = dict(plan.lr_curve())
+    assert curve[10] == pytest.approx(3e-5)  # the peak, 10 % of 3e-4
+    assert curve[1] == pytest.approx(3e-6)
+    assert curve[480] == pytest.approx(3e-6)
+    by_name = {r.source: r for r in plan.readings}
+    assert by_name["web-en"].first_share == pytest.approx(0.45)  # 90 % of the general half
+    assert by_name["web-de"].first_share == pytest.approx(0.02)
+    assert by_name["listings-en"].first_epochs == pytest.approx(0.35 * 503_316_480 / 350e9)
+    assert by_name["listings-en"].most_epochs == pytest.approx(0.7 * 503_316_480 / 350e9)
+    assert by_name["web-de"].most_epochs == pytest.approx(0.5 * 0.4 * 503_316_480 / 20e9)
+
+
+def test_warnings():
+    sets = ["budget.trials=4", "budget.tokens=20_971_520", "space.lr_fraction.high=2", "sources.0.planned_tokens=1000"]
+    sets += [f"sources.{i}.planned_tokens=1000" for i in range(1, 9)]
+    text = "\n".join(make_plan(*load_experiment("e-llama", sets)).warnings)
+    assert "the model proposes none" in text
+    assert "beyond the base's own max LR" in text
+    assert "listings-en" in text
+    assert "more than max_epochs 4" in text
+
+
+def test_a_plan_of_texts_estimates_their_tokens():
+    plan = make_plan(*load_experiment("quickstart"))
+    assert plan.parameters == 111_040
+    for reading in plan.readings:
+        assert reading.origin in ("estimated", "counted")
+        assert 1e6 < reading.tokens < 2e7
