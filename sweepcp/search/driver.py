@@ -6,11 +6,11 @@ continued reads the files and starts a fresh `Tuner` for the numbers that are mi
 
 import logging
 import os
+import re
 import shutil
 import signal
 import tempfile
 import time
-import traceback
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -34,6 +34,7 @@ from sweepcp.space import Point, Space
 from sweepcp.train import Row
 from sweepcp.trial import Base, Outcome, Trial
 
+COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 REPORT_SECONDS = 1.0
 """How often a running trial tells the driver of its steps."""
 
@@ -78,37 +79,36 @@ class Worker(tune.Trainable):
     ) -> None:
         self.make_bench = make_bench
         self.bench: BenchLike | None = None
-        self.sound = True
         self._take(config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
-        """Take the next recipe; after a failure ask for a new process instead (its device may be in any state)."""
+        """Take the next recipe in the same process."""
         self._take(new_config)
-        return self.sound
+        return True
 
     def _take(self, config: dict[str, Any]) -> None:
         self.recipe = Recipe.model_validate_json(config["recipe"]) if config["recipe"] else None
         self.events: Iterator[Row | Outcome | Base] | None = None
 
     def step(self) -> dict[str, Any]:
-        """Advance the trial by about a second."""
+        """Advance the trial by about a second.
+
+        What a bench raises ends this process: the trial is recorded as failed, and the next one starts in a new process
+        (a device that ran out of memory may be in any state).
+        """
         rows: list[Row] = []
         outcome: Outcome | Base | None = None
-        try:
-            self.bench = self.bench or self.make_bench()
-            if self.events is None:
-                self.events = self.bench.run(self.recipe) if self.recipe else iter([self.bench.base()])
-            until = time.monotonic() + REPORT_SECONDS
-            for event in self.events:
-                if isinstance(event, (Outcome, Base)):
-                    outcome = event
-                    break
-                rows.append(event)
-                if time.monotonic() > until:
-                    break
-        except Exception:
-            self.sound = False
-            outcome = Outcome(status="failed", reason=traceback.format_exc())
+        self.bench = self.bench or self.make_bench()
+        if self.events is None:
+            self.events = self.bench.run(self.recipe) if self.recipe else iter([self.bench.base()])
+        until = time.monotonic() + REPORT_SECONDS
+        for event in self.events:
+            if isinstance(event, Outcome | Base):
+                outcome = event
+                break
+            rows.append(event)
+            if time.monotonic() > until:
+                break
         return {"report": Report(rows, outcome), "done": outcome is not None}
 
 
@@ -167,6 +167,7 @@ class Book:
         self.finished = {t.number: t for t in finished}
         self.running: dict[str, Draft] = {}
         self.base_key: str | None = None
+        self.base_error: str | None = None
         self.waiting: list[tuple[Draft, Outcome]] = []
         self.to_come = deque(n for n in range(trials) if n not in self.finished)
 
@@ -208,24 +209,30 @@ class Book:
             self._close(key, report.outcome)
 
     def lose(self, key: str, error: str) -> None:
-        """Close a trial whose worker died."""
-        reason = f"the worker process was lost\n{error}".strip()
+        """Close a trial whose bench raised or whose process died."""
+        reason = COLOUR.sub("", error).strip() or "the worker process was lost"
         if key == self.base_key:
-            raise BaseNotScored(reason)
-        if key in self.running:
+            self._give_up(reason)
+        elif key in self.running:
             self._close(key, Outcome(status="failed", reason=reason))
 
     def _compare_with(self, base: Outcome | Base | None) -> None:
         if not isinstance(base, Base):
-            raise BaseNotScored(base.reason if base else None)
+            return
         try:
             scorecard(list(base.items), list(base.items))
         except ValueError as error:
-            raise BaseNotScored(str(error)) from None
+            self._give_up(str(error))
+            return
         self.writer.base(base)
         self.base = base
         for draft, outcome in self.waiting:
             self._record(draft, outcome, base)
+
+    def _give_up(self, reason: str) -> None:
+        """Without a base nothing can be compared: start no further trial, and let `search` raise."""
+        self.base_error = reason
+        self.to_come.clear()
 
     def _close(self, key: str, outcome: Outcome) -> None:
         draft = self.running.pop(key)
@@ -270,6 +277,7 @@ def cluster(address: str | None, budget: Budget) -> Iterator[int]:
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
     os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # failed trials are shown and recorded by the book
     started = not ray.is_initialized()
     if started:
         quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
@@ -316,7 +324,10 @@ def stop_on_signal() -> Iterator[None]:
 
 
 def search(book: Book, make_bench: Callable[[], BenchLike], budget: Budget, concurrency: int) -> None:
-    """Run the trials that are missing; the book writes each as it ends."""
+    """Run the trials that are missing; the book writes each as it ends.
+
+    Raises `BaseNotScored` when there is nothing to compare them with.
+    """
     if not book.to_come:
         return
     state = tempfile.mkdtemp(prefix="sweepcp-tune-")
@@ -342,3 +353,5 @@ def search(book: Book, make_bench: Callable[[], BenchLike], budget: Budget, conc
         ).fit()
     finally:
         shutil.rmtree(state, ignore_errors=True)
+    if book.base_error is not None:
+        raise BaseNotScored(book.base_error)

@@ -69,7 +69,7 @@ def test_a_torn_record_is_refused_by_name(folder: Path, damage: str):
 
 
 def test_a_folder_that_is_no_run_is_refused(tmp_path: Path):
-    with pytest.raises(BadInput, match="a run folder holds experiment.json"):
+    with pytest.raises(BadInput, match=r"a run folder holds experiment\.json"):
         sweepcp.load_run(tmp_path)
 
 

@@ -34,7 +34,12 @@ def test_another_field_and_plain_text(tmp_path: Path):
 
 @pytest.mark.parametrize(
     ("line", "key", "value"),
-    [("{", "the record", "Expecting"), ('{"txt": "a"}', "text", "txt"), ("[1]", "text", "list"), ('{"text": 3}', "text", "text")],
+    [
+        ("{", "the record", "Expecting"),
+        ('{"txt": "a"}', "text", "txt"),
+        ("[1]", "text", "list"),
+        ('{"text": 3}', "text", "text"),
+    ],
 )
 def test_a_bad_record_names_file_and_line(tmp_path: Path, line: str, key: str, value: str):
     path = jsonl(tmp_path / "a.jsonl", [{"text": "fine"}])

@@ -7,7 +7,20 @@ from sweepcp.data.store import Store
 from sweepcp.errors import BadInput
 from sweepcp.suites import Suites, make_tasks
 
-WORDS = "harbour lantern copper meadow thunder velvet orchard pepper window garden silver marble".split()
+WORDS = [
+    "harbour",
+    "lantern",
+    "copper",
+    "meadow",
+    "thunder",
+    "velvet",
+    "orchard",
+    "pepper",
+    "window",
+    "garden",
+    "silver",
+    "marble",
+]
 
 
 def store(folder: Path) -> Store:

@@ -1,0 +1,270 @@
+"""The shipped quickstart, for real: a base is pretrained, trials are trained and scored, a front comes out."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import lm_eval
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import yaml
+from lm_eval.models.huggingface import HFLM
+from lm_eval.tasks import TaskManager
+
+from sweepcp import load_run
+from sweepcp.bench import Bench
+from sweepcp.data.sources import fingerprint
+from sweepcp.experiment import load_experiment
+from sweepcp.files import shipped
+from sweepcp.run import Run
+from sweepcp.sweep import prepare
+from sweepcp.trial import Outcome
+
+SHORT = ["--set", "budget.tokens=10_240"]
+
+
+def sweepcp(*args: object, timeout: float = 900) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "sweepcp", *map(str, args)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=timeout, env=os.environ | {"COLUMNS": "120"})
+
+
+@pytest.fixture(scope="module")
+def quickstart(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """What `sweepcp search` makes on this machine."""
+    out = tmp_path_factory.mktemp("runs") / "quickstart"
+    done = sweepcp("search", "--out", out)
+    assert done.returncode == 0, done.stderr
+    assert "Choice (most domain gain, general regression ≤ 2 %)" in done.stdout
+    assert "sweepcp front" in done.stdout
+    return load_run(out)
+
+
+@pytest.fixture(scope="module")
+def bench(quickstart: Run) -> Bench:
+    """A worker's bench in this process."""
+
+    class View:
+        def __getattr__(self, _: str):
+            return lambda *args: None
+
+    experiment, files = load_experiment("quickstart")
+    texts = {s.name: fingerprint(s, files[s.name]) for s in experiment.sources}
+    job, _ = prepare(experiment, files, texts, View())  # type: ignore[arg-type]
+    return Bench(job)
+
+
+def test_the_front_shows_the_trade_off(quickstart: Run):
+    assert len(quickstart.trials) == 16
+    result = quickstart.front()
+    assert len(result.ids) >= 3
+    by_id = {t.id: t for t in quickstart.trials}
+    first, last = by_id[result.ids[0]], by_id[result.ids[-1]]
+    assert (last.domain or 0) >= 10
+    assert (first.general or -9) >= -1.5
+    assert result.choice.id is not None
+    assert quickstart.trials[0].point == {"lr_fraction": 0.1, "general_share": 0.5}
+    assert 4 < (quickstart.trials[0].domain or 0) < 14
+    assert -4 < (quickstart.trials[0].general or 0) < -0.5
+
+
+def test_the_front_is_what_pandas_makes_of_the_files(quickstart: Run):
+    records = [json.loads(path.read_text()) for path in quickstart.path.glob("trials/*/trial.json")]
+    frame = pd.DataFrame(records)
+    done = frame[frame["status"] == "done"].sort_values(["domain", "general"], ascending=False)
+    best = done[done["general"] > done["general"].cummax().shift(fill_value=-np.inf)]
+    assert set(best["id"]) == set(json.loads((quickstart.path / "front.json").read_text())["ids"])
+    allowed = done[done["general"] >= -2.0]
+    assert allowed.loc[allowed["domain"].idxmax(), "id"] == quickstart.front().choice.id
+
+
+def test_scores_follow_from_the_items_on_disk(quickstart: Run):
+    base = {(i["name"], i["unit"]): i for i in json.loads((quickstart.path / "base.json").read_text())["items"]}
+    trial = quickstart.trials[3]
+    total = weights = 0.0
+    for member in json.loads((quickstart.path / "trials" / trial.id / "items.json").read_text()):
+        if member["role"] == "general" and member["unit"] == "bits per byte":
+            keep = np.array(member["select"])
+            before = np.array(base[member["name"], "bits per byte"]["amount"])[keep].sum()
+            after = np.array(member["amount"])[keep].sum()
+            total += member["weight"] * 100 * (before - after) / before
+            weights += member["weight"]
+    assert trial.general == pytest.approx(total / weights, rel=1e-12)
+
+
+def test_each_trial_was_fed_the_mixture_that_it_asked_for(quickstart: Run):
+    for trial in quickstart.trials:
+        assert sum(trial.tokens_by_source.values()) == trial.recipe.tokens
+        lines = (quickstart.path / "trials" / trial.id / "metrics.jsonl").read_text().splitlines()
+        assert len(lines) == trial.recipe.steps
+        for line in (json.loads(lines[9]), json.loads(lines[-1])):
+            fed = sum(line["tokens"].values())
+            for portion in trial.recipe.mixture.portions:
+                assert abs(line["tokens"][portion.source] - portion.share * fed) < trial.recipe.seq_len
+        assert json.loads(lines[0])["lr"] == pytest.approx(trial.recipe.lr(1, 3e-3))
+
+
+def test_the_same_command_again_keeps_everything(quickstart: Run):
+    before = {p: p.stat().st_mtime_ns for p in quickstart.path.glob("trials/*/*")}
+    done = sweepcp("search", "--out", quickstart.path)
+    assert done.returncode == 0
+    assert "16 trials are finished and stay; 0 to run" in done.stdout
+    assert {p: p.stat().st_mtime_ns for p in quickstart.path.glob("trials/*/*")} == before
+
+
+def test_a_changed_experiment_is_refused_with_the_difference(quickstart: Run):
+    done = sweepcp("search", "--out", quickstart.path, "--set", "training.warmup=0.2")
+    assert done.returncode == 2
+    assert "training.warmup: 0.1 → 0.2" in done.stderr
+
+
+def test_front_commands(quickstart: Run, tmp_path: Path):
+    content = json.loads(sweepcp("front", quickstart.path, "--json").stdout)
+    assert [t["on_front"] for t in content["trials"]] == [t.id in quickstart.front().ids for t in quickstart.trials]
+    assert content["reference"] == {"domain": -10.0, "general": -50.0}
+    assert json.loads(sweepcp("front", quickstart.path, "--json", "--knee").stdout)["choice"]["rule"].startswith("knee")
+    weighted = json.loads(sweepcp("front", quickstart.path, "--json", "--weights", "1,100").stdout)
+    assert weighted["choice"]["id"] == quickstart.front().ids[0]
+    strict = sweepcp("front", quickstart.path, "--max-regression", "0")
+    assert strict.returncode == 0
+    assert sweepcp("front", quickstart.path, "--csv", tmp_path / "t.csv").returncode == 0
+    assert len(pd.read_csv(tmp_path / "t.csv")) == 16
+
+
+def test_a_recipe_scores_the_same_in_another_process(quickstart: Run, bench: Bench):
+    assert bench.base().items == quickstart.base.items  # type: ignore[union-attr]
+    for number in (0, 6):
+        trial = quickstart.trials[number]
+        outcome = list(bench.run(trial.recipe))[-1]
+        assert isinstance(outcome, Outcome)
+        written = json.loads((quickstart.path / "trials" / trial.id / "items.json").read_text())
+        assert [i.model_dump(mode="json") for i in outcome.items] == written
+
+
+def test_task_scores_are_those_of_lm_eval(bench: Bench):
+    bench.model.load_state_dict(bench.weights)
+    assert bench.tasks is not None
+    ours = [i for i in bench.tasks.score() if i.unit == "accuracy"]
+    bits = {i.name: i for i in bench.score() if i.unit == "bits per byte"}
+    model = HFLM(pretrained=bench.model, tokenizer=bench.tokenizer, batch_size=32)
+    manager = TaskManager(include_path=str(bench.job.made_tasks), include_defaults=False)
+    stock = lm_eval.simple_evaluate(
+        model, tasks=[i.name for i in ours], task_manager=manager, bootstrap_iters=0, log_samples=True
+    )
+    for items in ours:
+        assert sum(items.amount) / len(items.amount) == stock["results"][items.name]["acc,none"]
+        samples = sorted(stock["samples"][items.name], key=lambda s: s["doc_id"])
+        gold = [-s["resps"][s["target"]][0][0] / np.log(2) for s in samples]
+        assert list(bits[items.name].amount) == pytest.approx(gold, rel=1e-12)
+
+
+def test_packed_documents_do_not_see_each_other(bench: Bench):
+    bench.model.load_state_dict(bench.weights)
+    bench.model.eval()
+    ids = torch.tensor(bench.tokenizer(["def f(x): return x" * 2, "The documentation of a module."])["input_ids"][0])
+    other = torch.tensor(bench.tokenizer("The documentation of a module.")["input_ids"])
+    packed = torch.cat([ids, other])[None]
+    places = torch.cat([torch.arange(len(ids)), torch.arange(len(other))])[None]
+    with torch.no_grad():
+        together = bench.model(input_ids=packed, position_ids=places, use_cache=False).logits[0, len(ids) :]
+        alone = bench.model(input_ids=other[None], use_cache=False).logits[0]
+        changed = packed.clone()
+        changed[0, : len(ids)] = 65
+        again = bench.model(input_ids=changed, position_ids=places, use_cache=False).logits[0, len(ids) :]
+    torch.testing.assert_close(together, alone, atol=1e-4, rtol=0)
+    assert torch.equal(together, again)
+
+
+def test_the_same_seed_elsewhere_gives_the_same_trials_to_the_last_bit(quickstart: Run, tmp_path: Path):
+    copy = yaml.safe_load((shipped("experiments") / "quickstart.yaml").read_text()) | {"name": "mine"}
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "mine.yaml").write_text(yaml.safe_dump(copy).replace("'3e-3'", "3e-3"))
+    found = []
+    for name in ("quickstart", tmp_path / "folder" / "mine.yaml"):
+        out = tmp_path / Path(name).stem
+        done = sweepcp("search", name, "--out", out, "--trials", 6, *SHORT, "--set", "budget.concurrency=1")
+        assert done.returncode == 0, done.stderr
+        trials = load_run(out).trials
+        found.append([(t.point, t.recipe_id, t.scorecard) for t in trials])
+        found[-1] += [(out / "trials" / t.id / "items.json").read_text() for t in trials]
+    assert found[0] == found[1]
+
+
+def test_a_run_that_is_killed_twice_is_completed(quickstart: Run, tmp_path: Path):
+    out = tmp_path / "run"
+    command = [sys.executable, "-m", "sweepcp", "search", "--out", str(out), "--trials", "7", *SHORT]
+    kept: dict[Path, int] = {}
+    for enough in (2, 4):
+        driver = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        until = time.monotonic() + 180
+        while len(list(out.glob("trials/*/trial.json"))) < enough and time.monotonic() < until:
+            time.sleep(0.1)
+        driver.send_signal(signal.SIGKILL)
+        driver.wait()
+        now = {p: p.stat().st_mtime_ns for p in out.glob("trials/*/trial.json")}
+        assert len(now) >= enough
+        assert all(now[p] == stamp for p, stamp in kept.items())
+        kept = now
+        time.sleep(15)
+        assert not leftovers(driver.pid)
+    done = sweepcp("search", "--out", out, "--trials", 7, *SHORT)
+    assert done.returncode == 0, done.stderr
+    run = load_run(out)
+    assert [t.number for t in run.trials] == list(range(7))
+    assert {t.status for t in run.trials} == {"done"}
+    assert all(p.stat().st_mtime_ns == stamp for p, stamp in kept.items())
+
+
+def leftovers(driver: int) -> list[str]:
+    """Workers and raylets of a Ray that this driver started; Ray names the driver in the session folder."""
+    listed = subprocess.run(["ps", "-eo", "pid,args"], capture_output=True, text=True, check=True).stdout.splitlines()
+    session = f"_{driver}/"
+    workers = [line for line in listed if "ray::" in line]
+    return [line for line in listed if session in line and "raylet" in line and "agent" not in line] + workers
+
+
+def test_diverged_trials_stay_trials(quickstart: Run, tmp_path: Path):
+    space = "space={lr_fraction: {choices: [1e30, 0.1]}, general_share: {low: 0, high: 1}, anchors: [%s, %s]}"
+    anchors = "{lr_fraction: 1e30, general_share: 0.5}", "{lr_fraction: 0.1, general_share: 0.5}"
+    one = sweepcp("search", "--out", tmp_path / "one", "--trials", 2, *SHORT, "--set", space % anchors)
+    assert one.returncode == 0, one.stderr
+    assert [t.status for t in load_run(tmp_path / "one").trials] == ["diverged", "done"]
+    none = sweepcp("search", "--out", tmp_path / "none", "--trials", 1, *SHORT, "--set", space % anchors)
+    assert none.returncode == 1
+    assert "No trial is done" in none.stderr
+
+
+def test_sigterm_leaves_a_run_that_goes_on(quickstart: Run, tmp_path: Path):
+    out = tmp_path / "run"
+    command = [sys.executable, "-m", "sweepcp", "search", "--out", str(out), "--trials", "4", *SHORT]
+    driver = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    until = time.monotonic() + 180
+    while not list(out.glob("trials/*/trial.json")) and time.monotonic() < until:
+        time.sleep(0.1)
+    driver.terminate()
+    _, message = driver.communicate(timeout=60)
+    assert driver.returncode == 128 + signal.SIGTERM
+    assert message.strip() == "Stopped. Finished trials are kept; the same command goes on from there."
+    assert 1 <= len(load_run(out).trials) < 4
+
+
+def test_two_nodes_by_address(quickstart: Run, tmp_path: Path):
+    code = f"""
+import subprocess, sys
+from ray.cluster_utils import Cluster
+cluster = Cluster()
+cluster.add_node(num_cpus=1, include_dashboard=False)
+cluster.add_node(num_cpus=1)
+command = [sys.executable, "-m", "sweepcp", "search", "--out", {str(tmp_path / "run")!r}, "--trials", "4"]
+done = subprocess.run([*command, *{SHORT!r}, "--address", cluster.address])
+cluster.shutdown()
+sys.exit(done.returncode)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert [t.status for t in load_run(tmp_path / "run").trials] == ["done"] * 4

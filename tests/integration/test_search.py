@@ -1,0 +1,92 @@
+"""Ray Tune and Optuna for real, with a bench whose front is known."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import ray
+
+from sweepcp import load_run
+from sweepcp.errors import BaseNotScored
+from sweepcp.search.propose import propose
+from tests.integration import analytic
+
+START = [float(propose(analytic.SPACE, [], [], n, 0).point["lr_fraction"]) for n in range(5)]
+"""LR fractions of the anchor and the four starting points."""
+
+
+@pytest.fixture(autouse=True, scope="module")
+def ray_of_two() -> Iterator[None]:
+    """One Ray for the module: starting it is most of a small search's time."""
+    ray.init(
+        num_cpus=2, include_dashboard=False, log_to_driver=False, runtime_env={"env_vars": {"OMP_NUM_THREADS": "1"}}
+    )
+    yield
+    ray.shutdown()
+
+
+def test_the_known_front_is_found_and_every_trial_recorded(tmp_path: Path):
+    watch = analytic.run(tmp_path, 20)
+    run = load_run(tmp_path)
+    assert [t.number for t in run.trials] == list(range(20))
+    assert {t.id for t in watch.seen} == {t.id for t in run.trials}
+    assert [t.proposed_by for t in run.trials] == ["anchor"] + ["quasi-random"] * 4 + ["tpe"] * 15
+    for t in run.trials:
+        assert (t.domain, t.general) == pytest.approx(analytic.answer(t.recipe.lr_fraction, t.recipe.general_share))
+        assert (tmp_path / "trials" / t.id / "metrics.jsonl").read_text().count("\n") == 1
+    known = np.array([analytic.answer(0.3, s) for s in np.linspace(0, 1, 50)])
+    best = [t for t in run.trials if t.id in run.front().ids]
+    gaps = [np.abs(known - [t.domain, t.general]).sum(axis=1).min() for t in best]
+    assert min(gaps) < 1.5
+
+
+def test_each_kind_of_failure_costs_its_own_trial_only(tmp_path: Path):
+    faults = dict(zip(START, ["raise", "die", "nan", "infinite", "foreign"], strict=True))
+    analytic.run(tmp_path, 8, faults=faults)
+    run = load_run(tmp_path)
+    got = {t.number: (t.status, t.reason or "") for t in run.trials}
+    assert [got[n][0] for n in range(8)] == ["failed", "failed", "diverged", "failed", "failed", "done", "done", "done"]
+    for number, text in enumerate(["out of memory", "died", "loss nan", "finite", "cannot be compared"]):
+        assert text in got[number][1]
+    assert set(run.front().ids) <= {"0005", "0006", "0007"}
+
+
+def test_all_trials_failing_is_no_front(tmp_path: Path):
+    analytic.run(tmp_path, 3, faults={0.0: "raise"})
+    run = load_run(tmp_path)
+    assert {t.status for t in run.trials} == {"failed"}
+    assert run.front().choice.id is None
+
+
+def test_a_base_that_cannot_be_scored_ends_the_search(tmp_path: Path):
+    with pytest.raises(BaseNotScored, match="no such model"):
+        analytic.run(tmp_path, 3, faults={-1.0: "base"})
+    assert load_run(tmp_path).trials == []
+
+
+def test_one_worker_and_one_seed_give_the_same_trials(tmp_path: Path):
+    found = []
+    for name in ("a", "b"):
+        analytic.run(tmp_path / name, 8, concurrency=1)
+        found.append([(t.point, t.domain, t.general) for t in load_run(tmp_path / name).trials])
+    assert found[0] == found[1]
+
+
+def test_a_longer_budget_goes_on_where_the_shorter_ended(tmp_path: Path):
+    analytic.run(tmp_path / "whole", 9, concurrency=1)
+    analytic.run(tmp_path / "parts", 6, concurrency=1)
+    stamps = {p: p.stat().st_mtime_ns for p in (tmp_path / "parts").glob("trials/*/trial.json")}
+    watch = analytic.run(tmp_path / "parts", 9, concurrency=1)
+    assert [t.number for t in watch.seen] == [6, 7, 8]
+    assert all(p.stat().st_mtime_ns == before for p, before in stamps.items())
+    points = [[t.point for t in load_run(tmp_path / name).trials] for name in ("whole", "parts")]
+    assert points[0] == points[1]
+
+
+def test_a_gap_is_filled_and_nothing_is_repeated(tmp_path: Path):
+    analytic.run(tmp_path, 6)
+    (tmp_path / "trials" / "0002" / "trial.json").unlink()
+    watch = analytic.run(tmp_path, 7)
+    assert sorted(t.number for t in watch.seen) == [2, 6]
+    assert [t.number for t in load_run(tmp_path).trials] == list(range(7))
