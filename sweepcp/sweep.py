@@ -98,7 +98,7 @@ def _search(
 
     from sweepcp.search.driver import Book, cluster, search, stop_on_signal
 
-    with stop_on_signal(), cluster(address, experiment.budget) as concurrency:
+    with cluster(address, experiment.budget) as concurrency, stop_on_signal():
         book = Book(
             writer=writer,
             watch=view,

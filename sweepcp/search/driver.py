@@ -311,7 +311,10 @@ def _room(budget: Budget, resources: dict[str, float]) -> int:
 
 @contextmanager
 def stop_on_signal() -> Iterator[None]:
-    """SIGTERM ends the search as Ctrl-C does: what is finished stays, the same command goes on from there."""
+    """SIGTERM ends the search as Ctrl-C does: what is finished stays, the same command goes on from there.
+
+    To be entered after Ray has started, which installs a handler of its own.
+    """
 
     def stop(number: int, _: object) -> None:
         raise KeyboardInterrupt(number)

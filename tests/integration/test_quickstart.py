@@ -25,8 +25,19 @@ from sweepcp.files import shipped
 from sweepcp.run import Run
 from sweepcp.sweep import prepare
 from sweepcp.trial import Outcome
+from tests.integration.analytic import Silent
 
 SHORT = ["--set", "budget.tokens=10_240"]
+
+
+class Nobody(Silent):
+    """A view that shows nothing."""
+
+    def note(self, text: str) -> None: ...
+
+    def stage(self, name: str, done: int, of: int, text: str) -> None: ...
+
+    def trials(self, finished: int, of: int) -> None: ...
 
 
 def sweepcp(*args: object, timeout: float = 900) -> subprocess.CompletedProcess[str]:
@@ -49,13 +60,9 @@ def quickstart(tmp_path_factory: pytest.TempPathFactory) -> Run:
 def bench(quickstart: Run) -> Bench:
     """A worker's bench in this process."""
 
-    class View:
-        def __getattr__(self, _: str):
-            return lambda *args: None
-
     experiment, files = load_experiment("quickstart")
     texts = {s.name: fingerprint(s, files[s.name]) for s in experiment.sources}
-    job, _ = prepare(experiment, files, texts, View())  # type: ignore[arg-type]
+    job, _ = prepare(experiment, files, texts, Nobody())
     return Bench(job)
 
 
@@ -224,7 +231,7 @@ def leftovers(driver: int) -> list[str]:
     """Workers and raylets of a Ray that this driver started; Ray names the driver in the session folder."""
     listed = subprocess.run(["ps", "-eo", "pid,args"], capture_output=True, text=True, check=True).stdout.splitlines()
     session = f"_{driver}/"
-    workers = [line for line in listed if "ray::" in line]
+    workers = [line for line in listed if "ray::" in line and "Agent" not in line]  # two of Ray's own stay a minute
     return [line for line in listed if session in line and "raylet" in line and "agent" not in line] + workers
 
 
@@ -268,3 +275,13 @@ sys.exit(done.returncode)
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert [t.status for t in load_run(tmp_path / "run").trials] == ["done"] * 4
+
+
+def test_a_base_from_a_folder_is_the_same_base(quickstart: Run):
+    """A folder in the format of `save_pretrained`, as a downloaded model is one; here the base made before."""
+    assert quickstart.base is not None
+    sets = [f"base={{path: {quickstart.base.model}, max_lr: 3e-3}}"]
+    experiment, files = load_experiment("quickstart", sets)
+    texts = {s.name: fingerprint(s, files[s.name]) for s in experiment.sources}
+    job, _ = prepare(experiment, files, texts, Nobody())
+    assert Bench(job).base().items == quickstart.base.items
