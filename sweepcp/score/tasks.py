@@ -66,9 +66,10 @@ class Tasks:
     def score(self) -> list[Items]:
         """Items of every member: bits per byte of the gold answers, and accuracy where the task has one."""
         self.lm.model.eval()
+        self._answer()
         result: list[Items] = []
         for role, language, member, tasks in self.tasks:
-            docs = [doc for task in tasks for doc in self._run(task)]
+            docs = [doc for task in tasks for doc in self._documents(task)]
             common = {
                 "name": member.name,
                 "role": role,
@@ -82,17 +83,21 @@ class Tasks:
                     result.append(Items.model_validate(common | columns | {"unit": unit}))
         return result
 
-    def _run(self, task: Any) -> list[dict[str, Any]]:
-        """Answer one task's requests; per document its content, gold bits and bytes, and whether it was right."""
+    def _answer(self) -> None:
+        """Answer the requests of all tasks, a kind at a time: the batches are those that lm-eval would make."""
         requests: dict[str, list[Any]] = {}
-        for instance in task.instances:
-            instance.resps = []
-            instance.filtered_resps = {}
-            requests.setdefault(instance.request_type, []).extend([instance] * instance.repeats)
+        for _, _, _, tasks in self.tasks:
+            for instance in (i for task in tasks for i in task.instances):
+                instance.resps = []
+                instance.filtered_resps = {}
+                requests.setdefault(instance.request_type, []).extend([instance] * instance.repeats)
         for kind, instances in requests.items():
             answers = getattr(self.lm, kind)(instances, disable_tqdm=True)
             for instance, answer in zip(instances, answers, strict=True):
                 instance.resps.append(answer)
+
+    def _documents(self, task: Any) -> list[dict[str, Any]]:
+        """Per document of an answered task: content, gold bits and bytes, and whether it was right."""
         task.apply_filters()
         by_doc: dict[int, list[Any]] = {}
         for instance in sorted(task.instances, key=lambda i: i.idx):

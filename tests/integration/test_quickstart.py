@@ -28,6 +28,9 @@ from sweepcp.trial import Outcome
 from tests.integration.analytic import Silent
 
 SHORT = ["--set", "budget.tokens=10_240"]
+for suite in ("domain", "general"):
+    SHORT += ["--set", f"suites.{suite}.1.items=40", "--set", f"suites.{suite}.2.items=40"]
+"""A trial of a few seconds."""
 
 
 class Nobody(Silent):

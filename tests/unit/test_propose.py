@@ -60,7 +60,7 @@ def test_pending_points_are_avoided_and_failed_ones_ignored():
 
 def test_the_model_learns():
     trials = run(40)
-    late = [t for t in trials[25:]]
+    late = trials[25:]
     misses = [abs(np.log10(float(t.point["lr_fraction"]) / 0.3)) for t in late]
     assert np.median(misses) < 0.3  # uniform on the log scale would be about 0.5
     assert sum(t.point["schedule"] == "cosine" for t in late) > 10
