@@ -138,8 +138,8 @@ def schema(out: Annotated[Path | None, typer.Option(help="A file to write instea
 
 
 def main() -> None:
-    """Run the command line; what a user can mend exits with status 2, an interrupted search with 130."""
-    from sweepcp.errors import BadInput, BaseNotScored
+    """Run the command line; what a user can mend exits with status 2, a stopped search with 130 or 143."""
+    from sweepcp.errors import BadInput, BaseNotScored, Stopped
 
     try:
         app()
@@ -149,7 +149,6 @@ def main() -> None:
     except BaseNotScored as error:
         typer.echo(f"Error: the base cannot be scored: {error}", err=True)
         sys.exit(1)
-    except KeyboardInterrupt as stop:
-        number = stop.args[0] if stop.args else 2
+    except Stopped as stop:
         typer.echo("Stopped. Finished trials are kept; the same command goes on from there.", err=True)
-        sys.exit(128 + number)
+        sys.exit(128 + stop.signal)

@@ -19,3 +19,11 @@ class BadInput(Exception):
 
 class BaseNotScored(Exception):
     """The base cannot be loaded or scored, so no trial can be compared with it: exit status 1."""
+
+
+class Stopped(BaseException):
+    """A signal ended the search: exit status 128 + signal. Not an `Exception`, so that no library keeps it."""
+
+    def __init__(self, signal: int) -> None:
+        self.signal = signal
+        super().__init__(signal)

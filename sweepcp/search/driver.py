@@ -23,7 +23,7 @@ import ray
 from ray import tune
 from ray.tune.search import Searcher
 
-from sweepcp.errors import BadInput, BaseNotScored
+from sweepcp.errors import BadInput, BaseNotScored, Stopped
 from sweepcp.recipe import Recipe
 from sweepcp.run import RunWriter
 from sweepcp.scorecard import scorecard
@@ -311,19 +311,27 @@ def _room(budget: Budget, resources: dict[str, float]) -> int:
 
 @contextmanager
 def stop_on_signal() -> Iterator[None]:
-    """SIGTERM ends the search as Ctrl-C does: what is finished stays, the same command goes on from there.
+    """SIGINT and SIGTERM raise `Stopped`: what is finished stays, the same command goes on from there.
 
     To be entered after Ray has started, which installs a handler of its own.
     """
 
-    def stop(number: int, _: object) -> None:
-        raise KeyboardInterrupt(number)
+    came: list[int] = []
 
-    before = signal.signal(signal.SIGTERM, stop)
+    def stop(number: int, _: object) -> None:
+        came.append(number)
+        raise KeyboardInterrupt  # the one that Ray's own calls let through
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
+    except BaseException:
+        if came:  # whatever Ray made of it
+            raise Stopped(came[0]) from None
+        raise
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def search(book: Book, make_bench: Callable[[], BenchLike], budget: Budget, concurrency: int) -> None:
