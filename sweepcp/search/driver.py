@@ -366,3 +366,6 @@ def search(book: Book, make_bench: Callable[[], BenchLike], budget: Budget, conc
         shutil.rmtree(state, ignore_errors=True)
     if book.base_error is not None:
         raise BaseNotScored(book.base_error)
+    if book.running or book.to_come:
+        missing = [draft.id for draft in book.running.values()] + [f"{n:04d}" for n in book.to_come]
+        raise RuntimeError(f"Ray Tune ended without trials {', '.join(missing)}; the same command goes on with them")
