@@ -39,7 +39,7 @@ class Engine:
         for first in range(0, len(batch.input_ids), self.micro_batch):
             rows = slice(first, first + self.micro_batch)
             with self.autocast:
-                loss = summed_loss(self.model, batch, rows) / targets
+                loss = token_losses(self.model, batch, rows).sum() / targets
             loss.backward()
             total += loss.detach()
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.clip)
@@ -50,10 +50,14 @@ class Engine:
         return float(total), float(norm)
 
 
+def in_bf16(device: torch.device, precision: str) -> bool:
+    """Whether `precision` means bf16 on a device: `auto` is bf16 on a GPU and fp32 on a CPU."""
+    return precision == "bf16" or (precision == "auto" and device.type == "cuda")
+
+
 def autocast(device: torch.device, precision: str) -> torch.autocast:
-    """bf16 autocast where `precision` asks for it: `auto` is bf16 on a GPU and fp32 on a CPU."""
-    enabled = precision == "bf16" or (precision == "auto" and device.type == "cuda")
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=enabled)
+    """bf16 autocast where `precision` asks for it."""
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=in_bf16(device, precision))
 
 
 def token_losses(model: PreTrainedModel, batch: Batch, rows: slice) -> torch.Tensor:
@@ -67,8 +71,3 @@ def token_losses(model: PreTrainedModel, batch: Batch, rows: slice) -> torch.Ten
     logits = model(input_ids=inputs, position_ids=positions, use_cache=False).logits
     losses = cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), ignore_index=IGNORED, reduction="none")
     return losses.view_as(targets)
-
-
-def summed_loss(model: PreTrainedModel, batch: Batch, rows: slice) -> torch.Tensor:
-    """The sum of `token_losses`."""
-    return token_losses(model, batch, rows).sum()

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import math
 import os
 import tempfile
 from pathlib import Path
@@ -55,8 +54,3 @@ def write_text(path: Path, text: str) -> None:
     except BaseException:
         Path(name).unlink(missing_ok=True)
         raise
-
-
-def finite(value: float) -> float | None:
-    """The number itself, or None where JSON has no word for it (NaN, ±inf)."""
-    return value if math.isfinite(value) else None

@@ -16,6 +16,7 @@ from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from sweepcp.engine import in_bf16
 from sweepcp.recipe import Role
 from sweepcp.scorecard import Items, in_select_half
 from sweepcp.suites import MemberSpec
@@ -40,12 +41,11 @@ class Tasks:
         precision: str,
     ) -> None:
         logging.getLogger("lm_eval").setLevel(logging.ERROR)
-        bf16 = precision == "bf16" or (precision == "auto" and model.device.type == "cuda")
         self.lm = HFLM(
             pretrained=model,
             tokenizer=tokenizer,
             batch_size=BATCH,
-            mixed_precision_dtype=torch.bfloat16 if bf16 else None,
+            mixed_precision_dtype=torch.bfloat16 if in_bf16(model.device, precision) else None,
         )
         self.lm._encode_pair = functools.cache(self.lm._encode_pair)
         self.tasks: list[tuple[Role, str, MemberSpec, list[Any]]] = []
