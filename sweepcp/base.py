@@ -12,7 +12,7 @@ from sweepcp.files import cache_dir, digest
 from sweepcp.recipe import Fraction, Positive, Training, check_whole
 from sweepcp.schema import Schema
 
-FORMAT = 1
+FORMAT = 2
 LENGTH_KEYS = ("max_position_embeddings", "n_positions", "max_sequence_length", "n_ctx")
 
 

@@ -11,6 +11,9 @@ class BadInput(Exception):
         self.where, self.key, self.value, self.rule, self.fix = str(where), key, value, rule, fix
         super().__init__(str(self))
 
+    def __reduce__(self) -> tuple[type, tuple[object, ...]]:
+        return BadInput, (self.where, self.key, self.value, self.rule, self.fix)  # it comes from other processes, too
+
     def __str__(self) -> str:
         shown = repr(self.value)
         shown = shown if len(shown) <= 200 else shown[:197] + "..."

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from sweepcp.base import BaseSpec, max_length, resolve
-from sweepcp.data.sources import Source, find_files
+from sweepcp.data.sources import Found, Source, find
 from sweepcp.errors import BadInput
 from sweepcp.files import shipped
 from sweepcp.front import Reference, Rule
@@ -35,6 +35,16 @@ class Choose(Rule):
     reference: Reference = Reference()
 
 
+class TargetBudget(Schema):
+    """The run that trials stand for, as far as repetition goes."""
+
+    tokens: Annotated[int, Field(ge=1)]
+    source_tokens: dict[str, Annotated[int, Field(ge=1)]] = Field(default_factory=dict)
+    """Source → its training tokens there, where the target's corpus is larger than the one here."""
+    match_repetition: bool = False
+    """Let trials see only so much of each source that they repeat it as often as the target's run will."""
+
+
 class Experiment(Schema):
     """An experiment file. Paths in it are relative to the file."""
 
@@ -48,6 +58,7 @@ class Experiment(Schema):
     """Inline, or the name or path of a file of search spaces (which `load_experiment` reads first)."""
     training: TrainingSection
     budget: Budget
+    target: TargetBudget | None = None
     choose: Choose
 
     def weighted(self, tokens: dict[str, float]) -> list[WeightedSource]:
@@ -62,8 +73,8 @@ class Experiment(Schema):
         return recipe_at(point, self.weighted(tokens), self.training, self.budget.tokens, self.seed)
 
 
-def load_experiment(name: str, overrides: Sequence[str] = ()) -> tuple[Experiment, dict[str, list[Path]]]:
-    """Read and check an experiment: a path, or the name of a shipped one. Also the files of each source.
+def load_experiment(name: str, overrides: Sequence[str] = ()) -> tuple[Experiment, dict[str, Found]]:
+    """Read and check an experiment: a path, or the name of a shipped one. Also where each source's texts are.
 
     `overrides` are `a.b=value` with a YAML value. Raises `BadInput`; writes nothing, reads no texts.
     """
@@ -133,7 +144,7 @@ def _item(items: list[Any], part: str, key: str) -> Any:
     raise BadInput(f"--set {key}", key, part, f"an item of the list, by index or name: {names}", "name one of them")
 
 
-def _check(experiment: Experiment, path: Path) -> tuple[Experiment, dict[str, list[Path]]]:
+def _check(experiment: Experiment, path: Path) -> tuple[Experiment, dict[str, Found]]:
     """What no single section can know; paths become absolute."""
     names = Counter(s.name for s in experiment.sources)
     for index, source in enumerate(experiment.sources):
@@ -149,7 +160,12 @@ def _check(experiment: Experiment, path: Path) -> tuple[Experiment, dict[str, li
         if name not in names:
             rule = f"one of the sources: {', '.join(names)}"
             raise BadInput(path, "base.pretrain.mixture", name, rule, "name a source of this experiment")
-    files = {s.name: find_files(s, path.parent, path) for s in experiment.sources}
+    for name in experiment.target.source_tokens if experiment.target else ():
+        if name not in names:
+            rule = f"one of the sources: {', '.join(names)}"
+            raise BadInput(path, "target.source_tokens", name, rule, "name a source of this experiment")
+    files = {s.name: find(s, path.parent, path) for s in experiment.sources}
+    _check_shared_files(experiment, files, path)
     base = resolve(experiment.base, path.parent, path)
     suites = _resolve_tasks(experiment.suites, path)
     return experiment.model_copy(update={"base": base, "suites": suites}), files
@@ -176,6 +192,25 @@ def _check_roles(experiment: Experiment, path: Path) -> None:
             raise BadInput(
                 path, "sources", f"weight of {', '.join(stated)} only", rule, "state the others, or remove it"
             )
+
+
+def _check_shared_files(experiment: Experiment, files: dict[str, Found], path: Path) -> None:
+    """A file of two sources is read differently by them, and none of its documents is held out by one of them only."""
+    owner: dict[Path, Source] = {}
+    for source in experiment.sources:
+        found = files[source.name]
+        for file in (*found.paths, *found.held_out) if source.python is None else ():
+            other = owner.setdefault(file.resolve(), source)
+            if other is source:
+                continue
+            key, value = f"sources.{source.name}", f"{file}, as {other.name} does"
+            if source.held_out_files or other.held_out_files or source.held_out != other.held_out:
+                rule = "sources that share a file hold out the same of it, or one trains on what the other holds out"
+                raise BadInput(path, key, value, rule, "give both the same `held_out`, and no held_out_files")
+            alike = ("field", "template", "unit", "filters", "exclude")
+            if all(getattr(source, name) == getattr(other, name) for name in alike):
+                rule = "two sources read different texts"
+                raise BadInput(path, key, value, rule, "remove one, or tell them apart by filters")
 
 
 def _reaches(space: Space, name: str, below: float | None = None, above: float | None = None) -> bool:

@@ -7,8 +7,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from tokenizers import Tokenizer, decoders, pre_tokenizers
-from tokenizers.models import BPE
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -20,9 +18,11 @@ from transformers import (
 from transformers.utils.logging import disable_progress_bar
 
 from sweepcp.base import BaseSpec, Pretrain
-from sweepcp.data.store import Store
+from sweepcp.data.encode import Encoder, byte_model
+from sweepcp.data.store import Store, boundary_tokens
 from sweepcp.data.stream import Stream
 from sweepcp.engine import Engine
+from sweepcp.errors import BadInput
 from sweepcp.recipe import Mixture, Portion, Recipe
 from sweepcp.train import Row, train
 
@@ -31,12 +31,7 @@ disable_progress_bar()
 
 def byte_tokenizer() -> PreTrainedTokenizerFast:
     """A tokenizer of 258 tokens: the 256 bytes of UTF-8, `<s>` (256) and `</s>` (257)."""
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    model = BPE(vocab={symbol: i for i, symbol in enumerate(alphabet)}, merges=[])
-    tokenizer = Tokenizer(model)
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", pad_token="</s>")
+    return PreTrainedTokenizerFast(tokenizer_object=byte_model(), bos_token="<s>", eos_token="</s>", pad_token="</s>")
 
 
 def load_tokenizer(base: BaseSpec) -> PreTrainedTokenizerBase:
@@ -47,6 +42,22 @@ def load_tokenizer(base: BaseSpec) -> PreTrainedTokenizerBase:
         base.tokenizer, revision=base.revision or "main", trust_remote_code=False
     )
     return tokenizer
+
+
+def load_encoder(base: BaseSpec) -> Encoder:
+    """The base's tokenizer as plain data; `BadInput` when it is not a fast one, or has more tokens than the model."""
+    tokenizer = load_tokenizer(base)
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        rule = "a fast tokenizer (tokenizer.json)"
+        raise BadInput(base.tokenizer, "the tokenizer", type(tokenizer).__name__, rule, "save one with the model")
+    rows = (base.config() or {}).get("vocab_size", len(tokenizer))
+    if len(tokenizer) > rows:
+        rule = f"at most the {rows:,} tokens that the model has embeddings for"
+        fix = "use the model's own tokenizer, or resize the model's embeddings"
+        raise BadInput(base.tokenizer, "the tokenizer", f"{len(tokenizer):,} tokens", rule, fix)
+    before, after = boundary_tokens(tokenizer)
+    return Encoder(backend.to_str(), tuple(before), tuple(after), len(tokenizer))
 
 
 def load_model(model: str, revision: str | None, device: torch.device) -> PreTrainedModel:

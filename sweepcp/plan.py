@@ -1,5 +1,6 @@
 """What a search would run and cost, before anything is trained."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,34 +9,20 @@ from rich.table import Table
 from rich.text import Text
 
 from sweepcp.base import BaseSpec, count_parameters
-from sweepcp.data.sources import Source, estimate_bytes, fingerprint
+from sweepcp.data.encode import Encoder
+from sweepcp.data.estimate import estimate_tokens
+from sweepcp.data.sources import Found, Source, fingerprint
 from sweepcp.data.store import Store, store_path
 from sweepcp.experiment import Experiment
 from sweepcp.recipe import Recipe
+from sweepcp.repetition import Reading, epoch_warnings, first_recipe, readings
 from sweepcp.search import QUASI_RANDOM
-from sweepcp.space import Choices, Point, Range, Space
+from sweepcp.space import Choices, Range
 
 BYTES_PER_TOKEN = 4.0
 """Assumption for subword tokenizers on English text, used only for estimates."""
 OPTIMIZER_BYTES = 16
 """Bytes a parameter: fp32 weights, gradients and two AdamW moments."""
-
-
-@dataclass(frozen=True)
-class Reading:
-    """How often a source is read in one trial."""
-
-    source: str
-    role: str
-    language: str
-    tokens: float
-    """Training tokens of the source."""
-    origin: str
-    """`counted`, `planned` or `estimated`."""
-    first_share: float
-    first_epochs: float
-    most_epochs: float
-    """At the point of the space that gives the source most."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +33,8 @@ class Plan:
     first: Recipe
     """Of trial one, or of the middle of the space where there is no anchor."""
     readings: list[Reading]
+    origins: dict[str, str]
+    """How the tokens of each source are known: `counted`, `planned` or `estimated`."""
     parameters: int | None
     warnings: list[str]
 
@@ -69,57 +58,36 @@ class Plan:
         return [(n, self.first.lr(n, max_lr)) for n in sorted(shown) if 1 <= n <= steps]
 
 
-def make_plan(experiment: Experiment, files: dict[str, list[Path]]) -> Plan:
+def make_plan(experiment: Experiment, files: dict[str, Found]) -> Plan:
     """Count or estimate tokens, and derive the rest. Reads at most a sample of the texts, writes nothing."""
     counted = {s.name: _tokens(s, files[s.name], experiment.base) for s in experiment.sources}
     tokens = {name: count for name, (count, _) in counted.items()}
-    corners = [experiment.recipe(point, tokens) for point in _corners(experiment.space)]
-    anchors = experiment.space.anchors
-    first = experiment.recipe(anchors[0], tokens) if anchors else corners[0]
-    readings = []
-    for source in experiment.sources:
-        shares = [_share(recipe, source.name) for recipe in corners]
-        size, origin = counted[source.name]
-        readings.append(
-            Reading(
-                source=source.name,
-                role=source.role,
-                language=source.language,
-                tokens=size,
-                origin=origin,
-                first_share=_share(first, source.name),
-                first_epochs=_share(first, source.name) * first.tokens / size,
-                most_epochs=max(shares) * first.tokens / size,
-            )
-        )
-    plan = Plan(experiment, first, readings, count_parameters(experiment.base), [])
+    origins = {name: origin for name, (_, origin) in counted.items()}
+    first = first_recipe(experiment, tokens)
+    found = readings(experiment, tokens)
+    plan = Plan(experiment, first, found, origins, count_parameters(experiment.base), [])
     plan.warnings.extend(_warnings(plan))
     return plan
 
 
-def _tokens(source: Source, paths: list[Path], base: BaseSpec) -> tuple[float, str]:
+def _tokens(source: Source, found: Found, base: BaseSpec) -> tuple[float, str]:
     """Training tokens of a source, and how they are known."""
     if source.planned_tokens is not None:
         return float(source.planned_tokens), "planned"
-    store = store_path(fingerprint(source, paths), base.tokenizer_id())
+    store = store_path(fingerprint(source, found), base.tokenizer_id())
     if (store / "store.json").exists():
         return float(Store(store, source.name).tokens), "counted"
-    per_token = 1.0 if base.tokenizer == "bytes" else BYTES_PER_TOKEN
-    return max(1.0, estimate_bytes(source, paths) * (1 - source.held_out) / per_token), "estimated"
+    return estimate_tokens(source, found, _counter(base)), "estimated"
 
 
-def _share(recipe: Recipe, source: str) -> float:
-    return next((p.share for p in recipe.mixture.portions if p.source == source), 0.0)
-
-
-def _corners(space: Space) -> list[Point]:
-    """The points at the ends of the axes that shift shares; other axes stay at their first value."""
-    points: list[Point] = [{}]
-    for name, axis in space.axes.items():
-        ends = list(axis.choices) if isinstance(axis, Choices) else [axis.low, axis.high]
-        moved = ends if name in ("general_share", "non_english_share") else ends[:1]
-        points = [point | {name: value} for point in points for value in moved]
-    return points
+def _counter(base: BaseSpec) -> Callable[[list[str]], float]:
+    """Tokens of texts: counted where the tokenizer is at hand, else by the assumed bytes a token."""
+    file = Path(base.tokenizer) / "tokenizer.json"
+    if base.tokenizer == "bytes":
+        return lambda texts: float(sum(len(text.encode()) + 2 for text in texts))
+    if not file.is_file():
+        return lambda texts: sum(len(text.encode()) for text in texts) / BYTES_PER_TOKEN
+    return Encoder(file.read_text(encoding="utf-8"), (0,), (0,), 0).count
 
 
 def _warnings(plan: Plan) -> list[str]:
@@ -127,12 +95,7 @@ def _warnings(plan: Plan) -> list[str]:
     found = []
     if planned := [s.name for s in experiment.sources if s.planned_tokens is not None]:
         found.append(f"planned, `sweepcp search` needs their files: {', '.join(planned)}")
-    for reading, source in zip(plan.readings, experiment.sources, strict=True):
-        if reading.most_epochs > source.max_epochs:
-            found.append(
-                f"a trial may read {source.name} {reading.most_epochs:.1f} times, more than max_epochs "
-                f"{source.max_epochs:g}: what it then learns will not hold where the source is read less often"
-            )
+    found += epoch_warnings(plan.readings)
     base = experiment.base
     if base.hub and (base.revision is None or len(base.revision) != 40):
         found.append(f"base.revision {base.revision or '(none)'} is not a commit: it may change between workers")
@@ -177,6 +140,8 @@ def show_plan(console: Console, plan: Plan) -> None:
     console.print(Text("\n".join(f"  {line}" for line in lines)), soft_wrap=True)
     console.print(_lr_table(plan))
     console.print(_source_table(plan))
+    if any(origin == "estimated" for origin in plan.origins.values()):
+        console.print(Text("estimated: from a sample of the text, before near-duplicates are dropped"), style="dim")
     for warning in plan.warnings:
         console.print(Text(f"warning: {warning}", style="yellow"), soft_wrap=True)
 
@@ -228,17 +193,23 @@ def _lr_table(plan: Plan) -> Table:
 
 
 def _source_table(plan: Plan) -> Table:
-    table = Table(title="Sources: epochs in one trial", header_style="bold")
-    for name in ("source", "role", "language", "training tokens", "share, first", "epochs, first", "epochs, most"):
+    target = plan.experiment.target
+    table = Table(title="Sources: how often they are read", header_style="bold")
+    names = ["source", "role", "language", "training tokens", "share, first", "epochs, first", "epochs, most"]
+    if target:
+        names += ["target, first", "target, most"]
+    for name in names:
         table.add_column(name, justify="left" if name in ("source", "role", "language") else "right")
     for r in plan.readings:
+        epochs = [r.first_epochs, r.most_epochs]
+        epochs += [r.target_first_epochs or 0, r.target_most_epochs or 0] if target else []
+        part = f", {r.part:.3%} of them used" if r.part < 1 else ""
         table.add_row(
-            r.source,
-            r.role,
-            r.language,
-            f"{r.tokens:,.0f} {r.origin}",
+            r.source.name,
+            r.source.role,
+            r.source.language,
+            f"{r.tokens:,.0f} {plan.origins[r.source.name]}{part}",
             f"{r.first_share:.1%}",
-            f"{r.first_epochs:.3g}",
-            f"{r.most_epochs:.3g}",
+            *(f"{e:.3g}" for e in epochs),
         )
     return table

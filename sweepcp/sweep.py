@@ -1,23 +1,25 @@
 """The main flow: texts, base, search, front."""
 
-from functools import partial
+from dataclasses import replace
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from sweepcp.base import BaseSpec, pretrained_path
-from sweepcp.data.sources import fingerprint
-from sweepcp.data.store import Store, build_store
+from sweepcp.data.build import build_store
+from sweepcp.data.sources import Found, fingerprint
+from sweepcp.data.store import Store
 from sweepcp.errors import BadInput
 from sweepcp.experiment import Experiment, differences
 from sweepcp.job import Job
+from sweepcp.repetition import check_epochs, matched_part
 from sweepcp.run import Run, RunWriter, load_run, lock
 from sweepcp.search.watch import Watch
 from sweepcp.suites import make_tasks
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
     from sweepcp.bench import Bench
+    from sweepcp.data.encode import Encoder
 
 MAY_CHANGE = ("budget.trials", "budget.concurrency", "budget.sustained_tflops", "budget.usd_per_hour")
 """Keys that a continued search may give anew, besides the rule of choice: they change no trial."""
@@ -27,17 +29,21 @@ MIN_HELD_OUT = 8
 """Fewer documents than this leave one half without an error bar too often."""
 
 
-class View(Watch, Protocol):
-    """Who looks on, from the texts to the last trial."""
+class Stages(Protocol):
+    """Who looks on while texts and base are prepared."""
 
     def note(self, text: str) -> None: ...
 
     def stage(self, name: str, done: int, of: int, text: str) -> None: ...
 
+
+class View(Stages, Watch, Protocol):
+    """Who looks on, from the texts to the last trial."""
+
     def trials(self, finished: int, of: int) -> None: ...
 
 
-def sweep(experiment: Experiment, files: dict[str, list[Path]], out: Path, address: str | None, view: View) -> Run:
+def sweep(experiment: Experiment, files: dict[str, Found], out: Path, address: str | None, view: View) -> Run:
     """Run what is missing of an experiment's trials into the run folder `out`, and write its front.
 
     A search that was stopped, in whatever way, continues. Raises `BadInput` for planned sources, when `out` holds
@@ -89,12 +95,12 @@ def _search(
     writer: RunWriter,
     run: Run,
     experiment: Experiment,
-    files: dict[str, list[Path]],
+    files: dict[str, Found],
     texts: dict[str, str],
     address: str | None,
     view: View,
 ) -> None:
-    job, tokens = prepare(experiment, files, texts, view)
+    job, tokens = prepare(experiment, files, texts, view, address)
 
     from sweepcp.search.driver import Book, cluster, search, stop_on_signal
 
@@ -120,23 +126,20 @@ def _bench(job: Job) -> "Bench":
 
 
 def prepare(
-    experiment: Experiment, files: dict[str, list[Path]], texts: dict[str, str], view: View
+    experiment: Experiment, files: dict[str, Found], texts: dict[str, str], view: View, address: str | None = None
 ) -> tuple[Job, dict[str, float]]:
     """Build or find the token stores, the base and the made tasks; also the training tokens of each source."""
     spec = experiment.base
-    stores: dict[str, Store] = {}
-    for done, source in enumerate(experiment.sources):
-        view.stage("texts", done, len(experiment.sources), f"reading {source.name}")
-        stores[source.name] = build_store(
-            source, files[source.name], texts[source.name], spec.tokenizer_id(), partial(_tokenizer, spec)
-        )
-        _check_texts(experiment, stores[source.name])
-    view.stage("texts", len(stores), len(stores), "")
+    stores = build_stores(experiment, files, view, address)
+    tokens = {name: float(store.tokens) for name, store in stores.items()}
+    check_epochs(experiment, tokens)
     made = make_tasks(experiment.suites, stores)
+    model = _base(experiment, texts, list(stores.values()), view)
+    matched = (replace(s, part=matched_part(experiment, s.source, tokens[s.source])) for s in stores.values())
     job = Job(
         base=spec,
-        model=_base(experiment, texts, list(stores.values()), view),
-        stores=tuple(stores.values()),
+        model=model,
+        stores=tuple(matched),
         languages={s.name: s.language for s in experiment.sources},
         suites=experiment.suites,
         made_tasks=made,
@@ -145,7 +148,41 @@ def prepare(
         precision=experiment.training.precision,
         threads=experiment.budget.cpus_per_trial,
     )
-    return job, {name: float(store.tokens) for name, store in stores.items()}
+    return job, tokens
+
+
+def build_stores(
+    experiment: Experiment, files: dict[str, Found], view: "Stages", address: str | None = None
+) -> dict[str, Store]:
+    """The token stores of all sources but planned ones, built where they are missing, with enough text in each."""
+    stores: dict[str, Store] = {}
+    encoder = cache(partial(_encoder, experiment.base))
+    for source in experiment.sources:
+        if source.planned_tokens is None:
+            name, found = source.name, files[source.name]
+            show = partial(view.stage, "texts", text=f"reading {name}")
+            stores[name] = build_store(source, found, experiment.base.tokenizer_id(), encoder, address, show)
+            _check_texts(experiment, stores[name])
+            for line in losses_of(stores[name], found):
+                view.note(line)
+    return stores
+
+
+def losses_of(store: Store, found: Found) -> list[str]:
+    """What was read of a source and did not become part of its store."""
+    meta, name = store.meta, store.source
+    lines = []
+    if found.passed_over:
+        endings = ", ".join(sorted({path.suffix or path.name for path in found.passed_over}))
+        lines.append(f"{name}: {len(found.passed_over)} files passed over, of no kind that can be read ({endings})")
+    left_out = [f"{count:,} by {reason}" for reason, count in sorted(meta["left_out"].items())]
+    if meta["near_duplicates"]:
+        left_out.append(f"{meta['near_duplicates']:,} near-duplicates")
+    if left_out:
+        lines.append(f"{name}: of {meta['records']:,} records, left out: {', '.join(left_out)}")
+    if meta["bad"]:
+        lines.append(f"{name}: {meta['bad']:,} unusable records skipped, the first: {'; '.join(meta['examples'])}")
+    return lines
 
 
 def _check_texts(experiment: Experiment, store: Store) -> None:
@@ -179,7 +216,7 @@ def _base(experiment: Experiment, texts: dict[str, str], stores: list[Store], vi
     return str(path)
 
 
-def _tokenizer(base: BaseSpec) -> "PreTrainedTokenizerBase":
-    from sweepcp.models import load_tokenizer
+def _encoder(base: BaseSpec) -> "Encoder":
+    from sweepcp.models import load_encoder
 
-    return load_tokenizer(base)
+    return load_encoder(base)

@@ -1,5 +1,12 @@
 """Small objects for tests."""
 
+import json
+from pathlib import Path
+
+import numpy as np
+
+from sweepcp.data.sources import Source
+from sweepcp.data.store import Store, write_index
 from sweepcp.recipe import Mixture, Portion, Recipe
 from sweepcp.scorecard import HalfScore, Items, Scorecard
 from sweepcp.trial import Trial
@@ -67,3 +74,26 @@ def items(role: str, amount: list[float], size: list[float] | None = None, **cha
         "size": tuple(size or [1.0] * len(amount)),
     }
     return Items(**values | changes)  # type: ignore[arg-type]
+
+
+def source(**changes: object) -> Source:
+    """A source of the JSONL files of a folder."""
+    values: dict[str, object] = {"name": "s", "role": "domain", "files": ["*.jsonl"]}
+    return Source.model_validate_json(json.dumps({k: v for k, v in (values | changes).items() if v is not None}))
+
+
+def jsonl(path: Path, records: list[object]) -> Path:
+    path.write_text("".join(json.dumps(r) + "\n" for r in records))
+    return path
+
+
+def write_store(folder: Path, name: str, documents: list[list[int]], part: float = 1.0) -> Store:
+    """A store of these training documents, token by token."""
+    path = folder / name
+    path.mkdir()
+    lengths = np.array([len(d) for d in documents], dtype=np.int32)
+    np.array([t for d in documents for t in d], dtype="<u2").tofile(path / "train.bin")
+    with (path / "train.idx").open("wb") as file:
+        write_index(file, np.dtype("<u2"), len(documents), lambda: [lengths])
+    (path / "store.json").write_text(json.dumps({"train": {"tokens": int(lengths.sum())}}))
+    return Store(path, name, part)

@@ -1,50 +1,69 @@
-"""Corpora: where their documents come from, and how one is read."""
+"""Corpora, as an experiment names them, and the files that they are found in."""
 
-import ast
-import inspect
-import json
 import os
+import re
 import sys
-import sysconfig
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
-from importlib.util import find_spec
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
+from sweepcp.data.python_text import PythonText, find_modules
+from sweepcp.data.template import Template
 from sweepcp.errors import BadInput
 from sweepcp.files import digest
-from sweepcp.recipe import Positive, Role
+from sweepcp.recipe import Fraction, Positive, Role
 from sweepcp.schema import Schema
 
-SAMPLE_FILES = 25
-SAMPLE_BYTES = 1 << 20
-LEFT_OUT = {
-    "test",
-    "tests",
-    "idle_test",
-    "site-packages",
-    "__pycache__",
-    "pydoc_data",
-}  # tests; pydoc_data is read as docs
+JSONL = (".jsonl", ".jsonl.gz", ".jsonl.zst")
+ENDINGS = (*JSONL, ".parquet", ".txt")
+COMMIT = r"^[0-9a-f]{40}$"
 
 
-class PythonText(Schema):
-    """Text that is inside installed Python packages: one document a module, test packages left out.
+class Filters(Schema):
+    """Which documents of a source count. What is left out is counted by reason."""
 
-    `docs` is the modules' docstrings (and the language reference that pydoc carries, for `stdlib`), `code` the same
-    modules' code without docstrings and comments.
-    """
+    min_chars: Annotated[int, Field(ge=1)] | None = None
+    max_chars: Annotated[int, Field(ge=1)] | None = None
+    languages: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
+    """Keep documents that are detected to be in one of these (ISO 639-1 codes)."""
+    keep: str | None = None
+    """Keep documents in which this regular expression is found."""
+    drop: str | None = None
+    """Leave out documents in which this regular expression is found."""
 
-    part: Literal["docs", "code"]
-    packages: tuple[str, ...] = Field(default=("stdlib",), min_length=1)
-    """`stdlib`, or import names of installed packages."""
+    @field_validator("keep", "drop")
+    @classmethod
+    def _compiles(cls, pattern: str | None) -> str | None:
+        try:
+            re.compile(pattern or "")
+        except re.error as error:
+            raise ValueError(f"not a regular expression: {error}; fix: mend the pattern") from None
+        return pattern
+
+
+class Hub(Schema):
+    """A data set of the hub, pinned to a commit, read as a stream."""
+
+    id: str
+    revision: Annotated[str, Field(pattern=COMMIT)]
+    """The 40 hex digits of a commit: a branch may change between two builds."""
+    subset: str | None = None
+    split: str = "train"
+
+
+class Saved(Schema):
+    """A folder that `datasets.Dataset.save_to_disk` wrote, relative to the experiment file."""
+
+    path: str
+    split: str | None = None
+    """For a folder that holds several splits."""
 
 
 class Source(Schema):
-    """One corpus: its role, its language, and exactly one of `files`, `python` and `planned_tokens`."""
+    """One corpus: its role, its language, and exactly one of `files`, `saved`, `hub`, `python` and `planned_tokens`."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
     role: Role
@@ -52,187 +71,179 @@ class Source(Schema):
     """A language code; `en` is what the non-English share leaves out."""
     weight: Positive | None = None
     """Its part of its role's share, relative to the other sources of the role; by default its tokens."""
-    files: tuple[str, ...] | None = Field(default=None, min_length=1)
-    """Paths or globs, relative to the experiment file: `.jsonl`, or `.txt` with one document a file."""
-    field: str = "text"
-    """The key of a JSONL record that holds the text."""
+
+    files: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
+    """Files, folders or globs, relative to the experiment file: JSONL (plain, .gz, .zst), Parquet, .txt."""
+    saved: Saved | None = None
+    hub: Hub | None = None
     python: PythonText | None = None
     planned_tokens: Annotated[int, Field(ge=1)] | None = None
     """Tokens of a corpus that is not here: enough for `plan`, not for `search`."""
+
+    field: str = "text"
+    """The key of a record that holds the text."""
+    template: Template | None = None
+    """In place of `field`: lines of text with `{keys}` of the record. A line whose key is missing or empty vanishes."""
+    unit: Literal["file", "paragraph", "line"] = "file"
+    """What a document is in a .txt file; paragraphs are parted by empty lines."""
+
+    filters: Filters = Filters()
+    exclude: str | None = None
+    """A JSONL file with the `id` of each document to leave out, relative to the experiment file; see `data check`."""
+    near_duplicates: Literal["drop", "keep"] = "drop"
+    """`drop` leaves out what resembles an earlier document of the source; `keep` saves the work for clean corpora."""
+    max_document_bytes: Annotated[int, Field(ge=1)] = 4 << 20
+    """A longer document is a bad record: it would need a lot of memory, and is rarely one document."""
+    bad_records: Fraction = 0.0
+    """Share of the records that may be unusable: they are skipped and counted. Above it, the source is refused."""
+
     held_out: Annotated[float, Field(gt=0, lt=1)] = 0.05
     """Share of the documents that is never trained on, drawn by the hash of their text."""
+    held_out_files: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
+    """In place of `held_out`: files that are held out whole, beside `files` that are trained on whole."""
     max_epochs: Positive = 4.0
-    """Warn when a trial would read the source more often than this."""
+    """More epochs than this are warned of, or refused."""
+    beyond_max_epochs: Literal["warn", "refuse"] = "warn"
 
     @model_validator(mode="after")
-    def _exactly_one(self) -> Self:
-        if sum(x is not None for x in (self.files, self.python, self.planned_tokens)) != 1:
-            raise ValueError(
-                "a source has exactly one of files, python and planned_tokens; "
-                "fix: keep one, such as `files: [corpus.jsonl]`"
-            )
+    def _consistent(self) -> Self:
+        origins = ("files", "saved", "hub", "python", "planned_tokens")
+        if sum(getattr(self, name) is not None for name in origins) != 1:
+            names = f"{', '.join(origins[:-1])} and {origins[-1]}"
+            raise ValueError(f"a source has exactly one of {names}; fix: keep one, such as `files: [corpus.jsonl]`")
+        if self.template is not None and "field" in self.model_fields_set:
+            raise ValueError("a record becomes text by its field or by a template; fix: remove one of the two")
+        if self.held_out_files is not None and (self.files is None or "held_out" in self.model_fields_set):
+            raise ValueError("held_out_files stands beside files and in place of held_out; fix: remove one of the two")
         return self
 
 
-def find_files(source: Source, folder: Path, where: object) -> list[Path]:
-    """The files of a source, sorted, looked up from `folder`; empty for a planned one. Reads no text.
+@dataclass(frozen=True)
+class Found:
+    """Where a source's texts are on this machine; nothing for a hub data set and a planned source."""
 
-    Raises `BadInput` for a path that is not there, a package that is not installed, and a corpus without a byte.
+    paths: tuple[Path, ...] = ()
+    """Files in the order in which they are read, or the folder of a saved data set."""
+    held_out: tuple[Path, ...] = ()
+    exclude: Path | None = None
+    passed_over: tuple[Path, ...] = ()
+    """Files in a named folder that are of no kind that can be read."""
+
+
+def find(source: Source, folder: Path, where: object) -> Found:
+    """The files of a source, looked up from `folder`. Reads no text.
+
+    Raises `BadInput` for a path that is not there, cannot be read or goes round in circles, a package that is not
+    installed, a corpus without a byte, and a file that is both trained on and held out.
     """
     key = f"sources.{source.name}"
+    exclude = None
+    if source.exclude is not None:
+        exclude = _existing(folder, source.exclude, where, f"{key}.exclude")
     if source.python is not None:
-        paths = [path for name in source.python.packages for path in _modules(name, where, f"{key}.python.packages")]
-    elif source.files is not None:
-        paths = []
-        for pattern in source.files:
-            found = _expand(folder, pattern)
-            if not found:
-                fix = "correct the path; it is relative to the folder of the experiment file"
-                raise BadInput(where, f"{key}.files", pattern, f"a file below {folder}", fix)
-            for path in found:
-                if path.suffix not in (".jsonl", ".txt"):
-                    raise BadInput(where, f"{key}.files", str(path), "`.jsonl` or `.txt`", "convert the file")
-            paths += found
-    else:
-        return []
-    if not any(path.stat().st_size for path in paths):
+        return Found(tuple(find_modules(source.python, where, f"{key}.python.packages")), exclude=exclude)
+    if source.saved is not None:
+        path = _existing(folder, source.saved.path, where, f"{key}.saved.path")
+        return Found((path,), exclude=exclude)
+    if source.files is None:
+        return Found(exclude=exclude)
+    paths, passed_over = _find_all(folder, source.files, where, f"{key}.files")
+    held_out, more = _find_all(folder, source.held_out_files or (), where, f"{key}.held_out_files")
+    both = {p.resolve() for p in paths} & {p.resolve() for p in held_out}
+    if both:
+        rule = "a file is trained on or held out, not both"
+        raise BadInput(where, f"{key}.held_out_files", str(min(both)), rule, "remove it from one of the two lists")
+    return Found(tuple(paths), tuple(held_out), exclude, tuple(passed_over + more))
+
+
+def _find_all(folder: Path, patterns: tuple[str, ...], where: object, key: str) -> tuple[list[Path], list[Path]]:
+    paths: list[Path] = []
+    passed_over: list[Path] = []
+    for pattern in patterns:
+        path = folder / Path(pattern).expanduser()
+        if path.is_dir():
+            inside = list(_walk(path, where, key))
+            found = [p for p in inside if p.name.endswith(ENDINGS)]
+            passed_over += [p for p in inside if not p.name.endswith(ENDINGS)]
+        else:
+            found = _expand(path)
+            for p in found:
+                if not p.name.endswith(ENDINGS):
+                    raise BadInput(where, key, str(p), f"a file ends in {', '.join(ENDINGS)}", "convert or rename it")
+        if not found:
+            raise _nothing(path, folder, pattern, where, key)
+        paths += found
+    if patterns and not sum(_size(path, where, key) for path in paths):
         names = ", ".join(str(p) for p in paths[:3])
-        raise BadInput(where, f"{key}.files", names, "a corpus holds text, this one is empty", "name files with text")
-    return paths
+        raise BadInput(where, key, names, "a corpus holds text, this one is empty", "name files with text")
+    twice = sorted(p for p in set(paths) if paths.count(p) > 1) if len(paths) > len(set(paths)) else []
+    if twice:
+        raise BadInput(where, key, str(twice[0]), "a file is read once", "name it once; mind overlapping globs")
+    return paths, passed_over
 
 
-def _expand(folder: Path, pattern: str) -> list[Path]:
-    path = folder / pattern
+def _nothing(path: Path, folder: Path, pattern: str, where: object, key: str) -> BadInput:
+    if path.is_symlink():
+        rule = "a link leads to a file; this one leads nowhere, or to itself"
+        return BadInput(where, key, pattern, rule, f"mend or remove the link {path}")
+    fix = "correct the path; it is relative to the folder of the experiment file"
+    return BadInput(where, key, pattern, f"a file, or a folder of files, below {folder}", fix)
+
+
+def _expand(path: Path) -> list[Path]:
     if path.is_file():
         return [path]
     root = Path(path.anchor)
     return sorted(p for p in root.glob(str(path.absolute().relative_to(root.absolute()))) if p.is_file())
 
 
-def _modules(package: str, where: object, key: str) -> list[Path]:
-    if package == "stdlib":
-        roots = [Path(sysconfig.get_path("stdlib"))]
-    else:
-        try:
-            spec = find_spec(package)
-        except (ImportError, ValueError):
-            spec = None
-        if spec is None or not (spec.submodule_search_locations or spec.origin):
-            fix = f"install it, or correct the name; `stdlib` is always here (Python {sys.version.split()[0]})"
-            raise BadInput(where, key, package, "an importable package", fix)
-        if not spec.submodule_search_locations:
-            return [Path(str(spec.origin))]
-        roots = [Path(p) for p in spec.submodule_search_locations]
-    found: list[Path] = []
-    for root in roots:
-        for folder, folders, names in os.walk(root):
-            folders[:] = sorted(set(folders) - LEFT_OUT)
-            found += [Path(folder) / name for name in sorted(names) if name.endswith(".py")]
-    return found
+def _walk(folder: Path, where: object, key: str) -> Iterator[Path]:
+    """The files below a folder, sorted, links followed; hidden ones are none."""
+    for path, folders, names in os.walk(folder, followlinks=True):
+        here = Path(path)
+        for name in list(folders):
+            inner = here / name
+            if inner.is_symlink() and here.resolve().is_relative_to(inner.resolve()):
+                rule = "the folders of a corpus end somewhere; this link leads back to a folder above it"
+                raise BadInput(where, key, str(inner), rule, "remove the link, or name the files by a glob")
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        yield from (here / name for name in sorted(names) if not name.startswith("."))
 
 
-def fingerprint(source: Source, paths: list[Path]) -> str:
-    """16 hex digits that change when the files or the way of reading them change.
+def _size(path: Path, where: object, key: str) -> int:
+    try:
+        with path.open("rb"):
+            return path.stat().st_size
+    except OSError as error:
+        rule = f"a file that can be read ({error.strerror})"
+        raise BadInput(where, key, str(path), rule, "mend its rights or the link, or leave it out") from None
+
+
+def _existing(folder: Path, name: str, where: object, key: str) -> Path:
+    path = (folder / Path(name).expanduser()).absolute()
+    if not path.exists():
+        fix = "correct the path; it is relative to the folder of the experiment file"
+        raise BadInput(where, key, name, f"an existing path (looked for {path})", fix)
+    return path
+
+
+HOW = {"files", "weight", "role", "language", "max_epochs", "beyond_max_epochs", "bad_records", "name"}
+"""Fields of a source that change none of its tokens, once its files are known."""
+
+
+def fingerprint(source: Source, found: Found) -> str:
+    """16 hex digits that change when the texts or the way of reading them change.
 
     Files count by path, size and time of change; Python packages by path inside the package, size and Python version.
     """
-    how = source.model_dump(mode="json", include={"field", "python", "held_out", "planned_tokens"})
+    how = source.model_dump(mode="json", exclude=HOW)
     if source.python is not None:
-        listed: list[list[str | int]] = [[path.name, path.stat().st_size] for path in paths]
-        return digest([how, sys.version_info[:3], listed])
-    return digest([how, [[str(p.absolute()), p.stat().st_size, p.stat().st_mtime_ns] for p in paths]])
+        listed: list[Any] = [[path.name, path.stat().st_size] for path in found.paths]
+        return digest([how, sys.version_info[:3], listed, _stamps(found.exclude)])
+    return digest([how, *(_stamps(*group) for group in (found.paths, found.held_out, (found.exclude,)))])
 
 
-def read(source: Source, paths: list[Path]) -> Iterator[str]:
-    """The documents of a source, in the order of its files; empty ones are left out.
-
-    Raises `BadInput` naming file and line for a JSONL record without text.
-    """
-    if source.python is not None:
-        yield from _read_python(source.python, paths)
-        return
-    for path in paths:
-        yield from (text for text in _read_file(path, source.field) if text.strip())
-
-
-def _read_file(path: Path, field: str) -> Iterator[str]:
-    try:
-        if path.suffix == ".txt":
-            yield path.read_text(encoding="utf-8")
-            return
-        with path.open(encoding="utf-8") as file:
-            for number, line in enumerate(file, start=1):
-                if line.strip():
-                    yield _text(line, field, f"{path}:{number}")
-    except UnicodeDecodeError as error:
-        raise BadInput(path, "the file", str(error), "text is UTF-8", "convert the file") from None
-
-
-def _text(line: str, field: str, where: str) -> str:
-    try:
-        record = json.loads(line)
-    except ValueError as error:
-        raise BadInput(where, "the record", str(error), "one JSON object a line", "mend or remove the line") from None
-    if not isinstance(record, dict) or not isinstance(record.get(field), str):
-        keys = ", ".join(record) if isinstance(record, dict) else type(record).__name__
-        raise BadInput(where, field, keys, f"the key `{field}` holds the text", "set `field:` of the source") from None
-    return str(record[field])
-
-
-def _read_python(text: PythonText, paths: list[Path]) -> Iterator[str]:
-    yield from _topics(text)
-    with ProcessPoolExecutor() as pool:  # parsing is all the cost, and a module at a time
-        extract = _docstrings if text.part == "docs" else _code
-        yield from (document for document in pool.map(extract, paths, chunksize=16) if document)
-
-
-def _topics(text: PythonText) -> list[str]:
-    """The chapters of the language reference that pydoc carries."""
-    if text.part != "docs" or "stdlib" not in text.packages:
-        return []
-    from pydoc_data.topics import topics
-
-    return [topics[name] for name in sorted(topics)]
-
-
-def _tree(path: Path) -> ast.Module:
-    try:
-        return ast.parse(path.read_bytes())
-    except (SyntaxError, ValueError):  # a template or a file for another Python
-        return ast.Module(body=[], type_ignores=[])
-
-
-DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
-
-
-def _docstrings(path: Path) -> str:
-    found = [ast.get_docstring(node) for node in ast.walk(_tree(path)) if isinstance(node, DOCUMENTED)]
-    return "\n\n".join(inspect.cleandoc(text) for text in found if text)
-
-
-def _code(path: Path) -> str:
-    tree = _tree(path)
-    for node in ast.walk(tree):
-        if isinstance(node, DOCUMENTED) and ast.get_docstring(node, clean=False) is not None:
-            node.body = node.body[1:] or [ast.Pass()]
-    return ast.unparse(tree)
-
-
-def estimate_bytes(source: Source, paths: list[Path]) -> int:
-    """UTF-8 bytes of a source's documents, estimated from a sample of at most 25 files or 1 MiB of each of them."""
-    sample = paths[:: max(1, len(paths) // SAMPLE_FILES)]
-    size = sum(path.stat().st_size for path in paths)
-    if source.python is not None:
-        extract = _docstrings if source.python.part == "docs" else _code
-        kept = sum(len(extract(path).encode()) for path in sample)
-        topics = sum(len(text.encode()) for text in _topics(source.python))
-        return topics + round(kept / max(1, sum(path.stat().st_size for path in sample)) * size)
-    if all(path.suffix == ".txt" for path in paths):
-        return size
-    kept = taken = 0
-    for path in sample:
-        with path.open(encoding="utf-8", errors="replace") as file:
-            lines = file.readlines(SAMPLE_BYTES)
-        kept += sum(len(_text(line, source.field, str(path)).encode()) for line in lines if line.strip())
-        taken += sum(len(line.encode()) for line in lines)
-    return round(kept / max(1, taken) * size)
+def _stamps(*paths: Path | None) -> list[list[str | int]]:
+    """Path, size and time of change of files; a folder counts by the files in it."""
+    files = [p for path in paths if path for p in (sorted(path.rglob("*")) if path.is_dir() else [path])]
+    return [[str(p.absolute()), p.stat().st_size, p.stat().st_mtime_ns] for p in files]

@@ -1,40 +1,109 @@
-"""The token store of a source: tokenised once, kept in the cache, memory-mapped by every trial."""
+"""The token store of a source: tokenised once, kept in the cache, memory-mapped by every trial.
 
-import hashlib
+A store is a folder. `train.bin` and `train.idx` are an indexed data set of Megatron-LM (version 1 of its format), so
+that Megatron-LM, and what reads its data, takes `<folder>/train` as a data path:
+
+    train.bin   the tokens of the training documents in a row, uint16 or int32
+    train.idx   b"MMIDIDX\\0\\0", u64 version 1, u8 type (8: uint16, 4: int32), u64 sequences, u64 documents + 1; then
+                per sequence its length (i32), its offset in bytes (i64), and the first sequence of each document (i64).
+                Little-endian; every document is one sequence
+
+Each document stands between the tokenizer's BOS (or EOS, where it has no BOS) and its EOS. `held_out.jsonl` has the
+held-out texts, which are tokenised when they are scored. `store.json` has the counts; it is written last.
+"""
+
 import json
-import os
-import shutil
-import tempfile
+import struct
+from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 
-from sweepcp.data.sources import Source, read
+from sweepcp.errors import BadInput
 from sweepcp.files import cache_dir, digest
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-FORMAT = 2
-BATCH_DOCUMENTS = 256
+FORMAT = 3
+MAGIC = b"MMIDIDX\x00\x00"
+HEADER = struct.Struct("<9sQBQQ")
+TYPES: dict[int, np.dtype[Any]] = {8: np.dtype("<u2"), 4: np.dtype("<i4")}
+CODES = {dtype: code for code, dtype in TYPES.items()}
+CHUNK = 1 << 20
+"""Documents whose index is written at a time."""
+
+
+def token_type(size: int) -> np.dtype[Any]:
+    """The smallest type of the format for token ids below `size`; the format has no uint32."""
+    return TYPES[8] if size <= 1 << 16 else TYPES[4]
+
+
+@dataclass(frozen=True)
+class Indexed:
+    """The training tokens of a store, memory-mapped."""
+
+    tokens: np.ndarray
+    """Shape (tokens,)."""
+    offsets: np.ndarray
+    """Where each document begins, in bytes; shape (documents,)."""
+
+    def begins(self, first: int, length: int) -> list[int]:
+        """At which of the tokens from `first` to `first + length - 1` a document begins, counted from `first`."""
+        size = self.tokens.itemsize
+        low = bisect_left(self.offsets, first * size)
+        high = bisect_left(self.offsets, (first + length) * size, low, min(len(self.offsets), low + length))
+        return [int(offset) // size - first for offset in self.offsets[low:high]]
+
+
+def read_indexed(prefix: Path) -> Indexed:
+    """`<prefix>.bin` and `<prefix>.idx`, memory-mapped; `BadInput` when they are of another format or torn."""
+    index, content = prefix.with_suffix(".idx"), prefix.with_suffix(".bin")
+    with index.open("rb") as file:
+        head = file.read(HEADER.size)
+    magic, version, code, sequences, documents = HEADER.unpack(head.ljust(HEADER.size, b"\0"))
+    fix = f"remove {index.parent}; the next command builds it again"
+    if magic != MAGIC or version != 1 or code not in TYPES:
+        raise BadInput(index, "the header", head[:9], "an index of Megatron-LM, version 1, uint16 or int32", fix)
+    if documents != sequences + 1 or index.stat().st_size != HEADER.size + 20 * sequences + 8:
+        raise BadInput(index, "the length", index.stat().st_size, f"an index of {sequences} documents", fix)
+    dtype = TYPES[code]
+    if not sequences:
+        return Indexed(np.zeros(0, dtype), np.zeros(0, "<i8"))
+    lengths = np.memmap(index, "<i4", "r", HEADER.size, (sequences,))
+    offsets = np.memmap(index, "<i8", "r", HEADER.size + 4 * sequences, (sequences,))
+    end = int(offsets[-1]) + int(lengths[-1]) * dtype.itemsize
+    if content.stat().st_size != end:
+        raise BadInput(content, "the length", content.stat().st_size, f"{end} bytes, says its index", fix)
+    return Indexed(np.memmap(content, dtype, "r"), offsets)
+
+
+def write_index(file: BinaryIO, dtype: np.dtype[Any], count: int, lengths: Callable[[], Iterable[np.ndarray]]) -> None:
+    """Write the index of `count` documents; `lengths` gives their tokens in pieces, and is called twice."""
+    file.write(HEADER.pack(MAGIC, 1, CODES[dtype], count, count + 1))
+    for piece in lengths():
+        file.write(piece.astype("<i4").tobytes())
+    offset = 0
+    for piece in lengths():
+        ends = offset + np.cumsum(piece, dtype=np.int64) * dtype.itemsize
+        file.write((ends - piece.astype(np.int64) * dtype.itemsize).astype("<i8").tobytes())
+        offset = int(ends[-1]) if len(ends) else offset
+    for first in range(0, count + 1, CHUNK):
+        file.write(np.arange(first, min(first + CHUNK, count + 1), dtype="<i8").tobytes())
 
 
 @dataclass(frozen=True)
 class Store:
-    """One source's tokens on disk.
-
-    `store.json` holds the counts. `tokens.npy` has the training documents in a row, each from the tokenizer's BOS (or
-    EOS, where it has no BOS) to its EOS; `starts.npy` has the index at which each begins, and the total.
-    `held_out.jsonl` has the held-out texts, which are tokenised when they are scored.
-    """
+    """One source's tokens on disk, or a random part of them."""
 
     path: Path
     source: str
+    part: float = 1.0
+    """Share of the training sequences that a run may see: less than 1 makes it repeat them as a longer run would."""
 
     @cached_property
     def meta(self) -> dict[str, Any]:
@@ -43,12 +112,12 @@ class Store:
 
     @property
     def tokens(self) -> int:
-        """Training tokens."""
+        """Training tokens, of the whole store."""
         return int(self.meta["train"]["tokens"])
 
-    def train(self) -> tuple[np.ndarray, np.ndarray]:
-        """Training tokens, shape (tokens,), memory-mapped, and document starts, shape (documents + 1,)."""
-        return np.load(self.path / "tokens.npy", mmap_mode="r"), np.load(self.path / "starts.npy")
+    def train(self) -> Indexed:
+        """The training tokens."""
+        return read_indexed(self.path / "train")
 
     def held_out_texts(self) -> Iterator[str]:
         """The held-out documents, in the order of the store."""
@@ -61,60 +130,6 @@ def store_path(fingerprint: str, tokenizer_id: str) -> Path:
     return cache_dir() / "stores" / digest([FORMAT, fingerprint, tokenizer_id])
 
 
-def build_store(
-    source: Source,
-    paths: list[Path],
-    fingerprint: str,
-    tokenizer_id: str,
-    load_tokenizer: Callable[[], "PreTrainedTokenizerBase"],
-) -> Store:
-    """The store of a source, from the cache or built; complete or absent, never half."""
-    path = store_path(fingerprint, tokenizer_id)
-    if not (path / "store.json").exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        work = Path(tempfile.mkdtemp(dir=path.parent, prefix=".building-"))
-        try:
-            _write(work, source, read(source, paths), load_tokenizer())
-            os.replace(work, path)
-        except OSError:
-            if not (path / "store.json").exists():  # else another process was faster, with the same result
-                raise
-        finally:
-            shutil.rmtree(work, ignore_errors=True)
-    return Store(path, source.name)
-
-
-def _write(folder: Path, source: Source, documents: Iterable[str], tokenizer: "PreTrainedTokenizerBase") -> None:
-    dtype = np.uint16 if len(tokenizer) <= 1 << 16 else np.uint32
-    start, end = boundary_tokens(tokenizer)
-    pieces: list[np.ndarray] = []
-    counts = {split: {"documents": 0, "bytes": 0} for split in ("train", "held_out")}
-    with (folder / "held_out.jsonl").open("w", encoding="utf-8") as held_out:
-        for batch in _batched(iter(documents), BATCH_DOCUMENTS):
-            kept = []
-            for text in batch:
-                split = "held_out" if is_held_out(text, source.held_out) else "train"
-                counts[split]["documents"] += 1
-                counts[split]["bytes"] += len(text.encode())
-                if split == "train":
-                    kept.append(text)
-                else:
-                    held_out.write(json.dumps(text) + "\n")
-            encoded = tokenizer(kept, add_special_tokens=False)["input_ids"] if kept else []
-            pieces += [np.array(start + ids + end, dtype=dtype) for ids in encoded]
-    starts = np.cumsum([0] + [len(p) for p in pieces], dtype=np.int64)
-    np.save(folder / "starts.npy", starts)
-    np.save(folder / "tokens.npy", np.concatenate(pieces) if pieces else np.zeros(0, dtype))
-    meta = {"format": FORMAT, "source": source.name, **counts}
-    meta["train"] = {**counts["train"], "tokens": int(starts[-1])}
-    (folder / "store.json").write_text(json.dumps(meta, indent=1) + "\n", encoding="utf-8")
-
-
-def _batched(documents: Iterator[str], size: int) -> Iterator[list[str]]:
-    while batch := list(islice(documents, size)):
-        yield batch
-
-
 def boundary_tokens(tokenizer: "PreTrainedTokenizerBase") -> tuple[list[int], list[int]]:
     """What stands before and after a document: BOS or else EOS, and EOS. Either may be missing, not both."""
     bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
@@ -122,8 +137,3 @@ def boundary_tokens(tokenizer: "PreTrainedTokenizerBase") -> tuple[list[int], li
     if start is None:
         raise ValueError("the tokenizer has neither a BOS nor an EOS token to mark where documents begin")
     return [start], [] if eos is None else [eos]
-
-
-def is_held_out(text: str, share: float) -> bool:
-    """Whether a document is held out: its hash decides, so it keeps its side when the corpus grows."""
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") < share * 2**64

@@ -1,16 +1,15 @@
 """The mixture as a stream of sequences: shares of tokens, in exact integers, a function of (seed, step)."""
 
-import hashlib
+from collections.abc import Iterator
 from dataclasses import dataclass
-from fractions import Fraction
 
 import numpy as np
 
+from sweepcp.data.apportion import Apportionment
+from sweepcp.data.shuffle import shuffled
 from sweepcp.data.store import Store
 from sweepcp.recipe import Recipe
 
-RESOLUTION = 1 << 40
-"""Shares are rounded to this fraction of one before they are apportioned."""
 IGNORED = -100
 """The target of a position that is not trained on."""
 
@@ -28,95 +27,91 @@ class Batch:
     """Index into the recipe's portions, shape (sequences,)."""
 
 
-def apportion(shares: list[float], length: int) -> np.ndarray:
-    """Which share each of `length` sequences goes to, shape (length,).
-
-    Every prefix deviates by less than one sequence from each share. Earliest deadline first among those that are
-    due, in integers: Tijdeman (1980), The chairman assignment problem, Discrete Mathematics 32, which bounds the
-    deviation by 1 − 1 / (2k − 2) for k shares above 0.
-    """
-    weights = [int(Fraction(s) * RESOLUTION + Fraction(1, 2)) for s in shares]
-    total = sum(weights)
-    live = [i for i, w in enumerate(weights) if w]
-    if len(live) == 1:
-        return np.full(length, live[0], dtype=np.int32)
-    k2 = 2 * len(live) - 2
-    given = dict.fromkeys(live, 0)
-    result = np.empty(length, dtype=np.int32)
-    for t in range(1, length + 1):
-        due = [i for i in live if k2 * (weights[i] * t - given[i] * total) >= total]
-        chosen = min(due, key=lambda i: (-((-(k2 * (given[i] + 1) - 1) * total) // (k2 * weights[i])), i))
-        given[chosen] += 1
-        result[t - 1] = chosen
-    return result
-
-
 class Sequences:
     """The training sequences of one source, in shuffled epochs.
 
     The source's tokens are cut into blocks of `seq_len` (the last, shorter one is left out); each epoch visits every
-    block once, in an order of its own.
+    block once, in an order of its own. Of a store that stands for a part of itself, a random part of the blocks counts,
+    the same in every epoch. Nothing is kept in memory but the place of the store.
     """
 
     def __init__(self, store: Store, seq_len: int, seed: int) -> None:
-        self.tokens, starts = store.train()
-        self.seq_len, self.seed, self.name = seq_len, seed, store.source
-        self.begins = np.zeros(len(self.tokens) + 1, dtype=bool)
-        self.begins[starts] = True
-        self.blocks = (len(self.tokens) - 1) // seq_len
-        if self.blocks < 1:
-            raise ValueError(
-                f"source {store.source} has {len(self.tokens)} tokens, less than one sequence of {seq_len}"
-            )
-        self._order: tuple[int, np.ndarray] = (-1, np.zeros(0, dtype=np.int64))
+        self.indexed = store.train()
+        self.seq_len, self.key = seq_len, f"{seed}/{store.source}"
+        count = len(self.indexed.tokens)
+        self.all_blocks = (count - 1) // seq_len
+        self.blocks = max(1, round(self.all_blocks * store.part))
+        if self.all_blocks < 1:
+            raise ValueError(f"source {store.source} has {count} tokens, not more than one sequence of {seq_len}")
 
-    def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Inputs and next tokens of the source's `index`-th sequence, shape (seq_len,), and where documents begin.
+    def read(self, numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Sequences by their numbers, shape (n,), from 0 through all epochs: tokens, and where documents begin.
 
-        The last has shape (seq_len + 1,): it covers the inputs and the token after them.
+        Both have shape (n, seq_len + 1): the inputs, and the token after them.
         """
-        epoch, at = divmod(index, self.blocks)
-        if self._order[0] != epoch:
-            self._order = (epoch, self._shuffle(epoch))
-        first = int(self._order[1][at]) * self.seq_len
-        window = self.tokens[first : first + self.seq_len + 1].astype(np.int64)
-        begins = self.begins[first : first + self.seq_len + 1]
-        return window[:-1], window[1:], begins
+        shape = len(numbers), self.seq_len + 1
+        tokens, begins = np.empty(shape, dtype=np.int64), np.zeros(shape, dtype=bool)
+        for row, first in enumerate((self._places(numbers) * self.seq_len).tolist()):
+            tokens[row] = self.indexed.tokens[first : first + self.seq_len + 1]
+            begins[row, self.indexed.begins(first, self.seq_len + 1)] = True
+        return tokens, begins
 
-    def _shuffle(self, epoch: int) -> np.ndarray:
-        key = hashlib.sha256(f"{self.seed}/{self.name}/{epoch}".encode()).digest()
-        return np.random.Generator(np.random.Philox(key=int.from_bytes(key[:16], "big"))).permutation(self.blocks)
+    def _places(self, numbers: np.ndarray) -> np.ndarray:
+        """The blocks in which sequences stand."""
+        epochs, places = np.divmod(numbers, self.blocks)
+        for epoch in np.unique(epochs):
+            now = epochs == epoch
+            places[now] = shuffled(places[now], self.blocks, f"{self.key}/{epoch}")
+        return places if self.blocks == self.all_blocks else shuffled(places, self.all_blocks, f"{self.key}/part")
 
 
 class Stream:
-    """The batches of a recipe over the stores of its sources."""
+    """The batches of a recipe over the stores of its sources: a function of seed, step and the steps that are skipped.
 
-    def __init__(self, recipe: Recipe, stores: list[Store]) -> None:
+    `skipped` are steps of the stream that are passed over, as after a spike of the loss; the optimizer's step n takes
+    the n-th of the others.
+    """
+
+    def __init__(self, recipe: Recipe, stores: list[Store], skipped: tuple[int, ...] = ()) -> None:
         by_name = {store.source: store for store in stores}
-        portions = recipe.mixture.portions
-        self.recipe = recipe
-        self.plan = apportion([p.share for p in portions], recipe.steps * recipe.sequences)
-        used = set(self.plan.tolist())
+        self.recipe, self.skipped = recipe, sorted(set(skipped))
+        self.apportionment = Apportionment([p.share for p in recipe.mixture.portions])
         self.sources = {
-            i: Sequences(by_name[p.source], recipe.seq_len, recipe.seed) for i, p in enumerate(portions) if i in used
+            i: Sequences(by_name[p.source], recipe.seq_len, recipe.seed)
+            for i, p in enumerate(recipe.mixture.portions)
+            if self.apportionment.weights[i]
         }
-        self._ordinal = np.empty(len(self.plan), dtype=np.int64)
-        for i in used:
-            mine = self.plan == i
-            self._ordinal[mine] = np.arange(mine.sum())
 
-    def batch(self, step: int) -> Batch:
-        """The batch of optimizer step `step`, from 1 to the recipe's steps."""
+    def batch(self, step: int, rank: int = 0, ranks: int = 1) -> Batch:
+        """The batch of optimizer step `step` (from 1), or the rows of it that fall to one of `ranks` ranks.
+
+        The ranks' rows, one after the other, are the whole batch, for any number of ranks.
+        """
         size = self.recipe.sequences
-        where = slice((step - 1) * size, step * size)
-        picked = [
-            self.sources[i][n] for i, n in zip(self.plan[where].tolist(), self._ordinal[where].tolist(), strict=True)
-        ]
-        inputs, targets, begins = (np.stack(column) for column in zip(*picked, strict=True))
+        first, last = rank * size // ranks, (rank + 1) * size // ranks
+        place = step
+        for skip in self.skipped:
+            place += skip <= place
+        chosen, numbers = (column[first:last] for column in self.apportionment.take((place - 1) * size, size))
+        shape = last - first, self.recipe.seq_len + 1
+        tokens, begins = np.empty(shape, dtype=np.int64), np.zeros(shape, dtype=bool)
+        for i in np.unique(chosen).tolist():
+            mine = chosen == i
+            tokens[mine], begins[mine] = self.sources[i].read(numbers[mine])
         if self.recipe.cross_documents:
-            begins = np.zeros_like(begins)
-        targets = np.where(begins[:, 1:], IGNORED, targets)
-        return Batch(inputs, targets, positions(begins[:, :-1]), self.plan[where])
+            begins[:] = False
+        targets = np.where(begins[:, 1:], IGNORED, tokens[:, 1:])
+        return Batch(tokens[:, :-1], targets, positions(begins[:, :-1]), chosen)
+
+    def batches(
+        self, first: int = 1, rank: int = 0, ranks: int = 1, worker: int = 0, workers: int = 1
+    ) -> Iterator[Batch]:
+        """A rank's batches from step `first` on, or those that one of its loader's workers prepares.
+
+        Workers take steps in turn, which is the order in which a `torch.utils.data.DataLoader` asks them.
+        """
+        for step in range(first + worker, self.recipe.steps + 1, workers):
+            yield self.batch(step, rank, ranks)
 
     def epochs(self, index: int, tokens: int) -> float:
         """How often `tokens` tokens of portion `index` read its source."""

@@ -2,101 +2,131 @@ import json
 from pathlib import Path
 
 import pytest
+from pydantic import ValidationError
 
-from sweepcp.data.sources import PythonText, Source, estimate_bytes, find_files, fingerprint, read
-from sweepcp.data.store import is_held_out
+from sweepcp.data.python_text import PythonText
+from sweepcp.data.read import Tally, parts, read
+from sweepcp.data.sources import Source, find, fingerprint
 from sweepcp.errors import BadInput
+from tests.make import jsonl, source
 
 
-def jsonl(path: Path, records: list[object]) -> Path:
-    path.write_text("".join(json.dumps(r) + "\n" for r in records))
-    return path
-
-
-def source(**changes: object) -> Source:
-    return Source.model_validate_json(json.dumps({"name": "s", "role": "domain", "files": ["*.jsonl"]} | changes))
+def texts(s: Source, folder: Path) -> list[str]:
+    found = find(s, folder, "x.yaml")
+    return [d.text for part in parts(s, found) for d in read(s, found, part, Tally())]
 
 
 def test_documents_come_in_the_order_of_sorted_files(tmp_path: Path):
     jsonl(tmp_path / "b.jsonl", [{"text": "three"}])
     jsonl(tmp_path / "a.jsonl", [{"text": "one"}, {"text": "  "}, {"text": "two"}])
-    files = find_files(source(), tmp_path, "x.yaml")
-    assert list(read(source(), files)) == ["one", "two", "three"]
-    assert estimate_bytes(source(), files) == pytest.approx(3 + 2 + 3 + 5, abs=1)
-
-
-def test_another_field_and_plain_text(tmp_path: Path):
-    jsonl(tmp_path / "a.jsonl", [{"body": "one"}])
-    (tmp_path / "b.txt").write_text("a whole\n\nfile")
-    s = source(files=["a.jsonl", "b.txt"], field="body")
-    assert list(read(s, find_files(s, tmp_path, "x.yaml"))) == ["one", "a whole\n\nfile"]
-
-
-@pytest.mark.parametrize(
-    ("line", "key", "value"),
-    [
-        ("{", "the record", "Expecting"),
-        ('{"txt": "a"}', "text", "txt"),
-        ("[1]", "text", "list"),
-        ('{"text": 3}', "text", "text"),
-    ],
-)
-def test_a_bad_record_names_file_and_line(tmp_path: Path, line: str, key: str, value: str):
-    path = jsonl(tmp_path / "a.jsonl", [{"text": "fine"}])
-    path.write_text(path.read_text() + line + "\n")
-    with pytest.raises(BadInput) as error:
-        list(read(source(), [path]))
-    assert error.value.where == f"{path}:2"
-    assert error.value.key == key
-    assert value in str(error.value.value)
+    assert texts(source(), tmp_path) == ["one", "two", "three"]
 
 
 @pytest.mark.parametrize(
     ("changes", "rule"),
     [
-        ({"files": ["none.jsonl"]}, "a file below"),
-        ({"files": ["a.csv"]}, "`.jsonl` or `.txt`"),
+        ({"files": ["none.jsonl"]}, "a file, or a folder of files, below"),
+        ({"files": ["a.csv"]}, "a file ends in .jsonl"),
         ({"files": ["empty.jsonl"]}, "this one is empty"),
+        ({"files": ["loop.jsonl"]}, "leads nowhere, or to itself"),
+        ({"files": ["round"]}, "leads back to a folder above it"),
+        ({"files": ["fine.jsonl", "fine*.jsonl"]}, "a file is read once"),
+        ({"files": ["fine.jsonl"], "held_out_files": ["./fine.jsonl"]}, "trained on or held out, not both"),
+        ({"files": ["fine.jsonl"], "exclude": "no.jsonl"}, "an existing path"),
+        ({"files": None, "saved": {"path": "no"}}, "an existing path"),
         ({"files": None, "python": {"part": "code", "packages": ["no_such_package"]}}, "an importable package"),
     ],
 )
 def test_unusable_sources_are_refused(tmp_path: Path, changes: dict[str, object], rule: str):
     (tmp_path / "a.csv").write_text("a")
     (tmp_path / "empty.jsonl").touch()
+    (tmp_path / "loop.jsonl").symlink_to(tmp_path / "loop.jsonl")
+    (tmp_path / "round").mkdir()
+    (tmp_path / "round" / "again").symlink_to(tmp_path / "round")
+    jsonl(tmp_path / "round" / "a.jsonl", [{"text": "one"}])
+    jsonl(tmp_path / "fine.jsonl", [{"text": "one"}])
     with pytest.raises(BadInput) as error:
-        find_files(source(**changes), tmp_path, "x.yaml")
+        find(source(**changes), tmp_path, "x.yaml")
     assert rule in error.value.rule
     assert error.value.where == "x.yaml"
+    assert error.value.fix
+
+
+def test_an_unreadable_file_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    path = jsonl(tmp_path / "a.jsonl", [{"text": "one"}])
+
+    def refuse(self: Path, *_: object, **__: object) -> None:
+        raise PermissionError(13, "Permission denied", str(self))  # root may read everything: rights alone do not do
+
+    monkeypatch.setattr(Path, "open", refuse)
+    with pytest.raises(BadInput, match="Permission denied") as error:
+        find(source(), tmp_path, "x.yaml")
+    assert str(path) == error.value.value
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"saved": {"path": "x"}}, "exactly one of files, saved, hub, python and planned_tokens"),
+        ({"field": "body", "template": "{title}"}, "by its field or by a template"),
+        ({"template": "{"}, "braces come in pairs"),
+        ({"held_out": 0.1, "held_out_files": ["a.jsonl"]}, "in place of held_out"),
+        ({"filters": {"keep": "("}}, "not a regular expression"),
+        ({"files": None, "hub": {"id": "org/name", "revision": "main"}}, "revision"),
+    ],
+)
+def test_contradictory_sources_are_refused(changes: dict[str, object], message: str):
+    with pytest.raises(ValidationError, match=message):
+        source(**changes)
+
+
+def test_folders_are_read_whole_and_other_files_are_named(tmp_path: Path):
+    (tmp_path / "d" / "inner").mkdir(parents=True)
+    (tmp_path / "elsewhere").mkdir()
+    jsonl(tmp_path / "d" / "inner" / "a.jsonl", [{"text": "one"}])
+    (tmp_path / "d" / "b.txt").write_text("two")
+    (tmp_path / "d" / "README.md").write_text("read me")
+    (tmp_path / "d" / ".hidden.txt").write_text("no")
+    (tmp_path / "elsewhere" / "c.txt").write_text("three")
+    (tmp_path / "d" / "link").symlink_to(tmp_path / "elsewhere")
+    found = find(source(files=["d"]), tmp_path, "x.yaml")
+    assert [p.name for p in found.paths] == ["b.txt", "a.jsonl", "c.txt"]
+    assert [p.name for p in found.passed_over] == ["README.md"]
 
 
 def test_python_text_is_split_into_docs_and_code():
-    files = {}
+    found = {}
     for part in ("docs", "code"):
         s = source(files=None, python={"part": part, "packages": ["json"]})
-        files[part] = "\n".join(read(s, find_files(s, Path(), "x.yaml")))
-    assert "JSON (JavaScript Object Notation)" in files["docs"]
-    assert "JSON (JavaScript Object Notation)" not in files["code"]
-    assert "def dumps(" in files["code"]
-    assert "def dumps(" not in files["docs"]
+        found[part] = "\n".join(texts(s, Path()))
+    assert "JSON (JavaScript Object Notation)" in found["docs"]
+    assert "JSON (JavaScript Object Notation)" not in found["code"]
+    assert "def dumps(" in found["code"]
+    assert "def dumps(" not in found["docs"]
 
 
 def test_standard_library_code_does_not_carry_the_documentation():
-    s = source(files=None, python={"part": "code"})
-    assert not [p for p in find_files(s, Path(), "x.yaml") if "pydoc_data" in p.parts or "test" in p.parts]
+    paths = find(source(files=None, python={"part": "code"}), Path(), "x.yaml").paths
+    assert not [p for p in paths if "pydoc_data" in p.parts or "test" in p.parts]
     assert PythonText(part="code").packages == ("stdlib",)
+    docs = find(source(files=None, python={"part": "docs"}), Path(), "x.yaml").paths
+    assert docs[-1].parts[-2:] == ("pydoc_data", "topics.py")
 
 
 def test_fingerprint_changes_with_the_files_and_the_way_of_reading(tmp_path: Path):
     path = jsonl(tmp_path / "a.jsonl", [{"text": "one"}])
-    first = fingerprint(source(), [path])
-    assert fingerprint(source(), [path]) == first
-    assert fingerprint(source(held_out=0.1), [path]) != first
+    drop = jsonl(tmp_path / "drop.json", [{"id": "0" * 16}])
+
+    def stamp(**changes: object) -> str:
+        s = source(files=["a.jsonl"], **changes)
+        return fingerprint(s, find(s, tmp_path, "x.yaml"))
+
+    first = stamp()
+    assert stamp() == stamp(weight=2, max_epochs=1, role="general", bad_records=0.1) == first
+    others = [stamp(held_out=0.1), stamp(near_duplicates="keep"), stamp(filters={"min_chars": 3})]
+    others += [stamp(exclude="drop.json"), stamp(max_document_bytes=100)]
+    drop.write_text(json.dumps({"id": "1" * 16}) + "\n\n")
+    others += [stamp(exclude="drop.json")]
     jsonl(path, [{"text": "four"}])
-    assert fingerprint(source(), [path]) != first
-
-
-def test_a_document_keeps_its_side_and_the_share_is_met():
-    texts = [f"document {i}" for i in range(20000)]
-    held = [is_held_out(t, 0.05) for t in texts]
-    assert 0.04 < sum(held) / len(held) < 0.06
-    assert all(is_held_out(t, 0.1) for t, h in zip(texts, held, strict=True) if h)
+    others += [stamp()]
+    assert len({first, *others}) == 8

@@ -1,0 +1,86 @@
+"""How many tokens a source will come to, from a sample of its text."""
+
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from sweepcp.data.read import Part, Tally, parts, read
+from sweepcp.data.sources import JSONL, Found, Source
+
+FILES = 25
+"""Files that are sampled, evenly spread."""
+SPOTS = 2
+"""Places in a file that are sampled."""
+SPOT_BYTES = 1 << 18
+TEXT_BYTES = 1 << 20
+"""Text that is read at a place at most."""
+
+
+def estimate_tokens(source: Source, found: Found, count: Callable[[list[str]], float]) -> float:
+    """Training tokens of a source before near-duplicates are dropped; `count` gives the tokens of a few texts.
+
+    Reads at most `FILES` files, of each a few hundred kilobytes of text, and scales by the files' sizes.
+    """
+    tokens = taken = 0.0
+    with tempfile.TemporaryDirectory(prefix="sweepcp-") as folder:
+        for part, weight in _sample(source, found, Path(folder)):
+            texts: list[str] = []
+            tally, size = Tally(), 0
+            for document in read(source, found, part, tally):
+                texts.append(document.text)
+                size += len(document.text)
+                if size > TEXT_BYTES:
+                    break
+            tokens += count(texts) if texts else 0
+            taken += weight(tally.records)
+    held_out = 0.0 if source.held_out_files else source.held_out
+    return max(1.0, tokens / max(1.0, taken) * _whole(source, found) * (1 - held_out))
+
+
+def _whole(source: Source, found: Found) -> float:
+    """The size of a source, in what the sample is weighed by: rows where they are counted, else bytes."""
+    if source.hub is not None or source.saved is not None:
+        return float(sum((p.stop or 0) - p.start for p in parts(source, found)))
+    return float(sum(path.stat().st_size for path in found.paths))
+
+
+def _sample(source: Source, found: Found, folder: Path) -> Iterator[tuple[Part, Callable[[int], float]]]:
+    """Parts to read, each with what it weighs when so many of its records were read."""
+    if source.hub is not None or source.saved is not None:
+        cut = parts(source, found)
+        for part in cut[:: max(1, len(cut) // SPOTS)]:
+            yield part, float if source.hub is None else lambda records: 1.0
+        return
+    for path in found.paths[:: max(1, len(found.paths) // FILES)]:
+        size = path.stat().st_size
+        if path.suffix == ".parquet":
+            yield _parquet(path)
+        elif path.suffix in (".gz", ".zst"):
+            yield _unpacked(path, folder)
+        elif size > SPOTS * SPOT_BYTES and (path.name.endswith(JSONL) or source.unit == "line"):
+            for spot in range(SPOTS):
+                start = spot * size // SPOTS
+                yield Part(0, (path,), start, start + SPOT_BYTES), lambda records: float(SPOT_BYTES)
+        else:
+            yield Part(0, (path,)), lambda records, size=size: float(size)  # type: ignore[misc]
+
+
+def _parquet(path: Path) -> tuple[Part, Callable[[int], float]]:
+    from pyarrow.parquet import ParquetFile
+
+    rows = ParquetFile(path).metadata.num_rows
+    return Part(0, (path,)), lambda records: path.stat().st_size * records / max(1, rows)
+
+
+def _unpacked(path: Path, folder: Path) -> tuple[Part, Callable[[int], float]]:
+    """The first lines of a compressed file as a plain one, which weighs what was read of the compressed one."""
+    import pyarrow
+
+    codec = "gzip" if path.suffix == ".gz" else "zstd"
+    with path.open("rb") as raw, pyarrow.CompressedInputStream(pyarrow.PythonFile(raw), codec) as stream:
+        content = stream.read(TEXT_BYTES)
+        weight = raw.tell() if len(content) == TEXT_BYTES else path.stat().st_size
+    plain = folder / path.with_suffix("").name
+    cut = content.rfind(b"\n") + 1 if len(content) == TEXT_BYTES else len(content)
+    plain.write_bytes(content[:cut])
+    return Part(0, (plain,)), lambda records: float(weight)

@@ -1,0 +1,132 @@
+"""How often a run reads each of its sources: at the proxy's budget, and at that of the run it stands for."""
+
+from dataclasses import dataclass
+
+from sweepcp.data.sources import Source
+from sweepcp.errors import BadInput
+from sweepcp.experiment import Experiment
+from sweepcp.recipe import Recipe
+from sweepcp.space import Choices, Point, Space
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How often a source is read. `most` is at the point of the space that gives it the largest share."""
+
+    source: Source
+    tokens: float
+    """Training tokens of the source here."""
+    first_share: float
+    first_epochs: float
+    """In the first trial."""
+    most_epochs: float
+    target_first_epochs: float | None
+    """In a run of the target's budget with the first trial's shares; None where no target is named."""
+    target_most_epochs: float | None
+    part: float
+    """Share of the source that trials may see, so that they repeat it as the target's run would."""
+
+
+def readings(experiment: Experiment, tokens: dict[str, float]) -> list[Reading]:
+    """Epochs of every source, from the training tokens of each.
+
+    Raises `BadInput` where repetition is to be matched and a source is too small for that.
+    """
+    corners = [experiment.recipe(point, tokens) for point in corners_of(experiment.space)]
+    first = first_recipe(experiment, tokens)
+    target = experiment.target
+    found = []
+    for source in experiment.sources:
+        name, size = source.name, tokens[source.name]
+        part = matched_part(experiment, name, size)
+        most = max(_share(recipe, name) for recipe in corners)
+        whole = target.source_tokens.get(name, size) if target else size
+        found.append(
+            Reading(
+                source=source,
+                tokens=size,
+                first_share=_share(first, name),
+                first_epochs=_share(first, name) * first.tokens / (size * part),
+                most_epochs=most * first.tokens / (size * part),
+                target_first_epochs=_share(first, name) * target.tokens / whole if target else None,
+                target_most_epochs=most * target.tokens / whole if target else None,
+                part=part,
+            )
+        )
+    return found
+
+
+def matched_part(experiment: Experiment, name: str, tokens: float) -> float:
+    """The share of a source that makes a trial read it as often as the target's run would; 1 unless that is asked for.
+
+    A run of T tokens that reads N tokens of a source repeats as one of t tokens does that reads N · t / T.
+    """
+    target = experiment.target
+    if target is None or not target.match_repetition:
+        return 1.0
+    needed = target.source_tokens.get(name, tokens) * experiment.budget.tokens / target.tokens
+    key = f"sources.{name}"
+    if needed > tokens:
+        rule = f"matching the target's repetition takes {needed:,.0f} training tokens"
+        fix = "give the source more text, lower budget.tokens, or leave match_repetition out"
+        raise BadInput(experiment.name, key, f"{tokens:,.0f} tokens", rule, fix)
+    if needed <= experiment.training.seq_len:
+        rule = f"matching the target's repetition leaves {needed:,.0f} tokens, less than a sequence"
+        raise BadInput(experiment.name, key, f"{tokens:,.0f} tokens", rule, "raise budget.tokens")
+    return needed / tokens
+
+
+def check_epochs(experiment: Experiment, tokens: dict[str, float]) -> None:
+    """Raise `BadInput` for a source that a trial, or the target's run, may read more often than it allows."""
+    for reading in readings(experiment, tokens):
+        source = reading.source
+        most = max(reading.most_epochs, reading.target_most_epochs or 0)
+        if source.beyond_max_epochs == "refuse" and most > source.max_epochs:
+            key = f"sources.{source.name}.max_epochs"
+            rule = f"no run reads the source more than {source.max_epochs:g} times"
+            fix = "give it more text, narrow the space, or set `beyond_max_epochs: warn`"
+            raise BadInput(experiment.name, key, f"up to {most:.2f} epochs", rule, fix)
+
+
+def epoch_warnings(found: list[Reading]) -> list[str]:
+    """What to say of sources that are read too often, or in a trial otherwise than in the target's run."""
+    lines = []
+    for reading in found:
+        name, cap = reading.source.name, reading.source.max_epochs
+        does = "is refused" if reading.source.beyond_max_epochs == "refuse" else "will not hold where it is read less"
+        if reading.most_epochs > cap:
+            lines.append(
+                f"a trial may read {name} {reading.most_epochs:.1f} times, more than max_epochs {cap:g}: "
+                f"what it then learns {does}"
+            )
+        if reading.target_most_epochs is None:
+            continue
+        if reading.target_most_epochs > cap:
+            lines.append(f"the target's run may read {name} {reading.target_most_epochs:.1f} times, over {cap:g}")
+        unlike = reading.part == 1 and reading.most_epochs < reading.target_most_epochs / 2
+        if unlike and reading.target_most_epochs > 1:
+            lines.append(
+                f"the target's run may read {name} {reading.target_most_epochs:.1f} times, a trial "
+                f"{reading.most_epochs:.2g} times: what repetition does will not be seen; set target.match_repetition"
+            )
+    return lines
+
+
+def first_recipe(experiment: Experiment, tokens: dict[str, float]) -> Recipe:
+    """The recipe of trial one, or of a corner of the space where there is no anchor."""
+    anchors = experiment.space.anchors
+    return experiment.recipe(anchors[0] if anchors else corners_of(experiment.space)[0], tokens)
+
+
+def corners_of(space: Space) -> list[Point]:
+    """The points at the ends of the axes that shift shares; other axes stay at their first value."""
+    points: list[Point] = [{}]
+    for name, axis in space.axes.items():
+        ends = list(axis.choices) if isinstance(axis, Choices) else [axis.low, axis.high]
+        moved = ends if name in ("general_share", "non_english_share") else ends[:1]
+        points = [point | {name: value} for point in points for value in moved]
+    return points
+
+
+def _share(recipe: Recipe, source: str) -> float:
+    return next((p.share for p in recipe.mixture.portions if p.source == source), 0.0)
