@@ -15,7 +15,8 @@ import numpy as np
 
 from sweepcp.data.duplicates import DISK_BYTES, MINIMA, Signer, near_duplicates
 from sweepcp.data.encode import Encoder
-from sweepcp.data.read import Document, Part, Tally, check_bad_records, parts, read
+from sweepcp.data.read import Document, Tally, check_bad_records, read
+from sweepcp.data.records import Part, parts
 from sweepcp.data.sources import Found, Source, fingerprint
 from sweepcp.data.spread import spread
 from sweepcp.data.store import CHUNK, FORMAT, Store, store_path, token_type, write_index

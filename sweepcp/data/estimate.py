@@ -4,7 +4,8 @@ import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from sweepcp.data.read import Part, Tally, parts, read
+from sweepcp.data.read import Tally, read
+from sweepcp.data.records import Part, parts
 from sweepcp.data.sources import JSONL, Found, Source
 
 FILES = 25

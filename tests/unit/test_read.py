@@ -9,8 +9,9 @@ import pyarrow.parquet
 import pytest
 from datasets import Dataset, DatasetDict
 
-from sweepcp.data import read as reading
-from sweepcp.data.read import Document, Place, Tally, check_bad_records, parts, read
+from sweepcp.data import records
+from sweepcp.data.read import Document, Tally, check_bad_records, read
+from sweepcp.data.records import Place, parts
 from sweepcp.data.sources import Source, find
 from sweepcp.errors import BadInput
 from tests.make import jsonl, source
@@ -71,7 +72,7 @@ def test_parts_of_any_size_give_the_same_documents_and_places(
     whole = [(d.text, str(d.place)) for d in documents(s, tmp_path)]
     assert [text for text, _ in whole] == TEXTS
     for size in (1, 17, 38, 39, 100, 1000):
-        monkeypatch.setattr(reading, "PART_BYTES", size)
+        monkeypatch.setattr(records, "PART_BYTES", size)
         assert [(d.text, str(d.place)) for d in documents(s, tmp_path)] == whole
 
 

@@ -5,7 +5,8 @@ import pytest
 from pydantic import ValidationError
 
 from sweepcp.data.python_text import PythonText
-from sweepcp.data.read import Tally, parts, read
+from sweepcp.data.read import Tally, read
+from sweepcp.data.records import parts
 from sweepcp.data.sources import Source, find, fingerprint
 from sweepcp.errors import BadInput
 from tests.make import jsonl, source
