@@ -15,10 +15,14 @@ if TYPE_CHECKING:
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None)
 
+data = typer.Typer(no_args_is_help=True, help="Corpora: build token stores, see what is in them, mine domain text.")
+app.add_typer(data, name="data")
+
 ExperimentName = Annotated[str, typer.Argument(metavar="[EXPERIMENT]", help="A file, or the name of a shipped one.")]
 Sets = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a key: budget.tokens=65536")
 ]
+Address = Annotated[str | None, typer.Option(help="A Ray cluster; by default this machine.")]
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A folder that `sweepcp search` wrote.")]
 
 
@@ -54,7 +58,7 @@ def search(
     out: Annotated[Path | None, typer.Option(help="The run folder; by default runs/<name of the experiment>.")] = None,
     trials: Annotated[int | None, typer.Option(help="Short for --set budget.trials=N.")] = None,
     sets: Sets = None,
-    address: Annotated[str | None, typer.Option(help="A Ray cluster; by default this machine.")] = None,
+    address: Address = None,
 ) -> None:
     """Run the trials of an experiment, or go on with them, and show the front."""
     from sweepcp.display import Screen, make_console, show_front, show_next
@@ -75,6 +79,51 @@ def search(
         raise typer.Exit(1)
     show_front(console, run, None)
     show_next(console, folder, experiment)
+
+
+@data.command()
+def build(experiment: ExperimentName = "quickstart", sets: Sets = None, address: Address = None) -> None:
+    """Read, filter and tokenise every source of an experiment into its token store. Goes on after any stop.
+
+    `search` does the same where it is needed. A store is built once, and found again as long as nothing changed.
+    """
+    from sweepcp.display import Screen, make_console, store_table
+    from sweepcp.experiment import load_experiment
+    from sweepcp.sweep import build_stores
+
+    loaded, files = load_experiment(experiment, sets or ())
+    console = make_console()
+    with Screen(console) as screen:
+        stores = build_stores(loaded, files, screen, address)
+    console.print(store_table(list(stores.values())))
+    for name in (s.name for s in loaded.sources if s.planned_tokens is not None):
+        typer.echo(f"{name} is planned: there is nothing to build")
+
+
+@data.command()
+def check(
+    experiment: ExperimentName = "quickstart",
+    sets: Sets = None,
+    address: Address = None,
+    write: Annotated[Path | None, typer.Option(help="Write overlapping documents, for `exclude` of a source.")] = None,
+) -> None:
+    """Show sizes, languages, the base's loss, and training text that repeats what the suites measure with.
+
+    Exits with status 1 when training documents hold items of a suite.
+    """
+    from sweepcp.check import check as check_texts
+    from sweepcp.check import show_check, write_overlaps
+    from sweepcp.display import Screen, make_console
+    from sweepcp.experiment import load_experiment
+
+    loaded, files = load_experiment(experiment, sets or ())
+    console = make_console()
+    with Screen(console) as screen:
+        result = check_texts(loaded, files, screen, address)
+    show_check(console, result)
+    if write is not None:
+        write_overlaps(write, result.overlaps)
+    raise typer.Exit(1 if result.overlaps else 0)
 
 
 @app.command()

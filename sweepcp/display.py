@@ -11,6 +11,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 from rich.table import Table
 from rich.text import Text
 
+from sweepcp.data.store import Store
 from sweepcp.front import Front, Rule
 from sweepcp.run import Run
 from sweepcp.space import Point
@@ -92,6 +93,24 @@ class Screen:
 
 def _point(point: Point) -> str:
     return ", ".join(f"{k} {v:.4g}" if isinstance(v, (int, float)) else f"{k} {v}" for k, v in point.items())
+
+
+def store_table(stores: list[Store]) -> Table:
+    """What each token store holds, and where it is."""
+    table = Table(title="Token stores", header_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
+    for name in ("source", "documents", "MB of text", "tokens", "held out", "store"):
+        table.add_column(name, justify="left" if name in ("source", "store") else "right", overflow="fold")
+    for store in stores:
+        train, held_out = store.meta["train"], store.meta["held_out"]
+        table.add_row(
+            store.source,
+            f"{train['documents']:,}",
+            f"{train['bytes'] / 1e6:,.1f}",
+            f"{train['tokens']:,}",
+            f"{held_out['documents']:,}",
+            str(store.path),
+        )
+    return table
 
 
 def front_table(run: Run, front: Front) -> Table:

@@ -1,6 +1,7 @@
 """What a model is scored on: held-out texts and lm-eval tasks, for the domain and for the general side."""
 
 import hashlib
+import heapq
 import json
 import re
 from collections import Counter
@@ -92,6 +93,14 @@ class Suites(Schema):
     def members(self) -> list[tuple[Role, MemberSpec]]:
         roles: tuple[Literal["domain", "general"], ...] = ("domain", "general")
         return [(role, m) for role in roles for m in getattr(self, role)]
+
+
+def held_out_sample(store: Store, member: MemberSpec) -> list[str]:
+    """The held-out documents that a member scores, whole: as many as it asks for, drawn by hash."""
+    texts = list(store.held_out_texts())
+    if member.items is not None:
+        texts = heapq.nsmallest(member.items, texts, key=lambda text: hashlib.sha256(text.encode()).digest())
+    return texts
 
 
 def make_tasks(suites: Suites, stores: dict[str, Store]) -> Path | None:

@@ -1,7 +1,5 @@
 """Held-out text: bits of every document, for bits per byte."""
 
-import hashlib
-import heapq
 import math
 
 import numpy as np
@@ -12,7 +10,7 @@ from sweepcp.data.store import Store, boundary_tokens
 from sweepcp.data.stream import IGNORED, Batch, positions
 from sweepcp.engine import autocast, token_losses
 from sweepcp.scorecard import in_select_half
-from sweepcp.suites import MemberSpec
+from sweepcp.suites import MemberSpec, held_out_sample
 
 
 class HeldOut:
@@ -23,9 +21,7 @@ class HeldOut:
     """
 
     def __init__(self, store: Store, member: MemberSpec, seq_len: int, tokenizer: PreTrainedTokenizerBase) -> None:
-        texts = list(store.held_out_texts())
-        if member.items is not None:
-            texts = heapq.nsmallest(member.items, texts, key=lambda text: hashlib.sha256(text.encode()).digest())
+        texts = held_out_sample(store, member)
         self.select = tuple(in_select_half(text) for text in texts)
         texts = [text[: member.chars] for text in texts]
         self.bytes = np.array([len(text.encode()) for text in texts], dtype=np.int64)

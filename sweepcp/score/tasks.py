@@ -8,6 +8,7 @@ import functools
 import json
 import logging
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -123,15 +124,30 @@ def _continuous(task: Any, doc: Any, instances: list[Any]) -> tuple[float | None
         return -instances[0].resps[0] / math.log(2), float(task.count_bytes(task.doc_to_target(doc)))
     if kind != "loglikelihood":
         return None, None
+    answer = instances[_gold(task, doc)]
+    return -float(answer.resps[0][0]) / math.log(2), float(len(answer.args[1].encode()))
+
+
+def _gold(task: Any, doc: Any) -> int:
+    """Which of a document's requests asks for the right answer."""
     gold: Any = 0
     if task.OUTPUT_TYPE == "multiple_choice":
         gold = task.doc_to_text(doc) if getattr(task, "multiple_input", 0) else task.doc_to_target(doc)
     if isinstance(gold, list):  # several right answers: the first
         gold = gold[0]
-    if isinstance(gold, str):
-        gold = task.doc_to_choice(doc).index(gold)
-    answer = instances[gold]
-    return -float(answer.resps[0][0]) / math.log(2), float(len(answer.args[1].encode()))
+    return task.doc_to_choice(doc).index(gold) if isinstance(gold, str) else int(gold)
+
+
+def task_texts(member: MemberSpec) -> Iterator[tuple[str, str]]:
+    """Name and text of each item of an lm-eval task: the question, and the right answer where there are choices."""
+    for task in _manager(str(member.path or "")).load(str(member.task))["tasks"].values():
+        task.build_all_requests(limit=member.items)
+        of: dict[int, list[Any]] = {}
+        for instance in sorted(task.instances, key=lambda i: i.idx):
+            of.setdefault(instance.doc_id, []).append(instance)
+        for number, instances in of.items():
+            asked = instances[_gold(task, instances[0].doc)].args
+            yield f"{task.task_name}/{number}", "".join(text for text in asked if isinstance(text, str))
 
 
 def _manager(folder: str) -> TaskManager:
