@@ -174,9 +174,9 @@ def show_check(console: Console, result: Check) -> None:
         "MB",
         "tokens",
         "held out",
-        "near-dup.",
-        "language found",
-        "base, bits/byte",
+        "repeated",
+        "language",
+        "base, bits/B",
     )
     for name in (*names, "overlaps"):
         table.add_column(name, justify="left" if name in ("source", "role", "language") else "right")

@@ -15,6 +15,8 @@ SPOTS = 2
 SPOT_BYTES = 1 << 18
 TEXT_BYTES = 1 << 20
 """Text that is read at a place at most."""
+UNPACKED_BYTES = 4 << 20
+"""Of a compressed file, to see how far it is compressed."""
 
 
 def estimate_tokens(source: Source, found: Found, count: Callable[[list[str]], float]) -> float:
@@ -79,9 +81,9 @@ def _unpacked(path: Path, folder: Path) -> tuple[Part, Callable[[int], float]]:
 
     codec = "gzip" if path.suffix == ".gz" else "zstd"
     with path.open("rb") as raw, pyarrow.CompressedInputStream(pyarrow.PythonFile(raw), codec) as stream:
-        content = stream.read(TEXT_BYTES)
-        weight = raw.tell() if len(content) == TEXT_BYTES else path.stat().st_size
+        content = stream.read(UNPACKED_BYTES)
+        packed = raw.tell() if len(content) == UNPACKED_BYTES else path.stat().st_size
+    cut = content.rfind(b"\n", 0, TEXT_BYTES) + 1 or len(content)
     plain = folder / path.with_suffix("").name
-    cut = content.rfind(b"\n") + 1 if len(content) == TEXT_BYTES else len(content)
     plain.write_bytes(content[:cut])
-    return Part(0, (plain,)), lambda records: float(weight)
+    return Part(0, (plain,)), lambda records: packed * cut / len(content)

@@ -50,7 +50,9 @@ class Index:
         owned = np.concatenate([owner[low[i] : high[i]] for i in found])
         items, counts = np.unique(owned, return_counts=True)
         shares = counts / sizes[items]
-        return [Hit(names[i][0], names[i][1], float(s)) for i, s in zip(items.tolist(), shares, strict=True) if s >= ENOUGH]
+        return [
+            Hit(names[i][0], names[i][1], float(s)) for i, s in zip(items.tolist(), shares, strict=True) if s >= ENOUGH
+        ]
 
 
 def write_index(path: Path, items: Iterable[Item]) -> tuple[Index, int, int]:
