@@ -4,6 +4,7 @@ import fcntl
 import json
 import os
 import shutil
+from array import array
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -111,7 +112,7 @@ def _build_part(source: Source, found: Found, encoder: Encoder, work: Path, part
             ids = encoder.encode([d.text for d, is_out in zip(batch, sides, strict=True) if not is_out])
             files["lengths"].write(np.array([len(i) for i in ids], dtype="<i4").tobytes())
             for document_ids in ids:
-                files["tokens"].write(np.array(document_ids, dtype=dtype).tobytes())
+                files["tokens"].write(array(dtype.char, document_ids).tobytes())
     finally:
         for file in files.values():
             file.close()

@@ -10,6 +10,8 @@ from sweepcp.data.shuffle import shuffled
 from sweepcp.data.store import Store
 from sweepcp.recipe import Recipe
 
+WINDOW = 512
+"""Sequences of a source whose places are found at once: an array costs hardly more than a single one."""
 IGNORED = -100
 """The target of a position that is not trained on."""
 
@@ -43,21 +45,30 @@ class Sequences:
         self.blocks = max(1, round(self.all_blocks * store.part))
         if self.all_blocks < 1:
             raise ValueError(f"source {store.source} has {count} tokens, not more than one sequence of {seq_len}")
+        self._window = -1
+        self._places: list[int] = []
 
-    def read(self, numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Sequences by their numbers, shape (n,), from 0 through all epochs: tokens, and where documents begin.
+    def read(self, numbers: np.ndarray, tokens: np.ndarray, begins: np.ndarray, rows: np.ndarray) -> None:
+        """Put sequences, by their numbers (from 0, through all epochs), into `rows` of two arrays; shape (n,) both.
 
-        Both have shape (n, seq_len + 1): the inputs, and the token after them.
+        `tokens` and `begins`, shape (any, seq_len + 1), get the inputs with the token after them, and where documents
+        begin.
         """
-        shape = len(numbers), self.seq_len + 1
-        tokens, begins = np.empty(shape, dtype=np.int64), np.zeros(shape, dtype=bool)
-        for row, first in enumerate((self._places(numbers) * self.seq_len).tolist()):
-            tokens[row] = self.indexed.tokens[first : first + self.seq_len + 1]
-            begins[row, self.indexed.begins(first, self.seq_len + 1)] = True
-        return tokens, begins
+        length = self.seq_len + 1
+        for number, row in zip(numbers.tolist(), rows.tolist(), strict=True):
+            first = self._place(number) * self.seq_len
+            tokens[row] = self.indexed.tokens[first : first + length]
+            for begin in self.indexed.begins(first, length):
+                begins[row, begin] = True
 
-    def _places(self, numbers: np.ndarray) -> np.ndarray:
-        """The blocks in which sequences stand."""
+    def _place(self, number: int) -> int:
+        """The block in which a sequence stands; found for `WINDOW` numbers at once, as they mostly come in turn."""
+        window = number // WINDOW
+        if window != self._window:
+            self._window, self._places = window, self._find(np.arange(window * WINDOW, (window + 1) * WINDOW)).tolist()
+        return self._places[number - window * WINDOW]
+
+    def _find(self, numbers: np.ndarray) -> np.ndarray:
         epochs, places = np.divmod(numbers, self.blocks)
         for epoch in np.unique(epochs):
             now = epochs == epoch
@@ -95,9 +106,9 @@ class Stream:
         chosen, numbers = (column[first:last] for column in self.apportionment.take((place - 1) * size, size))
         shape = last - first, self.recipe.seq_len + 1
         tokens, begins = np.empty(shape, dtype=np.int64), np.zeros(shape, dtype=bool)
-        for i in np.unique(chosen).tolist():
-            mine = chosen == i
-            tokens[mine], begins[mine] = self.sources[i].read(numbers[mine])
+        for i in set(chosen.tolist()):
+            rows = np.flatnonzero(chosen == i)
+            self.sources[i].read(numbers[rows], tokens, begins, rows)
         if self.recipe.cross_documents:
             begins[:] = False
         targets = np.where(begins[:, 1:], IGNORED, tokens[:, 1:])
@@ -121,5 +132,7 @@ class Stream:
 
 def positions(begins: np.ndarray) -> np.ndarray:
     """Positions that restart at 0 where `begins` is true and at the start of each row; shape (rows, length)."""
-    index = np.broadcast_to(np.arange(begins.shape[1]), begins.shape)
-    return index - np.maximum.accumulate(np.where(begins, index, 0), axis=1)
+    index = np.arange(begins.shape[1])
+    starts = begins * index
+    np.maximum.accumulate(starts, axis=1, out=starts)
+    return np.subtract(index, starts, out=starts)

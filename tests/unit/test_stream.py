@@ -12,7 +12,8 @@ from tests.make import mixture, recipe, write_store
 
 
 def firsts(source: Sequences, numbers: range) -> list[int]:
-    tokens, _ = source.read(np.array(numbers))
+    tokens = np.zeros((len(numbers), source.seq_len + 1), dtype=np.int64)
+    source.read(np.array(numbers), tokens, np.zeros(tokens.shape, dtype=bool), np.arange(len(numbers)))
     return [int(t) for t in tokens[:, 0]]
 
 
