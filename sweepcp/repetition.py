@@ -90,7 +90,8 @@ def check_epochs(experiment: Experiment, tokens: dict[str, float]) -> None:
 
 def epoch_warnings(found: list[Reading]) -> list[str]:
     """What to say of sources that are read too often, or in a trial otherwise than in the target's run."""
-    lines = []
+    lines: list[str] = []
+    unlike: list[str] = []
     for reading in found:
         name, cap = reading.source.name, reading.source.max_epochs
         does = "is refused" if reading.source.beyond_max_epochs == "refuse" else "will not hold where it is read less"
@@ -103,12 +104,13 @@ def epoch_warnings(found: list[Reading]) -> list[str]:
             continue
         if reading.target_most_epochs > cap:
             lines.append(f"the target's run may read {name} {reading.target_most_epochs:.1f} times, over {cap:g}")
-        unlike = reading.part == 1 and reading.most_epochs < reading.target_most_epochs / 2
-        if unlike and reading.target_most_epochs > 1:
-            lines.append(
-                f"the target's run may read {name} {reading.target_most_epochs:.1f} times, a trial "
-                f"{reading.most_epochs:.2g} times: what repetition does will not be seen; set target.match_repetition"
-            )
+        if reading.part == 1 and reading.target_most_epochs > max(1, 2 * reading.most_epochs):
+            unlike.append(f"{name} {reading.target_most_epochs:.1f} times, not {reading.most_epochs:.2g}")
+    if unlike:
+        lines.append(
+            f"the target's run may read {'; '.join(unlike)} as a trial does: what repetition does will not be seen; "
+            "set target.match_repetition"
+        )
     return lines
 
 

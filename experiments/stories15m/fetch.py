@@ -297,7 +297,9 @@ def sample(model: LlamaForCausalLM, tokenizer: FastTokenizer, count: int, genera
     texts = [""] * count
     while len(rows):
         logits = model(ids[:, -1:], past_key_values=cache).logits[:, -1]
-        below = logits.softmax(-1).cumsum(-1)  # drawn by the distribution function: torch.multinomial takes 20 times as long
+        below = logits.softmax(-1).cumsum(
+            -1
+        )  # drawn by the distribution function: torch.multinomial takes 20 times as long
         tokens = torch.searchsorted(below, torch.rand(len(rows), 1, generator=generator) * below[:, -1:])
         ids = torch.cat([ids, tokens], 1)
         ended = (tokens[:, 0] == BOS) | (tokens[:, 0] == EOS) | torch.tensor(ids.shape[1] >= CONTEXT)
