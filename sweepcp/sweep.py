@@ -1,5 +1,6 @@
 """The main flow: texts, base, search, front."""
 
+from collections import Counter
 from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
@@ -175,13 +176,19 @@ def losses_of(store: Store, found: Found) -> list[str]:
     if found.passed_over:
         endings = ", ".join(sorted({path.suffix or path.name for path in found.passed_over}))
         lines.append(f"{name}: {len(found.passed_over)} files passed over, of no kind that can be read ({endings})")
-    left_out = [f"{count:,} by {reason}" for reason, count in sorted(meta["left_out"].items())]
+    left_out: Counter[str] = Counter()
+    for reason, count in meta["left_out"].items():
+        left_out["language" if reason.startswith("language ") else reason] += count
     if meta["near_duplicates"]:
-        left_out.append(f"{meta['near_duplicates']:,} near-duplicates")
+        left_out["near-duplicate"] = meta["near_duplicates"]
     if left_out:
-        lines.append(f"{name}: of {meta['records']:,} records, left out: {', '.join(left_out)}")
+        reasons = ", ".join(f"{count:,} {reason}" for reason, count in left_out.most_common())
+        lines.append(f"{name}: of {meta['records']:,} records, left out: {reasons}")
     if meta["bad"]:
         lines.append(f"{name}: {meta['bad']:,} unusable records skipped, the first: {'; '.join(meta['examples'])}")
+    unused = [key for key, count in meta["used_keys"].items() if not count]
+    if unused:
+        lines.append(f"{name}: no record has {', '.join(unused)} of the template")
     return lines
 
 

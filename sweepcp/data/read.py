@@ -47,8 +47,8 @@ class Tally:
     def add(self, other: "Tally") -> None:
         self.records += other.records
         self.bad += other.bad
-        self.left_out += other.left_out
-        self.used_keys += other.used_keys
+        self.left_out.update(other.left_out)
+        self.used_keys.update(other.used_keys)
         self.examples = (self.examples + other.examples)[:EXAMPLES]
 
 
@@ -92,7 +92,7 @@ def _text(source: Source, content: Any, tally: Tally) -> str | Problem:
     text = content
     if isinstance(content, dict) and source.template is not None:
         text = render(source.template, content)
-        tally.used_keys.update(key for key in places(source.template) if render(f"{{{key}}}", content))
+        tally.used_keys.update({key: int(bool(render(f"{{{key}}}", content))) for key in places(source.template)})
         if not text:
             keys = ", ".join(map(str, content))
             return Problem("template", keys, "a record has one of the template's keys", "correct the template")

@@ -85,7 +85,7 @@ def test_check_names_what_is_wrong_and_its_list_drops_it(catalogue: Path):
     assert f"train.jsonl:361 (python-docs, id {found[0]['id']}) holds 100% of held_out_python-docs" in done.stdout
     again = sweepcp("data", "check", catalogue / "mine.yaml", "--set", "sources.python-docs.exclude=overlaps.jsonl")
     assert again.returncode == 0, again.stderr
-    assert "left out: 1 by excluded" in again.stdout
+    assert "left out: 1 excluded" in again.stdout
 
 
 def test_build_says_what_it_did_and_is_done_once(catalogue: Path):

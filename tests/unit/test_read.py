@@ -96,7 +96,7 @@ def test_templates_and_nested_fields_and_how_often_each_key_was_there(tmp_path: 
     tally = Tally()
     s = source(template="{t}\nPrice: {p.eur} EUR\n{weight}")
     assert [d.text for d in documents(s, tmp_path, tally)] == ["Lamp\nPrice: 3 EUR", "Cup"]
-    assert dict(tally.used_keys) == {"t": 2, "p.eur": 1}
+    assert dict(tally.used_keys) == {"t": 2, "p.eur": 1, "weight": 0}
 
 
 def test_filters_count_what_they_leave_out(tmp_path: Path):
