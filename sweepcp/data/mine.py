@@ -1,0 +1,385 @@
+"""Domain text out of a general corpus: train a classifier, score the corpus, write what reaches the threshold."""
+
+import gzip
+import hashlib
+import heapq
+import json
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from sweepcp.data.duplicates import PIECE
+from sweepcp.data.prevalence import EDGES, Curve, above, brier, calibration, prevalence, threshold
+from sweepcp.data.read import Tally, check_bad_records, read
+from sweepcp.data.records import Part, parts
+from sweepcp.data.sources import Found, Source, fingerprint
+from sweepcp.data.spread import spread
+from sweepcp.errors import BadInput
+from sweepcp.files import digest, write_json, write_text
+
+FEATURES = 1 << 20
+CHARS = 3000
+"""What the classifier reads of a document."""
+TRAINING = 20_000
+"""Documents a side that it learns from, drawn by hash."""
+PARTS = 64
+"""Parts of a source that they are drawn from, evenly spread."""
+FEWEST = 200
+FOLDS = 5
+STRATUM = 75
+"""Documents of the sample for labels in each of its four strata."""
+BATCH = 512
+
+
+class Example(NamedTuple):
+    """A document that the classifier learns from."""
+
+    key: bytes
+    text: str
+    source: str
+
+
+class Row(NamedTuple):
+    """A document of the sample that may be labelled."""
+
+    key: bytes
+    id: str
+    place: str
+    score: float
+    text: str
+
+
+@dataclass(frozen=True)
+class Mined:
+    """The answer of `sweepcp data mine`; shares are of documents."""
+
+    corpus: str
+    documents: int
+    prevalence: float
+    prevalence_interval: tuple[float, float]
+    """95 %."""
+    prevalence_from: str
+    threshold: float
+    """Log odds."""
+    precision: float
+    """Predicted, of the documents that were selected."""
+    recall: float
+    """Predicted: share of the corpus's domain documents that were selected."""
+    selected: int
+    training: dict[str, int]
+    """Source → documents that the classifier learnt from."""
+    by_source: dict[str, float]
+    """Source → share of its held-out documents at or above the threshold."""
+    calibration: list[tuple[float, float, int]]
+    """Of held-out documents: mean predicted probability, share that is domain, documents; by tenths of probability."""
+    brier: float
+    labelled_precision: tuple[float, int] | None
+    """Of the selected documents in the sample that are labelled: share that is domain, documents."""
+
+
+def mine(
+    sources: tuple[Source, ...],
+    found: dict[str, Found],
+    corpus: str,
+    out: Path,
+    precision: float,
+    address: str | None = None,
+    progress: Callable[[str, int, int], None] = lambda what, done, of: None,
+) -> Mined:
+    """Write the domain-like documents of the source `corpus` into the folder `out`, with a report and a sample.
+
+    Learns from the sources of role domain against those of role general, without the corpus, or against the corpus
+    where there is no other. A run that was stopped goes on; a run after labels were filled in takes them into account.
+    Raises `BadInput` when there is too little to learn from, or when the precision cannot be reached.
+    """
+    if not 0 < precision < 1:
+        raise BadInput("--precision", "--precision", precision, "a share between 0 and 1", "write 0.9, say")
+    source, domain, general = _roles(sources, corpus)
+    examples = [_draw(group, found, address) for group in (domain, general)]
+    for group, drawn in zip(("domain", "general"), examples, strict=True):
+        if len(drawn) < FEWEST:
+            rule = f"at least {FEWEST} {group} documents to learn from"
+            raise BadInput(corpus, "sources", f"{len(drawn)} {group} documents", rule, f"add {group} text")
+    held_out, weights = _learn(*examples)
+    stamp = digest([fingerprint(source, found[corpus]), hashlib.sha256(weights.tobytes()).hexdigest()])
+    work = _begin(out, stamp, weights)
+    cut = parts(source, found[corpus])
+    rates, documents = _score_all(source, found[corpus], work, cut, address, progress)
+    curve = Curve(rates, *(above(scores) for scores in held_out))
+    own = general == [source]
+    labels = _read_labels(out / "sample.jsonl", stamp)
+    share, interval, origin = prevalence(curve, own, labels, documents, *map(len, examples))
+    at = threshold(curve, share, precision, documents, corpus)
+    select = partial(_select, source, found[corpus], work, out, float(EDGES[at]), _strata(curve, at, documents))
+    selected, samples = _write_all(select, cut, out, address, progress)
+    if not labels:
+        _write_sample(out / "sample.jsonl", stamp, samples, curve, at, documents)
+    chosen = [bool(row["label"]) for row in labels if row["score"] >= EDGES[at]]
+    result = Mined(
+        corpus=corpus,
+        documents=documents,
+        prevalence=share,
+        prevalence_interval=interval,
+        prevalence_from=origin,
+        threshold=float(EDGES[at]),
+        precision=float(min(1.0, share * curve.domain[at] / curve.corpus[at])),
+        recall=float(curve.domain[at]),
+        selected=selected,
+        training=_count(examples[0] + examples[1]),
+        by_source=_by_source(examples, held_out, float(EDGES[at])),
+        calibration=calibration(*held_out),
+        brier=brier(*held_out),
+        labelled_precision=(sum(chosen) / len(chosen), len(chosen)) if chosen else None,
+    )
+    write_json(out / "report.json", asdict(result))
+    entry = {"name": f"mined-{corpus}", "role": "domain", "language": source.language, "files": [f"{out}/documents"]}
+    write_text(out / "source.yaml", f"- {json.dumps(entry)}\n")
+    return result
+
+
+def _roles(sources: tuple[Source, ...], corpus: str) -> tuple[Source, list[Source], list[Source]]:
+    """The corpus, what is domain, and what is general: other sources, or the corpus where there is none."""
+    by_name = {s.name: s for s in sources if s.planned_tokens is None}
+    if corpus not in by_name:
+        raise BadInput("--corpus", "--corpus", corpus, f"a source with text: {', '.join(by_name)}", "name one of them")
+    others = [s for s in by_name.values() if s.name != corpus]
+    domain = [s for s in others if s.role == "domain"]
+    if not domain:
+        raise BadInput("--corpus", "sources", list(by_name), "a source of role domain besides the corpus", "add one")
+    return by_name[corpus], domain, [s for s in others if s.role == "general"] or [by_name[corpus]]
+
+
+def _draw(sources: list[Source], found: dict[str, Found], address: str | None) -> list[Example]:
+    """Documents of the sources with the smallest hashes: the same ones every time."""
+    drawn: list[Example] = []
+    for source in sources:
+        cut = parts(source, found[source.name])
+        few = cut[:: -(-len(cut) // PARTS) or 1]
+        for more in spread(partial(_draw_part, source, found[source.name]), few, address):
+            drawn = heapq.nsmallest(TRAINING, drawn + more)
+    return drawn
+
+
+def _draw_part(source: Source, found: Found, part: Part) -> list[Example]:
+    documents = read(source, found, part, Tally())
+    return heapq.nsmallest(TRAINING, (Example(d.key, d.text[:CHARS], source.name) for d in documents))
+
+
+@lru_cache(maxsize=1)
+def _vectorizer() -> Any:
+    from sklearn.feature_extraction.text import HashingVectorizer
+
+    return HashingVectorizer(
+        token_pattern=PIECE.pattern,
+        ngram_range=(1, 2),
+        n_features=FEATURES,
+        binary=True,
+        alternate_sign=False,
+        dtype=np.float32,
+    )
+
+
+def _learn(domain: list[Example], general: list[Example]) -> tuple[list[np.ndarray], np.ndarray]:
+    """Scores of the documents of both sides by a classifier that has not seen them, and weights that learnt from all.
+
+    Weights have shape (FEATURES + 1,), the last is the intercept. Copies of a text are in one fold.
+    """
+    from sklearn.linear_model import LogisticRegression
+
+    examples = domain + general
+    features = _vectorizer().transform([e.text for e in examples])
+    is_domain = np.arange(len(examples)) < len(domain)
+    folds = np.array([e.key[-1] % FOLDS for e in examples])
+    scores = np.zeros(len(examples))
+    for fold in range(FOLDS + 1):
+        model = LogisticRegression(C=5, solver="liblinear", tol=1e-3, max_iter=200)
+        model.fit(features[folds != fold], is_domain[folds != fold])
+        scores[folds == fold] = model.decision_function(features[folds == fold]) if fold < FOLDS else 0
+    weights = np.concatenate([model.coef_[0], model.intercept_]).astype(np.float32)
+    return [scores[is_domain], scores[~is_domain]], weights
+
+
+def _begin(out: Path, stamp: str, weights: np.ndarray) -> Path:
+    """The folder of the scores; empty if they are of another classifier or corpus."""
+    work = out / "scores"
+    state = work / "state.json"
+    if not state.exists() or json.loads(state.read_text()) != {"stamp": stamp}:
+        shutil.rmtree(work, ignore_errors=True)
+        work.mkdir(parents=True)
+        np.save(work / "weights.npy", weights)
+        write_json(state, {"stamp": stamp})
+    return work
+
+
+def _score_all(
+    source: Source,
+    found: Found,
+    work: Path,
+    cut: list[Part],
+    address: str | None,
+    progress: Callable[[str, int, int], None],
+) -> tuple[np.ndarray, int]:
+    """Share of the corpus at or above each of `EDGES`, and its documents; scores of parts that are there stay."""
+    left = [p for p in cut if not _scores(work, p).exists()]
+    tally = Tally()
+    for done, more in enumerate(spread(partial(_score_part, source, found, work), left, address), 1):
+        tally.add(more)
+        progress("scoring", len(cut) - len(left) + done, len(cut))
+    check_bad_records(source, tally)
+    counts = np.zeros(len(EDGES) + 1, dtype=np.int64)
+    for part in cut:
+        places = np.searchsorted(EDGES, np.load(_scores(work, part)), side="right")
+        counts += np.bincount(places, minlength=len(counts))
+    documents = int(counts.sum())
+    if not documents:
+        raise BadInput(source.name, "--corpus", source.name, "a corpus with documents", "name another")
+    return (documents - np.cumsum(counts)[:-1]) / documents, documents
+
+
+def _scores(work: Path, part: Part) -> Path:
+    return work / f"{part.number:08}.npy"
+
+
+def _score_part(source: Source, found: Found, work: Path, part: Part) -> Tally:
+    tally = Tally()
+    scores: list[np.ndarray] = []
+    batch: list[str] = []
+    for document in read(source, found, part, tally):
+        batch.append(document.text[:CHARS])
+        if len(batch) == BATCH:
+            scores.append(_score(work, batch))
+            batch = []
+    if batch:
+        scores.append(_score(work, batch))
+    path = _scores(work, part)
+    with path.with_suffix(".tmp").open("wb") as file:
+        np.save(file, np.concatenate(scores) if scores else np.zeros(0, dtype=np.float32))
+    os.replace(path.with_suffix(".tmp"), path)
+    return tally
+
+
+@lru_cache(maxsize=1)
+def _weights(path: Path) -> np.ndarray:
+    weights: np.ndarray = np.load(path)
+    return weights
+
+
+def _score(work: Path, texts: list[str]) -> np.ndarray:
+    """Log odds of each text, float32."""
+    weights = _weights(work / "weights.npy")
+    return np.asarray(_vectorizer().transform(texts) @ weights[:-1] + weights[-1], dtype=np.float32)
+
+
+def _strata(curve: Curve, at: int, documents: int) -> list[float]:
+    """Scores that part the corpus: selected, as many below it, ten times as many below that, the rest."""
+    selected = curve.corpus[at]
+    lower = [EDGES[int(np.argmax(curve.corpus <= min(1.0, times * selected)))] for times in (2, 12)]
+    return [float(EDGES[at]), *map(float, lower)]
+
+
+def _select(
+    source: Source, found: Found, work: Path, out: Path, threshold: float, strata: list[float], part: Part
+) -> tuple[int, list[str], list[list[Row]]]:
+    """Write the documents of a part at or above the threshold.
+
+    Returns the part's number, the ids of what was written, and candidates for the sample by stratum.
+    """
+    ids: list[str] = []
+    rows: list[list[Row]] = [[] for _ in range(len(strata) + 1)]
+    scores = np.load(_scores(work, part)).tolist()
+    path = out / "documents" / f"{part.number:08}.jsonl.gz"
+    lines = []
+    for document, score in zip(read(source, found, part, Tally()), scores, strict=True):
+        id_, place = document.key.hex()[:16], str(document.place)
+        stratum = sum(score < edge for edge in strata)
+        rows[stratum] = _keep(rows[stratum], Row(document.key, id_, place, score, document.text[:1000]))
+        if score >= threshold:
+            ids.append(id_)
+            lines.append(json.dumps({"id": id_, "score": round(score, 3), "place": place, "text": document.text}))
+    if lines:
+        with path.with_suffix(".tmp").open("wb") as file, gzip.GzipFile("", "wb", 6, file, mtime=0) as packed:
+            packed.writelines(f"{line}\n".encode() for line in lines)
+        os.replace(path.with_suffix(".tmp"), path)
+    return part.number, ids, rows
+
+
+def _keep(rows: list[Row], row: Row) -> list[Row]:
+    """The rows with the smallest hashes."""
+    return heapq.nsmallest(STRATUM, [*rows, row]) if len(rows) < STRATUM or row < max(rows) else rows
+
+
+def _write_all(
+    select: Callable[[Part], tuple[int, list[str], list[list[Row]]]],
+    cut: list[Part],
+    out: Path,
+    address: str | None,
+    progress: Callable[[str, int, int], None],
+) -> tuple[int, list[list[Row]]]:
+    shutil.rmtree(out / "documents", ignore_errors=True)
+    (out / "documents").mkdir(parents=True)
+    ids: dict[int, list[str]] = {}
+    samples: list[list[Row]] = [[], [], [], []]
+    for done, (number, own, rows) in enumerate(spread(select, cut, address), 1):
+        ids[number] = own
+        samples = [heapq.nsmallest(STRATUM, a + b) for a, b in zip(samples, rows, strict=True)]
+        progress("writing", done, len(cut))
+    selected = [id_ for number in sorted(ids) for id_ in ids[number]]
+    write_text(out / "exclude.jsonl", "".join(json.dumps({"id": id_}) + "\n" for id_ in selected))
+    return len(selected), samples
+
+
+def _write_sample(path: Path, stamp: str, samples: list[list[Row]], curve: Curve, at: int, documents: int) -> None:
+    """The sample for labels, in the order of the hashes, so that scores do not sway whoever labels it."""
+    shares = [0.0, *(float(curve.corpus[np.searchsorted(EDGES, e)]) for e in _strata(curve, at, documents)), 1.0]
+    rows = [
+        (row.key, {"label": None, "id": row.id, "text": row.text, "place": row.place, "score": row.score,
+                   "stratum": n, "stands_for": shares[n + 1] - shares[n], "of": stamp})
+        for n, stratum in enumerate(samples)
+        for row in stratum
+    ]  # fmt: skip
+    write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for _, row in sorted(rows, key=lambda r: r[0])))
+
+
+def _read_labels(path: Path, stamp: str) -> list[dict[str, Any]]:
+    """The labelled rows of a sample; `BadInput` names the line of a label that is none, or of another corpus."""
+    rows = []
+    for number, line in enumerate(path.read_text("utf-8").splitlines() if path.exists() else [], 1):
+        try:
+            row = json.loads(line)
+            label = row["label"]
+        except (ValueError, KeyError, TypeError):
+            rule = "each line is a JSON object with a label"
+            raise BadInput(f"{path}:{number}", "label", line, rule, f"mend it, or remove {path}") from None
+        if label not in (True, False, None) or isinstance(label, float | int) != isinstance(label, bool):
+            raise BadInput(f"{path}:{number}", "label", label, "true (domain), false or null", "correct the label")
+        if label is not None and row.get("of") != stamp:
+            rule = "labels belong to the corpus and the domain text that the sample was drawn with"
+            raise BadInput(f"{path}:{number}", "of", row.get("of"), rule, "name another --out")
+        rows.append(row)
+    labelled = [row for row in rows if row["label"] is not None]
+    if labelled and {row["stratum"] for row in labelled} != {row["stratum"] for row in rows}:
+        missing = {row["stratum"] for row in rows} - {row["stratum"] for row in labelled}
+        rule = "some documents of every stratum are labelled, or none at all"
+        raise BadInput(path, "label", f"none in stratum {min(missing)}", rule, "label some of them: they are shuffled")
+    return labelled
+
+
+def _count(examples: list[Example]) -> dict[str, int]:
+    counts: dict[str, int] = {}
+    for example in examples:
+        counts[example.source] = counts.get(example.source, 0) + 1
+    return counts
+
+
+def _by_source(examples: list[list[Example]], held_out: list[np.ndarray], threshold: float) -> dict[str, float]:
+    reached: dict[str, list[bool]] = {}
+    for group, scores in zip(examples, held_out, strict=True):
+        for example, score in zip(group, scores, strict=True):
+            reached.setdefault(example.source, []).append(bool(score >= threshold))
+    return {name: sum(each) / len(each) for name, each in reached.items()}
