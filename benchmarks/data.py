@@ -243,15 +243,21 @@ def _peak(command: list[str]) -> tuple[float, float]:
     while started.poll() is None:
         total = 0.0
         for process in (first, *first.children(recursive=True)):
-            try:
-                private = process.memory_full_info().uss
-            except psutil.Error:
-                continue
+            private = _private(process.pid)
             total += private
             alone = max(alone, private if process.pid == first.pid else 0)
         together = max(together, total)
         time.sleep(0.05)
     return together, alone
+
+
+def _private(pid: int) -> float:
+    """Anonymous memory in bytes, as the kernel counts it: mapped files, which it can drop, are not in it."""
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    except OSError:  # it has just ended
+        return 0.0
+    return sum(1024.0 * int(line.split()[1]) for line in lines if line.startswith("RssAnon"))
 
 
 def _seconds(work: Callable[[], object]) -> float:

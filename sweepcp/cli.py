@@ -126,6 +126,34 @@ def check(
     raise typer.Exit(1 if result.overlaps else 0)
 
 
+@data.command()
+def mine(
+    experiment: Annotated[str, typer.Argument(metavar="EXPERIMENT", help="A file, or the name of a shipped one.")],
+    corpus: Annotated[str, typer.Option(help="The source to look through.")],
+    out: Annotated[Path, typer.Option(help="The folder to write; with labels in its sample.jsonl, run it again.")],
+    precision: Annotated[float, typer.Option(help="Share of what is selected that is domain.")] = 0.9,
+    sets: Sets = None,
+    address: Address = None,
+) -> None:
+    """Find domain text in a general corpus: what a classifier of the experiment's domain and general text selects.
+
+    Writes documents, a source to paste, the list that excludes them from the corpus, and a sample to label.
+    """
+    from sweepcp.data.mine import mine as mine_corpus
+    from sweepcp.display import Screen, make_console, show_mined
+    from sweepcp.experiment import load_experiment
+
+    loaded, files = load_experiment(experiment, sets or ())
+    console = make_console()
+    with Screen(console) as screen:
+
+        def show(what: str, done: int, of: int) -> None:
+            screen.stage("mine", done, of, f"{what} {corpus}")
+
+        result = mine_corpus(loaded.sources, files, corpus, out, precision, address, show)
+    show_mined(console, result, out)
+
+
 @app.command()
 def front(
     run: RunFolder,

@@ -11,6 +11,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 from rich.table import Table
 from rich.text import Text
 
+from sweepcp.data.mine import Mined
 from sweepcp.data.store import Store
 from sweepcp.front import Front, Rule
 from sweepcp.run import Run
@@ -111,6 +112,29 @@ def store_table(stores: list[Store]) -> Table:
             str(store.path),
         )
     return table
+
+
+def show_mined(console: Console, result: Mined, out: Path) -> None:
+    """What was mined, how sure that is, and what to do with it."""
+    low, high = result.prevalence_interval
+    lines = [
+        f"learnt from {', '.join(f'{count:,} {name}' for name, count in result.training.items())} documents",
+        f"prevalence  {result.prevalence:.3%} of {result.documents:,} documents are domain (95 %: {low:.3%} to "
+        f"{high:.3%}), from {result.prevalence_from}",
+        f"selected    {result.selected:,} documents with log odds of {result.threshold:.2f} and more",
+        f"predicted   precision {result.precision:.1%} at that prevalence, recall {result.recall:.1%}",
+        f"held out    {', '.join(f'{share:.2%} of {name}' for name, share in result.by_source.items())} reach that",
+        f"calibration Brier score {result.brier:.4f}; predicted → observed: "
+        + ", ".join(f"{p:.2f} → {o:.2f} ({n:,})" for p, o, n in result.calibration),
+    ]
+    if result.labelled_precision:
+        share, count = result.labelled_precision
+        lines.append(f"labelled    {share:.1%} of {count} selected documents are domain")
+    for line in lines:
+        console.print(Text(line), soft_wrap=True)
+    console.print(Text(f"\nIn {out}: documents/, source.yaml to paste, exclude.jsonl for the corpus, report.json."))
+    if not result.labelled_precision:
+        console.print(Text(f"Better: set label to true or false in {out / 'sample.jsonl'}, and run the same again."))
 
 
 def front_table(run: Run, front: Front) -> Table:

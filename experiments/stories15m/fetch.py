@@ -320,3 +320,36 @@ def story_texts(folder: Path) -> Iterator[str]:
         yield from filter(None, sample(model, tokenizer, min(BATCH, STORIES - done), generator))
         spent = time.monotonic() - start
         print(f"          {min(done + BATCH, STORIES):,} of {STORIES:,} stories, {spent:.0f} s", flush=True)
+
+
+def make_all() -> None:
+    """Whatever is not there yet, and a note that says what it is."""
+    DATA.mkdir(exist_ok=True)
+    model = DATA / "model"
+    if not model.exists():
+        convert_model(obtain(MODEL), model)
+    for name, archive, read in (("reviews", REVIEWS, review_texts), ("german", GERMAN, german_texts)):
+        if not (DATA / f"{name}.jsonl").exists():
+            write_texts(DATA / f"{name}.jsonl", read(obtain(archive)))
+    if not (DATA / "stories.jsonl").exists():
+        print("sampling  stories.jsonl from the base itself: SELF-DISTILLED, not what it was trained on", flush=True)
+        write_texts(DATA / "stories.jsonl", story_texts(model))
+    (DATA / "README.txt").write_text(str(__doc__), encoding="utf-8")
+
+
+def main() -> None:
+    """Make everything, show what is there, and the command that uses it."""
+    try:
+        make_all()
+    except Problem as problem:
+        print(f"Error: {problem}", file=sys.stderr)
+        sys.exit(2)
+    for name in ("reviews", "german", "stories"):
+        path = DATA / f"{name}.jsonl"
+        with path.open(encoding="utf-8") as file:
+            say("have", path, f"{sum(1 for _ in file):,} documents{', self-distilled' * (name == 'stories')}")
+    print("next: sweepcp search experiments/stories15m/experiment.yaml")
+
+
+if __name__ == "__main__":
+    main()

@@ -9,6 +9,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import lru_cache, partial
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,7 +17,7 @@ import numpy as np
 
 from sweepcp.data.duplicates import PIECE
 from sweepcp.data.prevalence import EDGES, Curve, above, brier, calibration, prevalence, threshold
-from sweepcp.data.read import Tally, check_bad_records, read
+from sweepcp.data.read import Document, Tally, check_bad_records, read
 from sweepcp.data.records import Part, parts
 from sweepcp.data.sources import Found, Source, fingerprint
 from sweepcp.data.spread import spread
@@ -115,6 +116,10 @@ def mine(
     own = general == [source]
     labels = _read_labels(out / "sample.jsonl", stamp)
     share, interval, origin = prevalence(curve, own, labels, documents, *map(len, examples))
+    if interval[0] <= 0:
+        value = f"{share:.4%} of the documents, 95 %: 0 to {interval[1]:.4%}, from {origin}"
+        rule = "a corpus holds so much domain text that it can be told from none"
+        raise BadInput(corpus, "--corpus", value, rule, "mine another corpus, or give more text to learn from")
     at = threshold(curve, share, precision, documents, corpus)
     select = partial(_select, source, found[corpus], work, out, float(EDGES[at]), _strata(curve, at, documents))
     selected, samples = _write_all(select, cut, out, address, progress)
@@ -186,23 +191,29 @@ def _vectorizer() -> Any:
 
 
 def _learn(domain: list[Example], general: list[Example]) -> tuple[list[np.ndarray], np.ndarray]:
-    """Scores of the documents of both sides by a classifier that has not seen them, and weights that learnt from all.
+    """Scores of the documents of both sides, each by a classifier that has not seen it, and the classifiers.
 
-    Weights have shape (FEATURES + 1,), the last is the intercept. Copies of a text are in one fold.
+    They are logistic regressions, one a fold of the documents by hash; weights have shape (FEATURES + 1, FOLDS), the
+    last row is the intercepts.
     """
     from sklearn.linear_model import LogisticRegression
 
     examples = domain + general
     features = _vectorizer().transform([e.text for e in examples])
     is_domain = np.arange(len(examples)) < len(domain)
-    folds = np.array([e.key[-1] % FOLDS for e in examples])
-    scores = np.zeros(len(examples))
-    for fold in range(FOLDS + 1):
+    folds = np.array([_fold(e.key) for e in examples])
+    weights = np.empty((FEATURES + 1, FOLDS), dtype=np.float32)
+    scores = np.empty(len(examples))
+    for fold in range(FOLDS):
         model = LogisticRegression(C=5, solver="liblinear", tol=1e-3, max_iter=200)
         model.fit(features[folds != fold], is_domain[folds != fold])
-        scores[folds == fold] = model.decision_function(features[folds == fold]) if fold < FOLDS else 0
-    weights = np.concatenate([model.coef_[0], model.intercept_]).astype(np.float32)
+        scores[folds == fold] = model.decision_function(features[folds == fold])
+        weights[:, fold] = [*model.coef_[0], *model.intercept_]
     return [scores[is_domain], scores[~is_domain]], weights
+
+
+def _fold(key: bytes) -> int:
+    return key[-1] % FOLDS
 
 
 def _begin(out: Path, stamp: str, weights: np.ndarray) -> Path:
@@ -249,13 +260,8 @@ def _scores(work: Path, part: Part) -> Path:
 def _score_part(source: Source, found: Found, work: Path, part: Part) -> Tally:
     tally = Tally()
     scores: list[np.ndarray] = []
-    batch: list[str] = []
-    for document in read(source, found, part, tally):
-        batch.append(document.text[:CHARS])
-        if len(batch) == BATCH:
-            scores.append(_score(work, batch))
-            batch = []
-    if batch:
+    documents = read(source, found, part, tally)
+    while batch := list(islice(documents, BATCH)):
         scores.append(_score(work, batch))
     path = _scores(work, part)
     with path.with_suffix(".tmp").open("wb") as file:
@@ -270,10 +276,11 @@ def _weights(path: Path) -> np.ndarray:
     return weights
 
 
-def _score(work: Path, texts: list[str]) -> np.ndarray:
-    """Log odds of each text, float32."""
+def _score(work: Path, documents: list[Document]) -> np.ndarray:
+    """Log odds of each document, float32, by the classifier of its fold: it may have been among the examples."""
     weights = _weights(work / "weights.npy")
-    return np.asarray(_vectorizer().transform(texts) @ weights[:-1] + weights[-1], dtype=np.float32)
+    scores = _vectorizer().transform([d.text[:CHARS] for d in documents]) @ weights[:-1] + weights[-1]
+    return np.asarray(scores[np.arange(len(documents)), [_fold(d.key) for d in documents]], dtype=np.float32)
 
 
 def _strata(curve: Curve, at: int, documents: int) -> list[float]:
