@@ -6,6 +6,7 @@ import heapq
 import json
 import os
 import shutil
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import lru_cache, partial
@@ -125,7 +126,6 @@ def mine(
     selected, samples = _write_all(select, cut, out, address, progress)
     if not labels:
         _write_sample(out / "sample.jsonl", stamp, samples, curve, at, documents)
-    chosen = [bool(row["label"]) for row in labels if row["score"] >= EDGES[at]]
     result = Mined(
         corpus=corpus,
         documents=documents,
@@ -136,14 +136,15 @@ def mine(
         precision=float(min(1.0, share * curve.domain[at] / curve.corpus[at])),
         recall=float(curve.domain[at]),
         selected=selected,
-        training=_count(examples[0] + examples[1]),
+        training=dict(Counter(example.source for group in examples for example in group)),
         by_source=_by_source(examples, held_out, float(EDGES[at])),
         calibration=calibration(*held_out),
         brier=brier(*held_out),
-        labelled_precision=(sum(chosen) / len(chosen), len(chosen)) if chosen else None,
+        labelled_precision=_labelled_precision(labels, float(EDGES[at])),
     )
     write_json(out / "report.json", asdict(result))
-    entry = {"name": f"mined-{corpus}", "role": "domain", "language": source.language, "files": [f"{out}/documents"]}
+    files = [f"{out.absolute()}/documents"]
+    entry = {"name": f"mined-{corpus}", "role": "domain", "language": source.language, "files": files}
     write_text(out / "source.yaml", f"- {json.dumps(entry)}\n")
     return result
 
@@ -377,11 +378,9 @@ def _read_labels(path: Path, stamp: str) -> list[dict[str, Any]]:
     return labelled
 
 
-def _count(examples: list[Example]) -> dict[str, int]:
-    counts: dict[str, int] = {}
-    for example in examples:
-        counts[example.source] = counts.get(example.source, 0) + 1
-    return counts
+def _labelled_precision(labels: list[dict[str, Any]], score: float) -> tuple[float, int] | None:
+    chosen = [bool(row["label"]) for row in labels if row["score"] >= score]
+    return (sum(chosen) / len(chosen), len(chosen)) if chosen else None
 
 
 def _by_source(examples: list[list[Example]], held_out: list[np.ndarray], threshold: float) -> dict[str, float]:
