@@ -45,17 +45,12 @@ def load_tokenizer(base: BaseSpec) -> PreTrainedTokenizerBase:
 
 
 def load_encoder(base: BaseSpec) -> Encoder:
-    """The base's tokenizer as plain data; `BadInput` when it is not a fast one, or has more tokens than the model."""
+    """The base's tokenizer as plain data; `BadInput` when it is not a fast one."""
     tokenizer = load_tokenizer(base)
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
         rule = "a fast tokenizer (tokenizer.json)"
         raise BadInput(base.tokenizer, "the tokenizer", type(tokenizer).__name__, rule, "save one with the model")
-    rows = (base.config() or {}).get("vocab_size", len(tokenizer))
-    if len(tokenizer) > rows:
-        rule = f"at most the {rows:,} tokens that the model has embeddings for"
-        fix = "use the model's own tokenizer, or resize the model's embeddings"
-        raise BadInput(base.tokenizer, "the tokenizer", f"{len(tokenizer):,} tokens", rule, fix)
     before, after = boundary_tokens(tokenizer)
     return Encoder(backend.to_str(), tuple(before), tuple(after), len(tokenizer))
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from sweepcp.base import BaseSpec, pretrained_path
 from sweepcp.data.build import build_store
+from sweepcp.data.encode import Encoder, byte_encoder
 from sweepcp.data.sources import Found, fingerprint
 from sweepcp.data.store import Store
 from sweepcp.errors import BadInput
@@ -20,7 +21,6 @@ from sweepcp.suites import make_tasks
 
 if TYPE_CHECKING:
     from sweepcp.bench import Bench
-    from sweepcp.data.encode import Encoder
 
 MAY_CHANGE = ("budget.trials", "budget.concurrency", "budget.sustained_tflops", "budget.usd_per_hour")
 """Keys that a continued search may give anew, besides the rule of choice: they change no trial."""
@@ -223,7 +223,17 @@ def _base(experiment: Experiment, texts: dict[str, str], stores: list[Store], vi
     return str(path)
 
 
-def _encoder(base: BaseSpec) -> "Encoder":
-    from sweepcp.models import load_encoder
+def _encoder(base: BaseSpec) -> Encoder:
+    """The base's tokenizer; `BadInput` when it has more tokens than the base has embeddings for."""
+    if base.tokenizer == "bytes":  # without torch, which takes seconds to import
+        encoder = byte_encoder()
+    else:
+        from sweepcp.models import load_encoder
 
-    return load_encoder(base)
+        encoder = load_encoder(base)
+    rows = (base.config() or {}).get("vocab_size", encoder.size)
+    if encoder.size > rows:
+        rule = f"at most the {rows:,} tokens that the model has embeddings for"
+        fix = "use the model's own tokenizer, or give the model more embeddings (vocab_size)"
+        raise BadInput(base.tokenizer, "the tokenizer", f"{encoder.size:,} tokens", rule, fix)
+    return encoder

@@ -37,6 +37,11 @@ class Encoder:
         return sum(map(len, self.encode(texts)))
 
 
+def byte_encoder() -> Encoder:
+    """The tokenizer `bytes`: 256 bytes, BOS (256) and EOS (257)."""
+    return Encoder(byte_model().to_str(), (256,), (257,), 258)
+
+
 @functools.lru_cache(maxsize=1)
 def _load(text: str) -> Tokenizer:
     return Tokenizer.from_str(text)

@@ -15,16 +15,17 @@ import pytest
 
 from sweepcp.data import build, records
 from sweepcp.data.build import build_store, is_held_out
-from sweepcp.data.encode import Encoder, byte_model
+from sweepcp.data.encode import byte_encoder
 from sweepcp.data.read import Document
 from sweepcp.data.records import Place
 from sweepcp.data.sources import Source, find
 from sweepcp.data.store import Store, read_indexed
 from sweepcp.errors import BadInput
 from sweepcp.models import byte_tokenizer, load_encoder
+from sweepcp.sweep import _encoder
 from tests.make import jsonl, source, write_store
 
-BYTES = Encoder(byte_model().to_str(), (256,), (257,), 258)
+BYTES = byte_encoder()
 RECORDS = [{"text": f"This is document number {n * n}, which says {n} and {n % 7}."} for n in range(400)]
 
 
@@ -144,11 +145,12 @@ def test_tokens_are_those_of_transformers(tmp_path: Path):
     byte_tokenizer().save_pretrained(folder)
     (folder / "config.json").write_text(json.dumps({"model_type": "llama", "vocab_size": 258}))
     encoder = load_encoder(BaseSpec(path=str(folder), max_lr=1e-3))
+    assert load_encoder(BaseSpec(path=str(folder), max_lr=1e-3)).before == BYTES.before
     text = "Grüße, <s> 東京 </s>\n\n  x"
     assert encoder.encode([text])[0] == [256, *byte_tokenizer()(text, add_special_tokens=False)["input_ids"], 257]
     (folder / "config.json").write_text(json.dumps({"model_type": "llama", "vocab_size": 257}))
     with pytest.raises(BadInput, match="at most the 257 tokens that the model has embeddings for"):
-        load_encoder(BaseSpec(path=str(folder), max_lr=1e-3))
+        _encoder(BaseSpec(path=str(folder), max_lr=1e-3))
 
 
 def test_what_did_not_change_is_not_built_again(tmp_path: Path):
@@ -186,7 +188,7 @@ def test_a_build_that_was_killed_goes_on_with_the_parts_that_are_left(tmp_path: 
 import sys, time
 from pathlib import Path
 from sweepcp.data import build, records
-from sweepcp.data.encode import Encoder, byte_model
+from sweepcp.data.encode import Encoder, byte_encoder
 from sweepcp.data.sources import Source, find
 
 fast = Encoder.encode
@@ -200,8 +202,7 @@ Encoder.encode = slow
 if __name__ == "__main__":
     records.PART_BYTES = 2000
     source = Source(name="s", role="domain", files=("*.jsonl",))
-    encoder = Encoder(byte_model().to_str(), (256,), (257,), 258)
-    build.build_store(source, find(source, Path(sys.argv[1]), ""), "bytes", lambda: encoder)
+    build.build_store(source, find(source, Path(sys.argv[1]), ""), "bytes", byte_encoder)
 """
     )
     jsonl(tmp_path / "a.jsonl", RECORDS)
