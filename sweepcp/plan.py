@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -140,6 +141,10 @@ def show_plan(console: Console, plan: Plan) -> None:
     console.print(Text("\n".join(f"  {line}" for line in lines)), soft_wrap=True)
     console.print(_lr_table(plan))
     console.print(_source_table(plan))
+    parts = [f"{r.part:.3g} of {r.source.name}" for r in plan.readings if r.part < 1]
+    if parts:
+        matched = f"matched: to repeat its sources as the target's run does, a trial sees {', '.join(parts)}"
+        console.print(Text(matched), soft_wrap=True)
     if any(origin == "estimated" for origin in plan.origins.values()):
         console.print(Text("estimated: from a sample of the text, before near-duplicates are dropped"), style="dim")
     for warning in plan.warnings:
@@ -194,21 +199,21 @@ def _lr_table(plan: Plan) -> Table:
 
 def _source_table(plan: Plan) -> Table:
     target = plan.experiment.target
-    table = Table(title="Sources: how often they are read", header_style="bold")
-    names = ["source", "role", "language", "training tokens", "share, first", "epochs, first", "epochs, most"]
-    if target:
-        names += ["target, first", "target, most"]
-    for name in names:
-        table.add_column(name, justify="left" if name in ("source", "role", "language") else "right")
+    title = "Sources: share and epochs in the first trial, and epochs at most" + " (then in the target's run)" * bool(
+        target
+    )
+    table = Table(title=title, header_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
+    names = ["source", "role", "language", "training tokens", "share", "epochs", "at most"]
+    for name in names + ["target", "at most"] * bool(target):
+        table.add_column(name, justify="left" if name in ("source", "role", "language") else "right", no_wrap=True)
     for r in plan.readings:
         epochs = [r.first_epochs, r.most_epochs]
         epochs += [r.target_first_epochs or 0, r.target_most_epochs or 0] if target else []
-        part = f", {r.part:.3%} of them used" if r.part < 1 else ""
         table.add_row(
             r.source.name,
             r.source.role,
             r.source.language,
-            f"{r.tokens:,.0f} {plan.origins[r.source.name]}{part}",
+            f"{r.tokens:,.0f} {plan.origins[r.source.name]}",
             f"{r.first_share:.1%}",
             *(f"{e:.3g}" for e in epochs),
         )

@@ -91,24 +91,25 @@ def check_epochs(experiment: Experiment, tokens: dict[str, float]) -> None:
 def epoch_warnings(found: list[Reading]) -> list[str]:
     """What to say of sources that are read too often, or in a trial otherwise than in the target's run."""
     lines: list[str] = []
+    often: list[str] = []
     unlike: list[str] = []
     for reading in found:
-        name, cap = reading.source.name, reading.source.max_epochs
+        name, cap, target = reading.source.name, reading.source.max_epochs, reading.target_most_epochs or 0
         does = "is refused" if reading.source.beyond_max_epochs == "refuse" else "will not hold where it is read less"
         if reading.most_epochs > cap:
             lines.append(
                 f"a trial may read {name} {reading.most_epochs:.1f} times, more than max_epochs {cap:g}: "
                 f"what it then learns {does}"
             )
-        if reading.target_most_epochs is None:
-            continue
-        if reading.target_most_epochs > cap:
-            lines.append(f"the target's run may read {name} {reading.target_most_epochs:.1f} times, over {cap:g}")
-        if reading.part == 1 and reading.target_most_epochs > max(1, 2 * reading.most_epochs):
-            unlike.append(f"{name} {reading.target_most_epochs:.1f} times, not {reading.most_epochs:.2g}")
+        if target > cap:
+            often.append(f"{name} {target:.1f} times")
+        if reading.part == 1 and target > max(1, 2 * reading.most_epochs):
+            unlike.append(name)
+    if often:
+        lines.append(f"the target's run may read {', '.join(often)}: more than max_epochs")
     if unlike:
         lines.append(
-            f"the target's run may read {'; '.join(unlike)} as a trial does: what repetition does will not be seen; "
+            f"the target's run repeats {', '.join(unlike)}, and trials do not, so they will not show what that does: "
             "set target.match_repetition"
         )
     return lines

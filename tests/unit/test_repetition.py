@@ -29,7 +29,7 @@ def test_epochs_by_hand():
     assert docs.target_most_epochs == pytest.approx(10)
     assert code.target_most_epochs == pytest.approx(20 / 6)
     text = "\n".join(epoch_warnings([docs, code]))
-    assert "the target's run may read python-docs 10.0 times, over 4" in text
+    assert "the target's run may read python-docs 10.0 times: more than max_epochs" in text
     assert "set target.match_repetition" in text
 
 
