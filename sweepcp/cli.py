@@ -226,6 +226,9 @@ def main() -> None:
     except BaseNotScored as error:
         typer.echo(f"Error: the base cannot be scored: {error}", err=True)
         sys.exit(1)
+    except KeyboardInterrupt:
+        typer.echo("Stopped. What is finished is kept; the same command goes on from there.", err=True)
+        sys.exit(130)
     except Stopped as stop:
         typer.echo("Stopped. Finished trials are kept; the same command goes on from there.", err=True)
         sys.exit(128 + stop.signal)

@@ -39,7 +39,9 @@ class Encoder:
 
 def byte_encoder() -> Encoder:
     """The tokenizer `bytes`: 256 bytes, BOS (256) and EOS (257)."""
-    return Encoder(byte_model().to_str(), (256,), (257,), 258)
+    tokenizer = byte_model()
+    tokenizer.add_special_tokens(["<s>", "</s>"])
+    return Encoder(tokenizer.to_str(), (256,), (257,), 258)
 
 
 @functools.lru_cache(maxsize=1)

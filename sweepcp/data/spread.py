@@ -3,6 +3,7 @@
 import logging
 import multiprocessing
 import os
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -57,6 +58,7 @@ _END = object()
 def _leave_with(parent: int) -> None:
     """End this process when its parent has gone; and leave the cores to the processes, one each."""
     os.environ.update(TOKENIZERS_PARALLELISM="false", OMP_NUM_THREADS="1")
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent ends what runs
 
     def watch() -> None:
         while os.getppid() == parent:

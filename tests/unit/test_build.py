@@ -145,8 +145,8 @@ def test_tokens_are_those_of_transformers(tmp_path: Path):
     byte_tokenizer().save_pretrained(folder)
     (folder / "config.json").write_text(json.dumps({"model_type": "llama", "vocab_size": 258}))
     encoder = load_encoder(BaseSpec(path=str(folder), max_lr=1e-3))
-    assert load_encoder(BaseSpec(path=str(folder), max_lr=1e-3)).before == BYTES.before
     text = "Grüße, <s> 東京 </s>\n\n  x"
+    assert encoder.encode([text]) == BYTES.encode([text])
     assert encoder.encode([text])[0] == [256, *byte_tokenizer()(text, add_special_tokens=False)["input_ids"], 257]
     (folder / "config.json").write_text(json.dumps({"model_type": "llama", "vocab_size": 257}))
     with pytest.raises(BadInput, match="at most the 257 tokens that the model has embeddings for"):
