@@ -146,6 +146,7 @@ def _item(items: list[Any], part: str, key: str) -> Any:
 
 def _check(experiment: Experiment, path: Path) -> tuple[Experiment, dict[str, Found]]:
     """What no single section can know; paths become absolute."""
+    experiment = experiment.model_copy(update={"base": resolve(experiment.base, path.parent, path)})
     names = Counter(s.name for s in experiment.sources)
     for index, source in enumerate(experiment.sources):
         if names[source.name] > 1:
@@ -166,9 +167,8 @@ def _check(experiment: Experiment, path: Path) -> tuple[Experiment, dict[str, Fo
             raise BadInput(path, "target.source_tokens", name, rule, "name a source of this experiment")
     files = {s.name: find(s, path.parent, path) for s in experiment.sources}
     _check_shared_files(experiment, files, path)
-    base = resolve(experiment.base, path.parent, path)
     suites = _resolve_tasks(experiment.suites, path)
-    return experiment.model_copy(update={"base": base, "suites": suites}), files
+    return experiment.model_copy(update={"suites": suites}), files
 
 
 def _check_roles(experiment: Experiment, path: Path) -> None:

@@ -152,3 +152,15 @@ def test_plan_shows_what_the_search_would_do(monkeypatch: pytest.MonkeyPatch, ca
     text = capsys.readouterr().out
     for part in ("480 steps", "3e-05", "350,000,000,000 planned", "2.43e+19 FLOPs", "needs 128 GB", "not a commit"):
         assert part in text
+
+
+def test_a_base_in_a_folder_is_looked_up_from_the_file_and_not_from_here(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text('{"model_type": "llama", "max_position_embeddings": 256}')
+    (tmp_path / "model" / "model.safetensors").touch()
+    head, tail = QUICKSTART.split("  pretrain:")[0], QUICKSTART.split("sources:", 1)[1]
+    (tmp_path / "mine.yaml").write_text(f"{head}  path: model\n\nsources:{tail}")
+    monkeypatch.chdir("/")
+    assert load_experiment(str(tmp_path / "mine.yaml"))[0].base.path == str(tmp_path / "model")
