@@ -186,7 +186,7 @@ def stream(folder: Path) -> None:
             for array in (batch.input_ids, batch.targets):
                 array %= config.vocab_size
             computed = time.perf_counter()
-            engine.step(batch, 1e-4)
+            engine.step(batch, batch.targets.size, 1e-4)
             shares.append(100 * (read - started) / (time.perf_counter() - computed))
         print(
             f"stream: {_spread(shares[3:])} % of a step of a model of {name} parameters, 8 × {seq_len} tokens, one core"

@@ -7,10 +7,11 @@ from typing import Annotated, Any, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from sweepcp.errors import BadInput
 from sweepcp.files import cache_dir, digest
+from sweepcp.model_files import read_config, shards_of
 from sweepcp.recipe import Fraction, Positive, Training, check_whole
 from sweepcp.schema import Schema
+from sweepcp.shape import shape_of
 
 FORMAT = 2
 LENGTH_KEYS = ("max_position_embeddings", "n_positions", "max_sequence_length", "n_ctx")
@@ -100,12 +101,8 @@ def resolve(base: BaseSpec, folder: Path, where: object) -> BaseSpec:
     if base.path is None:
         return base
     path = (folder / Path(base.path).expanduser()).resolve()
-    fix = "name a folder written by `save_pretrained`, relative to the experiment file"
-    if not (path / "config.json").is_file():
-        raise BadInput(where, "base.path", base.path, f"a folder with config.json (looked in {path})", fix)
-    if not list(path.glob("*.safetensors")):
-        rule = "weights as safetensors; pickled weights are never loaded"
-        raise BadInput(where, "base.path", base.path, rule, "save the model again with safe_serialization=True")
+    shards_of(path, where, "base.path")
+    read_config(path, where, "base.path")
     return base.model_copy(update={"path": str(path)})
 
 
@@ -120,31 +117,12 @@ def count_parameters(base: BaseSpec) -> int | None:
     if base.parameters is not None:
         return base.parameters
     if base.path is not None:
-        return sum(_header_elements(file) for file in Path(base.path).glob("*.safetensors"))
+        shards = shards_of(Path(base.path), base.path, "base.path")
+        return sum(tensor.size for shard in shards for tensor in shard.tensors)
     if base.pretrain is None:
         return None
-    config, vocabulary = base.pretrain.config, base.pretrain.config.get("vocab_size", 258)
-    width, layers, inner = (config.get(k) for k in ("hidden_size", "num_hidden_layers", "intermediate_size"))
-    if config["model_type"] != "llama" or not (width and layers and inner):
-        return None
-    heads = config.get("num_attention_heads", 32)
-    kv = width * config.get("num_key_value_heads", heads) // heads
-    block = 2 * width * width + 2 * width * kv + 3 * width * inner + 2 * width
-    embeddings = vocabulary * width * (1 if config.get("tie_word_embeddings") else 2)
-    return int(layers * block + embeddings + width)
-
-
-def _header_elements(file: Path) -> int:
-    with file.open("rb") as content:
-        header = json.loads(content.read(int.from_bytes(content.read(8), "little")))
-    shapes = [entry["shape"] for name, entry in header.items() if name != "__metadata__"]
-    total = 0
-    for shape in shapes:
-        elements = 1
-        for side in shape:
-            elements *= side
-        total += elements
-    return total
+    shape = shape_of({"vocab_size": 258} | base.pretrain.config)
+    return shape.size if shape else None
 
 
 def pretrained_path(base: BaseSpec, texts: dict[str, str]) -> Path:

@@ -144,6 +144,7 @@ def _read_with_base(experiment: Experiment, files: dict[str, Found], checked: li
     import torch
 
     from sweepcp.models import load_model, load_tokenizer
+    from sweepcp.ranks import Ranks
     from sweepcp.score.held_out import HeldOut
 
     tokenizer = load_tokenizer(spec)
@@ -154,7 +155,7 @@ def _read_with_base(experiment: Experiment, files: dict[str, Found], checked: li
         if each.store.meta["held_out"]["documents"]:
             member = MemberSpec(held_out=each.source.name, items=LOSS_DOCUMENTS, chars=LOSS_CHARS)
             texts = HeldOut(each.store, member, experiment.training.seq_len, tokenizer)
-            bits = texts.bits(loaded, 16, experiment.training.precision)
+            bits = texts.bits(loaded, Ranks(device=loaded.device), 16, experiment.training.precision)
             each.base_bits = float(bits.sum() / texts.bytes.sum())
 
 

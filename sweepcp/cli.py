@@ -23,6 +23,11 @@ Sets = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a key: budget.tokens=65536")
 ]
 Address = Annotated[str | None, typer.Option(help="A Ray cluster; by default this machine.")]
+MaxRegression = Annotated[
+    float | None, typer.Option(metavar="X", help="Most domain gain, general regression at most X %.")
+]
+Knee = Annotated[bool, typer.Option("--knee", help="Choose the knee of the front.")]
+WeightsFlag = Annotated[str | None, typer.Option("--weights", metavar="D,G", help="Largest D·domain + G·general.")]
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A folder that `sweepcp search` wrote.")]
 
 
@@ -159,11 +164,9 @@ def front(
     run: RunFolder,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
     csv: Annotated[Path | None, typer.Option(help="Write one row a trial to a CSV file.")] = None,
-    max_regression: Annotated[
-        float | None, typer.Option(help="Most domain gain, general regression at most X %.")
-    ] = None,
-    knee: Annotated[bool, typer.Option("--knee", help="Choose the knee of the front.")] = False,
-    weights: Annotated[str | None, typer.Option(metavar="D,G", help="Largest D·domain + G·general.")] = None,
+    max_regression: MaxRegression = None,
+    knee: Knee = False,
+    weights: WeightsFlag = None,
 ) -> None:
     """Show base, trials, front and choice of a run; choose by another rule without running anything again."""
     from sweepcp.report import as_dict, write_csv
@@ -179,6 +182,113 @@ def front(
         from sweepcp.display import make_console, show_front
 
         show_front(make_console(), loaded, rule)
+
+
+@app.command()
+def promote(
+    run: Annotated[Path | None, typer.Argument(metavar="[RUN]", help="A folder that `sweepcp search` wrote.")] = None,
+    target: Annotated[str, typer.Option(help="A target file, or the name of a shipped one.")] = "",
+    out: Annotated[Path | None, typer.Option(help="The bundle to write.")] = None,
+    trial: Annotated[str | None, typer.Option(help="A trial by its id, instead of a rule.")] = None,
+    recipe: Annotated[str | None, typer.Option(help="Instead of RUN: a published recipe, a file or a name.")] = None,
+    max_regression: MaxRegression = None,
+    knee: Knee = False,
+    weights: WeightsFlag = None,
+) -> None:
+    """Translate the chosen recipe to the target's model, budget and machines, into a launch bundle."""
+    from sweepcp import promote as stage
+    from sweepcp.display import make_console
+    from sweepcp.display_bundle import show_bundle
+    from sweepcp.errors import BadInput
+    from sweepcp.run import load_run
+    from sweepcp.target import load_target
+
+    rule = _rule(max_regression, knee, weights)
+    if recipe is not None and run is None:
+        candidate = stage.from_publication(recipe)
+    elif run is not None and recipe is None:
+        candidate = stage.from_run(load_run(run), rule, trial)
+    else:
+        raise BadInput("promote", "RUN", run, "either a run, or --recipe", "name one of the two")
+    if trial is not None and rule is not None:
+        raise BadInput("promote", "--trial", trial, "a trial, or a rule that chooses one", "leave one out")
+    if recipe is not None and (trial is not None or rule is not None):
+        raise BadInput(
+            "promote", "--recipe", recipe, "a published recipe is one; no rule chooses", "leave the rule out"
+        )
+    if not target or out is None:
+        what = "--out" if target else "--target"
+        raise BadInput("promote", what, None, "promotion needs a target and a folder to write", f"add {what}")
+    wanted, file = load_target(target)
+    show_bundle(make_console(), stage.promote(candidate, wanted, file, out), out)
+
+
+@app.command()
+def train(
+    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="A folder that `sweepcp promote` wrote.")],
+    out: Annotated[Path | None, typer.Option(help="The folder of the run; by default run/ in the bundle.")] = None,
+    ray: Annotated[bool, typer.Option("--ray", help="Start the processes with Ray Train, on --address.")] = False,
+    address: Address = None,
+) -> None:
+    """Run a bundle with DeepSpeed ZeRO-3, or go on with it; start it with torchrun, deepspeed or srun.
+
+    One process on one GPU or CPU: call it as it is. Several: torchrun --nproc-per-node 8 -m sweepcp train BUNDLE
+    """
+    from sweepcp.bundle import open_bundle
+    from sweepcp.ready import check_ready
+
+    opened = open_bundle(bundle.absolute())
+    check_ready(opened.path, opened.bundle)
+    folder = (out or opened.path / "run").absolute()
+    if (folder / "scorecard.json").exists():
+        if os.environ.get("RANK", "0") == "0":
+            typer.echo(f"finished: {folder}/model and {folder}/scorecard.json")
+        return
+    if ray:
+        from sweepcp.ray_train import run_with_ray
+
+        run_with_ray(opened, folder, address)
+        return
+    from sweepcp.errors import Alarmed
+    from sweepcp.full import full_run
+    from sweepcp.train import Diverged
+
+    try:
+        full_run(opened, folder, lambda text: typer.echo(text))
+    except (Alarmed, Diverged) as error:
+        if os.environ["RANK"] == "0":
+            typer.echo(f"Error: the run ended: {error}", err=True)
+        raise typer.Exit(1) from None
+    if os.environ["RANK"] == "0":
+        from sweepcp.display import make_console, show_card
+        from sweepcp.scorecard import Scorecard
+
+        show_card(make_console(), Scorecard.model_validate_json((folder / "scorecard.json").read_bytes()), "the run")
+        typer.echo(f"{folder}/model")
+
+
+@app.command()
+def score(
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="A model folder in the Hugging Face format.")],
+    run: Annotated[Path, typer.Option(help="A folder that `sweepcp search` wrote: whose suites, and whose base.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
+) -> None:
+    """Score a model on the suites of a run, beside the run's base."""
+    from sweepcp.display import make_console, show_card
+    from sweepcp.origin import job_of
+    from sweepcp.run import load_run
+
+    loaded = load_run(run)
+    job = job_of(loaded, model.absolute())
+
+    from sweepcp.bench import Bench
+    from sweepcp.scorecard import scorecard
+
+    card = scorecard(Bench(job).scorer.score(), list(loaded.base.items if loaded.base else ()))
+    if as_json:
+        typer.echo(card.model_dump_json(indent=1))
+    else:
+        show_card(make_console(), card, str(model))
 
 
 def _rule(max_regression: float | None, knee: bool, weights: str | None) -> "Rule | None":
@@ -221,7 +331,8 @@ def main() -> None:
     try:
         app()
     except BadInput as error:
-        typer.echo(f"Error: {error}", err=True)
+        rank = os.environ.get("RANK", "0")
+        typer.echo(f"Error{f' on rank {rank}' * (rank != '0')}: {error}", err=True)
         sys.exit(2)
     except BaseNotScored as error:
         typer.echo(f"Error: the base cannot be scored: {error}", err=True)
@@ -230,5 +341,5 @@ def main() -> None:
         typer.echo("Stopped. What is finished is kept; the same command goes on from there.", err=True)
         sys.exit(130)
     except Stopped as stop:
-        typer.echo("Stopped. Finished trials are kept; the same command goes on from there.", err=True)
+        typer.echo("Stopped. What is finished is kept; the same command goes on from there.", err=True)
         sys.exit(128 + stop.signal)

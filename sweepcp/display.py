@@ -15,6 +15,7 @@ from sweepcp.data.mine import Mined
 from sweepcp.data.store import Store
 from sweepcp.front import Front, Rule
 from sweepcp.run import Run
+from sweepcp.scorecard import Scorecard
 from sweepcp.space import Point
 from sweepcp.trial import Proposer, Trial
 
@@ -170,15 +171,14 @@ def _cells(trial: Trial, chosen: bool, on_front: bool) -> list[str]:
     ]
 
 
-def member_table(run: Run, trial: Trial) -> Table:
-    """What a trial's scalars are made of, on the reporting half."""
-    assert trial.scorecard is not None
-    title = f"Trial {trial.id} by member, on the half that was not chosen on"
+def member_table(card: Scorecard, name: str) -> Table:
+    """What the scalars of a model are made of, on the reporting half."""
+    title = f"{name} by member, on the half that was not chosen on"
     table = Table(title=title, header_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
-    for name in ("suite", "member", "unit", "items", "base", "trial", "change"):
-        left = name in ("suite", "member", "unit")
-        table.add_column(name, justify="left" if left else "right", overflow="fold")
-    for m in trial.scorecard.report.members:
+    for column in ("suite", "member", "unit", "items", "base", "model", "change"):
+        left = column in ("suite", "member", "unit")
+        table.add_column(column, justify="left" if left else "right", overflow="fold")
+    for m in card.report.members:
         unit = "%" if m.unit == "bits per byte" else "points"
         table.add_row(
             m.role,
@@ -190,6 +190,16 @@ def member_table(run: Run, trial: Trial) -> Table:
             f"{m.change:+.2f}±{m.change_se:.2f} {unit}",
         )
     return table
+
+
+def show_card(console: Console, card: Scorecard, name: str) -> None:
+    """A model against the base."""
+    console.print(member_table(card, name))
+    for half, what in ((card.select, "chosen on"), (card.report, "not chosen on")):
+        text = (
+            f"domain {half.domain:+.2f} ± {half.domain_se:.2f} %, general {half.general:+.2f} ± {half.general_se:.2f} %"
+        )
+        console.print(Text(f"{text} on the half of the items that is {what}"), soft_wrap=True)
 
 
 def show_front(console: Console, run: Run, rule: Rule | None) -> None:
@@ -209,13 +219,13 @@ def show_front(console: Console, run: Run, rule: Rule | None) -> None:
         console.print(Text(f"No choice: no trial meets the rule ({choice.rule}){what}."), style="bold yellow")
         return
     trial = next(t for t in run.trials if t.id == choice.id)
-    console.print(member_table(run, trial))
+    card = trial.scorecard
+    assert card is not None
+    console.print(member_table(card, f"Trial {trial.id}"))
     shares = ", ".join(f"{p.share:.1%} {p.source}" for p in trial.recipe.mixture.portions)
     line = Text(
         f"Choice ({choice.rule}): trial {trial.id}, LR fraction {trial.recipe.lr_fraction:.4g}, {shares}\n", "bold"
     )
-    card = trial.scorecard
-    assert card is not None
     line.append(
         f"  domain {card.report.domain:+.2f} ± {card.report.domain_se:.2f} %, "
         f"general {card.report.general:+.2f} ± {card.report.general_se:.2f} % on the reporting half "

@@ -2,11 +2,14 @@
 
 from typing import Any
 
+import numpy as np
 import torch
+from torch import nn
 from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel
 
 from sweepcp.data.stream import IGNORED, Batch
+from sweepcp.ranks import Ranks
 from sweepcp.recipe import Recipe
 
 
@@ -19,35 +22,41 @@ class Engine:
     def __init__(self, model: PreTrainedModel, recipe: Recipe, micro_batch: int | None, precision: str) -> None:
         self.model = model.train()
         self.device = model.device
+        self.ranks = Ranks(device=model.device)
         self.clip = recipe.clip
         self.micro_batch = micro_batch or recipe.sequences
         self.autocast = autocast(self.device, precision)
-        decayed = [p for p in model.parameters() if p.ndim >= 2]
-        plain = [p for p in model.parameters() if p.ndim < 2]
-        groups: list[dict[str, Any]] = [{"params": decayed}, {"params": plain, "weight_decay": 0.0}]
-        self.optimizer = torch.optim.AdamW(
-            groups, lr=0.0, betas=recipe.betas, weight_decay=recipe.weight_decay, fused=True
-        )
+        self.optimizer = adamw(model, recipe)
 
-    def step(self, batch: Batch, lr: float) -> tuple[float, float]:
-        """One optimizer step; returns the loss in nats per target token and the gradient norm before clipping.
+    def step(self, batch: Batch, targets: int, lr: float) -> tuple[np.ndarray, float]:
+        """One optimizer step; returns the loss of each sequence, summed in nats, and the gradient norm before clipping.
 
         Micro batches weigh by their target tokens, so the result does not depend on how the batch is cut.
         """
-        targets = int((batch.targets != IGNORED).sum())
-        total = torch.zeros((), device=self.device)
+        losses = []
         for first in range(0, len(batch.input_ids), self.micro_batch):
             rows = slice(first, first + self.micro_batch)
             with self.autocast:
-                loss = token_losses(self.model, batch, rows).sum() / targets
-            loss.backward()
-            total += loss.detach()
-        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.clip)
+                summed = token_losses(self.model, self.device, batch, rows).sum(1)
+            (summed.sum() / targets).backward()
+            losses.append(summed.detach())
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.clip)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         self.optimizer.step()
         self.optimizer.zero_grad()
-        return float(total), float(norm)
+        return torch.cat(losses).double().cpu().numpy(), float(norm)
+
+
+def adamw(model: nn.Module, recipe: Recipe) -> torch.optim.AdamW:
+    """AdamW as a recipe states it: matrices decay, vectors do not. The LR is set at every step."""
+    parameters = list(model.parameters())
+    shapes = [getattr(p, "ds_shape", p.shape) for p in parameters]  # of a partitioned parameter only ds_shape is whole
+    decayed = [p for p, shape in zip(parameters, shapes, strict=True) if len(shape) >= 2]
+    plain = [p for p, shape in zip(parameters, shapes, strict=True) if len(shape) < 2]
+    groups: list[dict[str, Any]] = [{"params": decayed}, {"params": plain, "weight_decay": 0.0}]
+    groups = [group for group in groups if group["params"]]
+    return torch.optim.AdamW(groups, lr=0.0, betas=recipe.betas, weight_decay=recipe.weight_decay, fused=True)
 
 
 def in_bf16(device: torch.device, precision: str) -> bool:
@@ -60,14 +69,17 @@ def autocast(device: torch.device, precision: str) -> torch.autocast:
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=in_bf16(device, precision))
 
 
-def token_losses(model: PreTrainedModel, batch: Batch, rows: slice) -> torch.Tensor:
+def token_losses(model: Any, device: torch.device, batch: Batch, rows: slice | np.ndarray) -> torch.Tensor:
     """Negative log-likelihood in nats of each target, 0 where it is ignored; shape (rows, seq_len), fp32.
 
-    Packed documents are told apart by positions that restart, which needs: no attention mask, no cache.
+    Packed documents are told apart by positions that restart, which needs: no attention mask, no cache. Flash
+    attention reads positions so for one sequence only, so there the rows are put into one, end to end.
     """
     inputs, targets, positions = (
-        torch.as_tensor(array[rows]).to(model.device) for array in (batch.input_ids, batch.targets, batch.position_ids)
+        torch.as_tensor(array[rows]).to(device) for array in (batch.input_ids, batch.targets, batch.position_ids)
     )
+    if "flash" in str(getattr(model, "module", model).config._attn_implementation):
+        inputs, positions = inputs.flatten()[None], positions.flatten()[None]
     logits = model(input_ids=inputs, position_ids=positions, use_cache=False).logits
     losses = cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), ignore_index=IGNORED, reduction="none")
     return losses.view_as(targets)

@@ -24,8 +24,12 @@ class BaseNotScored(Exception):
     """The base cannot be loaded or scored, so no trial can be compared with it: exit status 1."""
 
 
+class Alarmed(Exception):
+    """A full run got worse than it may; its state is saved: exit status 1."""
+
+
 class Stopped(BaseException):
-    """A signal ended the search: exit status 128 + signal. Not an `Exception`, so that no library keeps it."""
+    """A signal ended a search or a full run: status 128 + signal. Not an `Exception`, so that no library keeps it."""
 
     def __init__(self, signal: int) -> None:
         self.signal = signal

@@ -11,10 +11,9 @@ from pydantic import Field
 from sweepcp.base import BaseSpec, max_length, resolve
 from sweepcp.data.sources import Found, Source, find
 from sweepcp.errors import BadInput
-from sweepcp.files import shipped
 from sweepcp.front import Reference, Rule
 from sweepcp.recipe import Recipe, Training
-from sweepcp.schema import Schema, parse_yaml, read_yaml, validate
+from sweepcp.schema import Schema, locate, parse_yaml, read_yaml, validate
 from sweepcp.search import Budget
 from sweepcp.space import Point, Range, Space, WeightedSource, recipe_at
 from sweepcp.suites import Suites
@@ -78,7 +77,7 @@ def load_experiment(name: str, overrides: Sequence[str] = ()) -> tuple[Experimen
 
     `overrides` are `a.b=value` with a YAML value. Raises `BadInput`; writes nothing, reads no texts.
     """
-    path = _find(name, "experiments", "EXPERIMENT")
+    path = locate(name, "experiments", "EXPERIMENT")
     content = read_yaml(path)
     set_by: dict[str, str] = {}
     for override in overrides:
@@ -102,20 +101,8 @@ def load_experiment(name: str, overrides: Sequence[str] = ()) -> tuple[Experimen
         raise
 
 
-def _find(name: str, kind: str, key: str, folder: Path | None = None) -> Path:
-    """A file by path (from `folder`, or here), or a shipped one by name."""
-    own = (folder or Path.cwd()) / Path(name).expanduser()
-    if own.is_file():
-        return own
-    known = sorted(p.stem for p in shipped(kind).glob("*.yaml"))
-    if name in known:
-        return shipped(kind) / f"{name}.yaml"
-    rule = f"the path of a file, or one of: {', '.join(known)}"
-    raise BadInput(own, key, name, rule, "correct the path")
-
-
 def _read_space(name: str, folder: Path) -> dict[str, Any]:
-    path = _find(name, "search_spaces", "space", folder)
+    path = locate(name, "search_spaces", "space", folder)
     content = read_yaml(path)
     validate(Space, content, path)
     return content

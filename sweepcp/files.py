@@ -1,11 +1,17 @@
 """Files that the program writes: canonical JSON, atomic replacement, the cache folder, what ships in the wheel."""
 
+import fcntl
 import hashlib
 import json
 import os
+import socket
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from sweepcp.errors import BadInput
 
 PACKAGE = Path(__file__).parent
 
@@ -54,3 +60,24 @@ def write_text(path: Path, text: str) -> None:
     except BaseException:
         Path(name).unlink(missing_ok=True)
         raise
+
+
+@contextmanager
+def alone(path: Path, rule: str) -> Iterator[None]:
+    """Hold a folder for writing by the lock file `path` in it; `BadInput` names the holder if another process has it.
+
+    The kernel drops the lock with its process, so a killed one leaves none behind.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a+", encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            file.seek(0)
+            raise BadInput(
+                path.parent, "--out", file.read().strip(), rule, "wait for it, or name another --out"
+            ) from None
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}")
+        file.flush()
+        yield

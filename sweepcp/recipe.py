@@ -53,13 +53,9 @@ class Mixture(Schema):
         return foreign / self.share("general") if foreign else 0.0
 
 
-class Training(Schema):
-    """How a run steps, whatever its length: what a recipe takes from the experiment file."""
+class Method(Schema):
+    """How a run steps, whatever its length, batch and sequences."""
 
-    seq_len: Annotated[int, Field(ge=2)]
-    """Tokens in a sequence."""
-    batch_tokens: Annotated[int, Field(ge=1)]
-    """Tokens in one optimizer step, a multiple of `seq_len`."""
     schedule: Schedule = "cosine"
     warmup: Annotated[float, Field(ge=0, lt=1)] = 0.1
     """Share of the steps over which the LR rises linearly."""
@@ -73,6 +69,15 @@ class Training(Schema):
     """Maximum norm of the gradient."""
     cross_documents: bool = False
     """Whether a packed document attends to those before it in its sequence, and predicts the start of the next."""
+
+
+class Training(Method):
+    """How a run steps, whatever its length: what a recipe takes from the experiment file."""
+
+    seq_len: Annotated[int, Field(ge=2)]
+    """Tokens in a sequence."""
+    batch_tokens: Annotated[int, Field(ge=1)]
+    """Tokens in one optimizer step, a multiple of `seq_len`."""
 
     @model_validator(mode="after")
     def _whole_sequences(self) -> "Training":

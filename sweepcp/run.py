@@ -8,11 +8,8 @@ trials/<id>/trial.json     written last: the trial is finished
 front.json                 front and choice by the experiment's rule
 """
 
-import fcntl
 import json
-import os
 import shutil
-import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,9 +19,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from pydantic import ValidationError
 
 from sweepcp.errors import BadInput
-from sweepcp.files import write_json, write_text
+from sweepcp.files import alone, write_json, write_text
 from sweepcp.front import Front, Reference, Rule, front
-from sweepcp.scorecard import Record
+from sweepcp.scorecard import Record, write_items
 from sweepcp.trial import Base, Outcome, Trial
 
 if TYPE_CHECKING:
@@ -165,7 +162,7 @@ class RunWriter:
     def trial(self, trial: Trial, outcome: Outcome) -> None:
         folder = self.path / "trials" / trial.id
         if outcome.items:
-            write_text(folder / "items.json", json.dumps([i.model_dump(mode="json") for i in outcome.items]) + "\n")
+            write_items(folder / "items.json", outcome.items)
         write_json(folder / "trial.json", trial.model_dump(mode="json"))
 
     def front(self, result: Front) -> None:
@@ -174,19 +171,6 @@ class RunWriter:
 
 @contextmanager
 def lock(path: Path) -> Iterator[RunWriter]:
-    """Hold the run folder for writing; `BadInput` names the holder if another process has it.
-
-    The kernel drops the lock with its process, so a killed driver leaves none behind.
-    """
-    path.mkdir(parents=True, exist_ok=True)
-    with (path / "driver.lock").open("a+", encoding="utf-8") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            file.seek(0)
-            fix = "wait for it, or name another --out"
-            raise BadInput(path, "--out", file.read().strip(), "one search at a time writes a run", fix) from None
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {socket.gethostname()}")
-        file.flush()
+    """Hold the run folder for writing; `BadInput` names the holder if another process has it."""
+    with alone(path / "driver.lock", "one search at a time writes a run"):
         yield RunWriter(path)

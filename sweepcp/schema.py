@@ -12,6 +12,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from sweepcp.errors import BadInput
+from sweepcp.files import shipped
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -70,6 +71,17 @@ def read_yaml(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise BadInput(path, "the document", content, "a mapping of keys to values", "write `key: value` lines")
     return content
+
+
+def locate(name: str, kind: str, key: str, folder: Path | None = None) -> Path:
+    """A file by path (from `folder`, or here), or a shipped one of a kind by name; `BadInput` for neither."""
+    own = (folder or Path.cwd()) / Path(name).expanduser()
+    if own.is_file():
+        return own
+    known = sorted(p.stem for p in shipped(kind).glob("*.yaml"))
+    if name in known:
+        return shipped(kind) / f"{name}.yaml"
+    raise BadInput(own, key, name, f"the path of a file, or one of: {', '.join(known)}", "correct the path")
 
 
 def validate(model: type[M], content: Any, where: object) -> M:

@@ -6,11 +6,15 @@ content: the choice is made on one half (`select`) and reported on the other (`r
 """
 
 import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
+from sweepcp.files import write_text
 from sweepcp.recipe import Role
 
 Half = Literal["select", "report"]
@@ -39,6 +43,16 @@ class Items(Record):
     """Whether the item belongs to the half that is chosen on; all tuples have one entry an item."""
     amount: tuple[float, ...]
     size: tuple[float, ...]
+
+
+def write_items(path: Path, items: Sequence[Items]) -> None:
+    """Write items as JSON."""
+    write_text(path, json.dumps([i.model_dump(mode="json") for i in items]) + "\n")
+
+
+def read_items(path: Path) -> list[Items]:
+    """What `write_items` wrote."""
+    return [Items.model_validate(item) for item in json.loads(path.read_text(encoding="utf-8"))]
 
 
 class Member(Record):

@@ -1,5 +1,7 @@
 """The record of one trial."""
 
+from importlib.metadata import version
+from platform import python_version
 from typing import Literal
 
 from pydantic import Field, model_validator
@@ -7,6 +9,7 @@ from pydantic import Field, model_validator
 from sweepcp.recipe import Recipe
 from sweepcp.scorecard import Items, Record, Scorecard
 
+PACKAGES = ("sweepcp", "torch", "transformers", "ray", "optuna", "lm_eval", "deepspeed", "numpy")
 Status = Literal["done", "stopped", "diverged", "failed"]
 Proposer = Literal["anchor", "quasi-random", "tpe"]
 
@@ -77,3 +80,8 @@ class Base(Record):
     max_lr: float
     items: tuple[Items, ...]
     versions: dict[str, str]
+
+
+def versions() -> dict[str, str]:
+    """Python and the packages that decide a run's numbers."""
+    return {"python": python_version()} | {name: version(name) for name in PACKAGES}

@@ -100,10 +100,8 @@ class Stream:
         """
         size = self.recipe.sequences
         first, last = rank * size // ranks, (rank + 1) * size // ranks
-        place = step
-        for skip in self.skipped:
-            place += skip <= place
-        chosen, numbers = (column[first:last] for column in self.apportionment.take((place - 1) * size, size))
+        start = (self.place(step) - 1) * size
+        chosen, numbers = (column[first:last] for column in self.apportionment.take(start, size))
         shape = last - first, self.recipe.seq_len + 1
         tokens, begins = np.empty(shape, dtype=np.int64), np.zeros(shape, dtype=bool)
         for i in set(chosen.tolist()):
@@ -113,6 +111,13 @@ class Stream:
             begins[:] = False
         targets = np.where(begins[:, 1:], IGNORED, tokens[:, 1:])
         return Batch(tokens[:, :-1], targets, positions(begins[:, :-1]), chosen)
+
+    def place(self, step: int) -> int:
+        """Which step of the stream optimizer step `step` takes: the same, but for those that are skipped."""
+        place = step
+        for skip in self.skipped:
+            place += skip <= place
+        return place
 
     def batches(
         self, first: int = 1, rank: int = 0, ranks: int = 1, worker: int = 0, workers: int = 1

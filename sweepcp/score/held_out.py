@@ -9,6 +9,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from sweepcp.data.store import Store, boundary_tokens
 from sweepcp.data.stream import IGNORED, Batch, positions
 from sweepcp.engine import autocast, token_losses
+from sweepcp.ranks import Ranks
 from sweepcp.scorecard import in_select_half
 from sweepcp.suites import MemberSpec, held_out_sample
 
@@ -40,13 +41,19 @@ class HeldOut:
         self.batch = Batch(ids[:, :-1], targets, positions(begins[:, :-1]), np.zeros(rows, dtype=np.int32))
 
     @torch.no_grad()
-    def bits(self, model: PreTrainedModel, rows: int, precision: str) -> np.ndarray:
-        """Bits of each document under the model, shape (documents,); `rows` sequences at a time."""
+    def bits(self, model: PreTrainedModel, ranks: Ranks, rows: int, precision: str) -> np.ndarray:
+        """Bits of each document under the model, shape (documents,); `rows` sequences at a time.
+
+        Ranks share the sequences, and pass as many times through the model, which may be spread over them.
+        """
         model.eval()
         bits = np.zeros(len(self.bytes))
-        with autocast(model.device, precision):
-            for first in range(0, len(self.batch.input_ids), rows):
-                part = slice(first, first + rows)
-                losses = token_losses(model, self.batch, part).double().cpu().numpy()
-                np.add.at(bits, self.document[part], losses / math.log(2))
-        return bits
+        count = len(self.batch.input_ids)
+        with autocast(ranks.device, precision):
+            for first in range(0, count, rows * ranks.ranks):
+                own = np.arange(first + ranks.rank * rows, min(first + (ranks.rank + 1) * rows, count))
+                read = own if len(own) else np.array([0])  # the model is passed through, what comes out is not used
+                losses = token_losses(model, ranks.device, self.batch, read).double().cpu().numpy()
+                if len(own):
+                    np.add.at(bits, self.document[own], losses / math.log(2))
+        return ranks.total(bits)

@@ -65,7 +65,7 @@ class AnalyticBench:
 
     def run(self, recipe: Recipe) -> Iterator[Row | Outcome]:
         fault = self.faults.get(recipe.lr_fraction) or self.faults.get(0.0)
-        yield Row(1, 0.1, 2.0, 1.0, {"code": 8})
+        yield Row(1, 0.1, 2.0, 1.0, {"code": 8}, {"domain": 2.0})
         if fault == "raise":
             raise RuntimeError("out of memory")
         if fault == "die":

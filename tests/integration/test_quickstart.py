@@ -158,9 +158,9 @@ def test_a_recipe_scores_the_same_in_another_process(quickstart: Run, bench: Ben
 
 def test_task_scores_are_those_of_lm_eval(bench: Bench):
     bench.model.load_state_dict(bench.weights)
-    assert bench.tasks is not None
-    ours = [i for i in bench.tasks.score() if i.unit == "accuracy"]
-    bits = {i.name: i for i in bench.score() if i.unit == "bits per byte"}
+    assert bench.scorer.tasks is not None
+    ours = [i for i in bench.scorer.tasks.score() if i.unit == "accuracy"]
+    bits = {i.name: i for i in bench.scorer.score() if i.unit == "bits per byte"}
     model = HFLM(pretrained=bench.model, tokenizer=bench.tokenizer, batch_size=32)
     manager = TaskManager(include_path=str(bench.job.made_tasks), include_defaults=False)
     stock = lm_eval.simple_evaluate(

@@ -6,6 +6,8 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from sweepcp.cli import main
 from sweepcp.experiment import load_experiment
@@ -159,7 +161,7 @@ def test_a_base_in_a_folder_is_looked_up_from_the_file_and_not_from_here(
 ):
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "config.json").write_text('{"model_type": "llama", "max_position_embeddings": 256}')
-    (tmp_path / "model" / "model.safetensors").touch()
+    save_file({"weight": torch.zeros(2, 3)}, tmp_path / "model" / "model.safetensors")
     head, tail = QUICKSTART.split("  pretrain:")[0], QUICKSTART.split("sources:", 1)[1]
     (tmp_path / "mine.yaml").write_text(f"{head}  path: model\n\nsources:{tail}")
     monkeypatch.chdir("/")

@@ -1,0 +1,221 @@
+"""The launch bundle: everything that the full run needs, resolved, hashed and with its lineage.
+
+bundle.json      what is run: recipe, model, corpora, suites, target; where it comes from, and what it assumes
+ds_config.json   DeepSpeed's configuration, every number resolved
+plan.jsonl       the LR of steps, and the tokens of each source up to them: what metrics.jsonl of the run must show
+proxy.jsonl      the steps of the trial that was promoted, for comparison
+manifest.json    SHA-256 of the files above
+run/             what `sweepcp train` writes; not part of the bundle
+"""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from sweepcp.errors import BadInput
+from sweepcp.files import write_json
+from sweepcp.recipe import Recipe, Role
+from sweepcp.scorecard import Record
+from sweepcp.shape import Shape
+from sweepcp.suites import Suites
+from sweepcp.target import Target
+
+FORMAT = 1
+CONTENT = ("bundle.json", "ds_config.json", "plan.jsonl", "proxy.jsonl")
+
+
+class Model(Record):
+    """The model that is trained."""
+
+    path: str | None
+    hub: str | None
+    revision: str | None
+    max_lr: float
+    shape: Shape
+    parameters: int
+    fingerprint: str | None
+    """Of a folder: over configuration, tokenizer, and the headers and sizes of the weights."""
+
+
+class CorpusPlan(Record):
+    """A source of the mixture at the target's scale."""
+
+    name: str
+    role: Role
+    language: str
+    store: str | None
+    """None for a planned store."""
+    store_id: str | None
+    """SHA-256 of the store's store.json."""
+    tokens: int
+    """Training tokens there."""
+    read: int
+    """Tokens that the run reads of it, within one sequence."""
+    epochs: float
+    max_epochs: float
+
+
+class Proxy(Record):
+    """The trial that was promoted, as far as the full run is compared with it."""
+
+    parameters: int
+    tokens: int
+    batch_tokens: int
+    seq_len: int
+    domain: float
+    domain_se: float
+    general: float
+    general_se: float
+    """In % on the reporting half."""
+    held_out: dict[str, float]
+    """Member → its change in % on the reporting half."""
+
+
+class Lineage(Record):
+    """Where the recipe comes from: a trial of a run, or a publication."""
+
+    run: str | None
+    experiment: str | None
+    trial: str | None
+    trial_recipe: str | None
+    """The id of the recipe before it was translated."""
+    chosen_by: str
+    published: str | None
+
+
+class Memory(Record):
+    """Bytes on one GPU, by what they are for. An estimate but for the model states."""
+
+    weights: int
+    master: int
+    gradients: int
+    optimizer: int
+    gathered: int
+    """The largest module, whole, with its gradients."""
+    activations: int
+    logits: int
+    host: int
+    """Bytes in a node's memory of what is offloaded there."""
+
+    @property
+    def total(self) -> int:
+        """On the GPU."""
+        parts = (self.weights, self.master, self.gradients, self.optimizer, self.gathered)
+        return sum(parts) + self.activations + self.logits
+
+
+class Expense(Record):
+    """Time and money at a stated utilisation."""
+
+    flops: float
+    mfu: float
+    hours: float | None
+    device_hours: float | None
+    usd: float | None
+
+
+class Bundle(Record):
+    """`bundle.json`."""
+
+    format: int
+    name: str
+    recipe: Recipe
+    recipe_id: str
+    model: Model
+    corpora: tuple[CorpusPlan, ...]
+    suites: Suites
+    watched: Suites
+    """Held-out text of every source, read during the run."""
+    languages: dict[str, str]
+    target: Target
+    lineage: Lineage
+    proxy: Proxy | None
+    memory: Memory
+    expense: Expense
+    assumptions: tuple[str, ...]
+    versions: dict[str, str]
+    commit: str | None
+    """Of the folder in which `sweepcp promote` was called, if that is a git work tree; -dirty with changes."""
+    made: str
+    """UTC, ISO 8601."""
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A bundle that was read and checked."""
+
+    path: Path
+    id: str
+    """SHA-256 of its manifest: a run, and its checkpoints, belong to one bundle."""
+    bundle: Bundle
+    ds_config: dict[str, Any]
+    proxy_losses: dict[int, float]
+    """Step → loss of the promoted trial."""
+
+
+def write_manifest(folder: Path) -> None:
+    """Hash the bundle's files; written last, so a bundle without a manifest is none."""
+    files = {name: _sha256(folder / name) for name in CONTENT if (folder / name).exists()}
+    write_json(folder / "manifest.json", {"format": FORMAT, "files": files})
+
+
+def open_bundle(folder: Path) -> Opened:
+    """Read a bundle. Raises `BadInput` when a byte of it was changed, or it is of a newer version of sweepcp."""
+    again = "promote again, or restore the file from a copy"
+    manifest = _json(folder / "manifest.json", "name a folder that `sweepcp promote --out` wrote")
+    _check_format(folder / "manifest.json", manifest)
+    files = manifest.get("files")
+    if not isinstance(files, dict) or not set(CONTENT[:3]) <= set(files):
+        rule = f"the hashes of {', '.join(CONTENT[:3])}"
+        raise BadInput(folder / "manifest.json", "files", files, rule, again)
+    for name, expected in files.items():
+        inside = (folder / name).resolve()
+        if inside.parent != folder.resolve() or name not in CONTENT:
+            rule = f"files of the bundle itself: {', '.join(CONTENT)}"
+            raise BadInput(folder / "manifest.json", "files", name, rule, "promote again; do not edit a bundle")
+        if not inside.is_file():
+            raise BadInput(inside, "the file", "missing", "every file that manifest.json names", again)
+        if _sha256(inside) != expected:
+            rule = f"SHA-256 {expected[:16]}…, as manifest.json says; a bundle is not edited"
+            raise BadInput(inside, "the content", f"{_sha256(inside)[:16]}…", rule, again)
+    content = _json(folder / "bundle.json", again)
+    _check_format(folder / "bundle.json", content)
+    try:
+        bundle = Bundle.model_validate_json((folder / "bundle.json").read_bytes())
+    except ValidationError as error:
+        what = " ".join(str(error).splitlines()[:3])
+        raise BadInput(folder / "bundle.json", "the bundle", what, "one of this version of sweepcp", again) from None
+    losses: dict[int, float] = {}
+    if (folder / "proxy.jsonl").exists():
+        rows = map(json.loads, (folder / "proxy.jsonl").read_text(encoding="utf-8").splitlines())
+        losses = {row["step"]: row["loss"] for row in rows}
+    ds_config = _json(folder / "ds_config.json", again)
+    return Opened(folder, _sha256(folder / "manifest.json"), bundle, ds_config, losses)
+
+
+def _check_format(path: Path, content: dict[str, Any]) -> None:
+    found = content.get("format")
+    if found != FORMAT:
+        fix = "install that version of sweepcp, or promote again with this one"
+        raise BadInput(path, "format", found, f"{FORMAT}, which this version of sweepcp reads", fix)
+
+
+def _json(path: Path, fix: str) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise BadInput(path, "the file", error.strerror, "a bundle holds it", fix) from None
+    except ValueError as error:
+        raise BadInput(path, "the file", str(error), "a JSON object", fix) from None
+    if not isinstance(content, dict):
+        raise BadInput(path, "the file", type(content).__name__, "a JSON object", fix)
+    return content
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

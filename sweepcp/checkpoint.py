@@ -1,0 +1,176 @@
+"""Checkpoints of the full run: what each rank holds, in files of its own, readable by any number of ranks.
+
+latest                          the name of the last complete checkpoint, replaced atomically; `step-0` before the first
+step-00000500/rank-00000.safetensors   flat parts of the fp32 master weights and the optimizer's moments
+step-00000500/manifest.json     step, tokens, skipped steps, and the SHA-256 of each file; written last
+
+Order of writing: each rank its file, flushed to the disk; all wait; the manifest; the pointer. Whatever stops a process
+in between, the pointer names a complete checkpoint.
+"""
+
+import hashlib
+import os
+import shutil
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from pydantic import ValidationError
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from sweepcp.errors import BadInput
+from sweepcp.files import write_json, write_text
+from sweepcp.ranks import Ranks
+from sweepcp.scorecard import Record
+from sweepcp.weights import span
+
+START = "step-0"
+"""What `latest` says before the first checkpoint."""
+
+
+class Progress(Record):
+    """Where a run stands: `manifest.json` of a checkpoint."""
+
+    format: int = 1
+    bundle: str
+    """Id of the bundle."""
+    step: int
+    """Optimizer steps that are done."""
+    tokens: dict[str, int]
+    """Source → tokens fed to the model."""
+    skipped: tuple[int, ...]
+    """Steps of the stream that were passed over."""
+    ranks: int
+    sizes: dict[str, int]
+    """Tensor → elements of all ranks together."""
+    files: dict[str, str]
+    """File → SHA-256."""
+
+
+State = Iterable[tuple[str, int, torch.Tensor]]
+"""Name, whole size and this rank's part of every tensor."""
+
+
+def save(folder: Path, state: State, progress: Progress, keep: int, ranks: Ranks) -> None:
+    """Write a checkpoint, all ranks together; then the pointer; then remove all but the last `keep`."""
+    place = folder / f"step-{progress.step:08d}"
+    if ranks.first:
+        shutil.rmtree(place, ignore_errors=True)
+        place.mkdir(parents=True)
+    ranks.wait()
+    parts, sizes = {}, {}
+    for name, size, part in state:
+        sizes[name] = size
+        if len(part):
+            parts[name] = part.detach().cpu().contiguous()
+    file = place / _file(ranks.rank)
+    save_file(parts or {"nothing": torch.zeros(1)}, file)
+    with file.open("rb") as written:
+        os.fsync(written.fileno())
+    hashes = _gather(_hash(file), ranks)
+    if ranks.first:
+        files = {_file(rank): value.hex() for rank, value in enumerate(hashes)}
+        complete = progress.model_copy(update={"sizes": sizes, "files": files, "ranks": ranks.ranks})
+        write_json(place / "manifest.json", complete.model_dump(mode="json"))
+        write_text(folder / "latest", place.name + "\n")
+        for old in _complete(folder)[:-keep]:
+            shutil.rmtree(old)
+    ranks.wait()
+
+
+def begin(folder: Path) -> None:
+    """Say that there is no checkpoint yet, so that a pointer that is missing later is known to be lost."""
+    write_text(folder / "latest", START + "\n")
+
+
+def find(folder: Path, bundle: str, ranks: Ranks, say: Callable[[str], None]) -> tuple[Path, Progress] | None:
+    """The last checkpoint whose files are what its manifest says, all ranks together; None before the first one.
+
+    One that is damaged is said aloud and the one before is taken. Raises `BadInput` when the pointer is missing or
+    empty, when no checkpoint is sound, and for a checkpoint of another bundle: a run never starts over by itself.
+    """
+    pointer, existing = folder / "latest", _complete(folder)
+    text = pointer.read_text(encoding="utf-8").strip() if pointer.is_file() else ""
+    newest = existing[-1].name if existing else START
+    if not text:
+        rule = "the name of a checkpoint; a run does not start over by itself"
+        found = "empty" if pointer.is_file() else "missing"
+        raise BadInput(pointer, "the pointer", found, rule, f"write `{newest}` into it to go on from there")
+    if text == START and not existing:
+        return None
+    if text != newest:
+        say(f"{pointer} names {text}, the newest complete checkpoint is {newest}: taking that")
+    for place in reversed(existing):
+        progress = _read(place)
+        if progress.bundle != bundle:
+            rule = "checkpoints of this bundle; another one was trained into this folder"
+            raise BadInput(place, "bundle", progress.bundle[:16], rule, "name another --out")
+        damaged = _damaged(place, progress, ranks)
+        if not damaged:
+            return place, progress
+        say(f"{place} is damaged ({damaged}); going back to the checkpoint before")
+    rule = "a checkpoint whose files are what its manifest says; a run does not start over by itself"
+    fix = "restore one from a copy, or name another --out"
+    raise BadInput(folder, "the checkpoints", f"{len(existing)}, none of them sound", rule, fix)
+
+
+def read(place: Path, progress: Progress, ranks: Ranks) -> Iterator[tuple[str, torch.Tensor]]:
+    """This rank's part of every tensor, whatever the number of ranks that wrote them; shape (elements,) each."""
+    with ExitStack() as stack:
+        files: dict[int, Any] = {}
+        for name, size in progress.sizes.items():
+            first, last = span(size, ranks.rank, ranks.ranks)
+            pieces = []
+            for rank in range(progress.ranks):
+                begin, end = span(size, rank, progress.ranks)
+                low, high = max(first, begin), min(last, end)
+                if low < high:
+                    if rank not in files:
+                        files[rank] = stack.enter_context(safe_open(place / _file(rank), framework="pt"))
+                    pieces.append(files[rank].get_slice(name)[low - begin : high - begin])
+            yield name, torch.cat(pieces) if pieces else torch.empty(0)
+
+
+def _file(rank: int) -> str:
+    return f"rank-{rank:05d}.safetensors"
+
+
+def _complete(folder: Path) -> list[Path]:
+    """Checkpoints with a manifest, the oldest first."""
+    return sorted(path.parent for path in folder.glob("step-*/manifest.json"))
+
+
+def _read(place: Path) -> Progress:
+    path = place / "manifest.json"
+    try:
+        return Progress.model_validate_json(path.read_bytes())
+    except ValidationError as error:
+        what = " ".join(str(error).splitlines()[:3])
+        rule = "a complete manifest of this version of sweepcp"
+        raise BadInput(path, "the manifest", what, rule, f"restore it from a copy, or remove {place}") from None
+
+
+def _damaged(place: Path, progress: Progress, ranks: Ranks) -> str:
+    """The first file that is not what the manifest says, found by all ranks together; empty if there is none."""
+    names = list(progress.files)
+    wrong = np.zeros(len(names))
+    for number in range(ranks.rank, len(names), ranks.ranks):
+        path = place / names[number]
+        wrong[number] = not path.is_file() or _hash(path).hex() != progress.files[names[number]]
+    return next((name for name, bad in zip(names, ranks.total(wrong), strict=True) if bad), "")
+
+
+def _hash(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").digest()
+
+
+def _gather(value: bytes, ranks: Ranks) -> list[bytes]:
+    """A hash of every rank, on every rank."""
+    table = np.zeros((ranks.ranks, len(value)))
+    table[ranks.rank] = list(value)
+    return [bytes(row.astype(np.uint8)) for row in ranks.total(table)]

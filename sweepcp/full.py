@@ -1,0 +1,245 @@
+"""The full run: a bundle's recipe on its model under ZeRO-3, watched, saved, resumed, exported and scored.
+
+base.json         the model at step 0, item by item
+metrics.jsonl     a line a step
+held_out_base.json  watched held-out text at step 0
+held_out.jsonl    held-out changes against step 0, as often as the target asks for
+checkpoints/      see `sweepcp.checkpoint`
+tensorboard/
+model/            the trained model in the Hugging Face format
+scorecard.json    both suites against step 0; written last: the run is finished
+"""
+
+import signal
+import threading
+from collections import deque
+from dataclasses import replace
+from pathlib import Path
+from statistics import median
+from types import FrameType
+
+import numpy as np
+
+from sweepcp import checkpoint
+from sweepcp.base import BaseSpec
+from sweepcp.bundle import Opened
+from sweepcp.checkpoint import Progress
+from sweepcp.data.store import Store
+from sweepcp.data.stream import Stream
+from sweepcp.errors import Alarmed, BadInput, Stopped
+from sweepcp.files import alone, write_json, write_text
+from sweepcp.full_log import Log, Say
+from sweepcp.job import Job
+from sweepcp.model_files import Shard
+from sweepcp.models import load_tokenizer
+from sweepcp.promote import zero_config
+from sweepcp.ranks import Ranks
+from sweepcp.ready import model_folder
+from sweepcp.score.scorer import Scorer
+from sweepcp.scorecard import Items, Scorecard, read_items, scorecard, write_items
+from sweepcp.suites import make_tasks
+from sweepcp.train import Diverged, Row, train
+from sweepcp.trial import Base, versions
+from sweepcp.zero import ZeroEngine, join
+
+SIGNALS = (signal.SIGTERM, signal.SIGUSR2)
+"""What a scheduler sends before it takes a node away; a run saves, and ends with 128 + signal."""
+
+
+def full_run(opened: Opened, out: Path, say: Say) -> Scorecard:
+    """Run what is left of a bundle's run in the folder `out`; call it on every rank. Returns the final scorecard.
+
+    Raises `BadInput` when the bundle cannot be run here, or `out` holds another run; `Diverged`, `Alarmed` and
+    `Stopped` with the state saved as far as it was sound.
+    """
+    target = opened.bundle.target
+    ranks = join(target.hardware.device)
+    speak = say if ranks.first else lambda text: None
+    shards = model_folder(opened, ranks)
+    if not ranks.first:
+        return _Run(opened, out, shards, ranks, speak).go()
+    with alone(out / "train.lock", "one run at a time writes the folder"):
+        return _Run(opened, out, shards, ranks, speak).go()
+
+
+class _Run:
+    def __init__(self, opened: Opened, out: Path, shards: list[Shard], ranks: Ranks, say: Say) -> None:
+        self.opened, self.bundle, self.out, self.ranks, self.say = opened, opened.bundle, out, ranks, say
+        self.recipe, self.target = self.bundle.recipe, self.bundle.target
+        self.stores = [Store(Path(str(c.store)), c.name) for c in self.bundle.corpora]
+        self.checkpoints = Path(self.target.checkpoints.folder or out / "checkpoints")
+        self.received = 0
+        compute = self.target.compute
+        self.engine = ZeroEngine(shards, self.recipe, self._config(), compute.attention, compute.recompute, ranks)
+        job = self._job(shards[0].path.parent)
+        tokenizer = load_tokenizer(job.base)
+        self.scorer = Scorer(job, self.engine.model, tokenizer, ranks)
+        self.watcher = Scorer(replace(job, suites=self.bundle.watched), self.engine.model, tokenizer, ranks)
+
+    def go(self) -> Scorecard:
+        """From step 0, or from the last checkpoint, to the scorecard."""
+        if threading.current_thread() is threading.main_thread():  # Ray Train calls from another one
+            for number in SIGNALS:
+                signal.signal(number, self._receive)
+        at, base, watched = self._begin()
+        self.log = Log(self.opened, self.out, self.ranks, at.step, self.say)
+        rolled_back = 0
+        while at.step < self.recipe.steps:
+            try:
+                at = self._steps(at, watched)
+            except Diverged as error:
+                rolled_back += 1
+                at = self._roll_back(error, rolled_back)
+        self.log.close()
+        return self._finish(base)
+
+    def _config(self) -> dict[str, object]:
+        """DeepSpeed's configuration: the bundle's, or for another number of processes one that gives the same steps."""
+        planned, now = self.target.hardware.world, self.ranks.ranks
+        if now == planned:
+            return self.opened.ds_config
+        micro = self.target.compute.micro_batch
+        if self.recipe.sequences % (now * micro):
+            rule = f"a number of processes that divides {self.recipe.sequences // micro} micro batches of a step"
+            where = self.opened.path / "bundle.json"
+            raise BadInput(where, "the number of processes", now, rule, f"start {planned}, as the bundle was planned")
+        config = zero_config(self.recipe, self.target, now)
+        accumulation = config["gradient_accumulation_steps"]
+        self.say(f"planned for {planned} processes, running on {now}: {accumulation} micro batches a step on each")
+        return config
+
+    def _job(self, folder: Path) -> Job:
+        bundle = self.bundle
+        spec = BaseSpec(path=str(folder), max_lr=bundle.model.max_lr)
+        by_name = {store.source: store for store in self.stores}
+        made = make_tasks(bundle.suites, by_name) if self.ranks.first else None
+        self.ranks.wait()
+        return Job(
+            base=spec,
+            model=str(folder),
+            stores=tuple(self.stores),
+            languages=bundle.languages,
+            suites=bundle.suites,
+            made_tasks=made or make_tasks(bundle.suites, by_name),
+            seq_len=self.recipe.seq_len,
+            micro_batch=None,
+            precision=self.target.compute.precision,
+            threads=1,
+        )
+
+    def _begin(self) -> tuple[Progress, list[Items], list[Items]]:
+        """Where the run stands, and the items of step 0 of the suites and of watched text; sets the engine's state."""
+        start = Progress(
+            bundle=self.opened.id, step=0, tokens={}, skipped=(), ranks=self.ranks.ranks, sizes={}, files={}
+        )
+        path, watched_path = self.out / "base.json", self.out / "held_out_base.json"
+        begun = path.is_file()
+        self.ranks.wait()
+        if not begun:
+            self.say("scoring the model at step 0")
+            items, watched = self.scorer.score(), self.watcher.held_out()
+            if self.ranks.first:
+                checkpoint.begin(self.checkpoints)
+                write_items(watched_path, watched)
+                write_text(path, self._base(items).model_dump_json() + "\n")
+            return start, items, watched
+        items = list(Base.model_validate_json(path.read_bytes()).items)
+        watched = read_items(watched_path)
+        found = checkpoint.find(self.checkpoints, self.opened.id, self.ranks, self.say)
+        if found is None:
+            self.say("no checkpoint was saved before the run was stopped: starting at step 0")
+            return start, items, watched
+        place, at = found
+        self.say(f"going on after step {at.step} of {self.recipe.steps}, from {place.name}")
+        self.engine.set_state(at.step, checkpoint.read(place, at, self.ranks))
+        return at, items, watched
+
+    def _base(self, items: list[Items]) -> Base:
+        model = self.bundle.model
+        return Base(
+            model=model.path or f"{model.hub}@{model.revision}",
+            parameters=model.parameters,
+            max_lr=model.max_lr,
+            items=tuple(items),
+            versions=versions(),
+        )
+
+    def _steps(self, at: Progress, watched: list[Items]) -> Progress:
+        """Train from a state to the end. Raises `Diverged` also for a spike, if the target looks for them."""
+        stream = Stream(self.recipe, self.stores, at.skipped)
+        recent: deque[float] = deque(maxlen=self.target.spikes.window if self.target.spikes else 1)
+        steps, max_lr = self.recipe.steps, self.bundle.model.max_lr
+        for row in train(self.engine, self.recipe, max_lr, stream, at.step, at.tokens):
+            self._check_spike(row, recent)
+            self.log.row(row)
+            at = at.model_copy(update={"step": row.step, "tokens": row.tokens})
+            last = row.step == steps
+            alarm = self._look(row, watched) if row.step % self.target.watch.every == 0 or last else ""
+            number = self._agreed_signal()
+            stop = alarm and self.target.watch.stop
+            if row.step % self.target.checkpoints.every == 0 or last or number or stop:
+                checkpoint.save(self.checkpoints, self.engine.state(), at, self.target.checkpoints.keep, self.ranks)
+                self.log.saved(row.step)
+            if number:
+                raise Stopped(number)
+            if stop and not last:
+                raise Alarmed(alarm)
+        return at
+
+    def _check_spike(self, row: Row, recent: deque[float]) -> None:
+        spikes = self.target.spikes
+        if spikes and len(recent) == spikes.window and row.loss > spikes.factor * median(recent):
+            times = row.loss / median(recent)
+            why = f"step {row.step}: loss {row.loss:.4f}, {times:.2f} times the median of {spikes.window} steps"
+            raise Diverged(why, row.step)
+        recent.append(row.loss)
+
+    def _roll_back(self, error: Diverged, times: int) -> Progress:
+        """Go back to the last checkpoint, around the steps of the stream from there to where the loss went wrong.
+
+        Which steps these are follows from the checkpoint and the step alone, so a run that is stopped now and resumed
+        comes to the same point again.
+        """
+        spikes = self.target.spikes
+        found = checkpoint.find(self.checkpoints, self.opened.id, self.ranks, self.say)
+        if spikes is None or error.step is None or times > spikes.at_most or found is None:
+            raise error
+        place, back = found
+        stream = Stream(self.recipe, self.stores, back.skipped)
+        passed = tuple(stream.place(step) for step in range(back.step + 1, error.step + 1))
+        self.say(f"{error}: back to step {back.step}, passing over {len(passed)} steps of the stream")
+        self.engine.set_state(back.step, checkpoint.read(place, back, self.ranks))
+        self.log.back(back.step)
+        return back.model_copy(update={"skipped": tuple(sorted({*back.skipped, *passed}))})
+
+    def _look(self, row: Row, before: list[Items]) -> str:
+        """Held-out text against step 0; what is alarming about it, or nothing."""
+        card = scorecard(self.watcher.held_out(), before)
+        self.log.held_out(row.step, card)
+        bound, general = self.target.watch.max_regression, card.report.general
+        if bound is None or general >= -bound:
+            return ""
+        alarm = f"step {row.step}: held-out general {general:+.2f} %, the bound is -{bound:g} %"
+        self.say(f"ALARM: {alarm}")
+        return alarm
+
+    def _finish(self, base: list[Items]) -> Scorecard:
+        """Export, and score both suites."""
+        self.say("writing the model")
+        self.engine.save_weights(self.out / "model")
+        self.say("scoring both suites")
+        items = self.scorer.score()
+        card = scorecard(items, base)
+        if self.ranks.first:
+            write_items(self.out / "items.json", items)
+            write_json(self.out / "scorecard.json", card.model_dump(mode="json"))
+        self.ranks.wait()
+        return card
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        self.received = number
+
+    def _agreed_signal(self) -> int:
+        """The signal that any rank has received, 0 for none, equal on every rank."""
+        seen = self.ranks.total(np.array([float(self.received == number) for number in SIGNALS]))
+        return next((int(number) for number, count in zip(SIGNALS, seen, strict=True) if count), 0)

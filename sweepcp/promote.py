@@ -1,0 +1,480 @@
+"""From the recipe of a trial, or of a publication, to a launch bundle for the full run."""
+
+import hashlib
+import json
+import shutil
+import subprocess
+import tempfile
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from sweepcp.base import BaseSpec, count_parameters
+from sweepcp.budget import expense_of, memory_of
+from sweepcp.bundle import FORMAT, Bundle, CorpusPlan, Lineage, Model, Proxy, write_manifest
+from sweepcp.data.apportion import Apportionment, given_at
+from sweepcp.data.store import Store
+from sweepcp.errors import BadInput
+from sweepcp.files import write_json, write_text
+from sweepcp.front import Rule
+from sweepcp.model_files import fingerprint, read_config, shards_of
+from sweepcp.origin import base_of, experiment_of, stores_of
+from sweepcp.recipe import Method, Mixture, Positive, Recipe
+from sweepcp.run import Run
+from sweepcp.schema import locate, read_yaml, validate
+from sweepcp.shape import Shape, shape_of
+from sweepcp.space import Range
+from sweepcp.suites import MemberSpec, Suites
+from sweepcp.target import Corpus, Target
+from sweepcp.trial import Trial, versions
+
+PLAN_LINES = 1000
+"""A longer run has a line of its plan at so many steps, evenly spread."""
+
+
+class Published(Method):
+    """A recipe that was published and not searched here."""
+
+    published: str
+    """Where."""
+    assumptions: tuple[str, ...] = ()
+    """What the publication does not say."""
+    lr_fraction: Positive
+    mixture: Mixture
+    seed: int = 0
+
+
+HELD_OUT_ITEMS, HELD_OUT_CHARS = 500, 20_000
+"""Held-out documents of a source that a run reads where no suite says how many, and characters of each."""
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A recipe to promote, with what is known of it."""
+
+    method: Method
+    lr_fraction: float
+    mixture: Mixture
+    seed: int
+    suites: Suites
+    lineage: Lineage
+    assumptions: list[str]
+    corpora: dict[str, Corpus] | None
+    """Of the run."""
+    base: BaseSpec | None
+    """Of the run, with a folder or hub id."""
+    proxy: Proxy | None
+    metrics: Path | None
+    """Steps of the trial."""
+
+
+def promote(candidate: Candidate, target: Target, file: Path, out: Path) -> Bundle:
+    """Write the bundle of a recipe on a target, read from `file`, into the folder `out`, complete or not at all.
+
+    Raises `BadInput` for what cannot be run: a batch that the processes do not divide, a sequence longer than the
+    model, more epochs than the cap, a source without a corpus.
+    """
+    if out.exists():
+        raise BadInput(out, "--out", "exists", "a folder that does not exist yet", "name another, or remove it")
+    model = _model(target, file, candidate.base)
+    recipe = _translate(candidate, target, file)
+    _check_batch(recipe, target, file)
+    if recipe.seq_len > model.shape.max_position_embeddings:
+        rule = f"the model takes at most {model.shape.max_position_embeddings} tokens"
+        raise BadInput(file, "seq_len", recipe.seq_len, rule, "shorten it")
+    corpora = _corpora(candidate, target, recipe, model, file)
+    bundle = Bundle(
+        format=FORMAT,
+        name=target.name,
+        recipe=recipe,
+        recipe_id=recipe.id,
+        model=model,
+        corpora=corpora,
+        suites=candidate.suites,
+        watched=_watched(candidate, corpora, file),
+        languages={c.name: c.language for c in corpora},
+        target=target,
+        lineage=candidate.lineage,
+        proxy=candidate.proxy,
+        memory=memory_of(model.shape, target),
+        expense=expense_of(model.shape, recipe, target),
+        assumptions=(*candidate.assumptions, *_transfer(candidate, target, recipe, model, corpora)),
+        versions=versions(),
+        commit=_commit(),
+        made=datetime.now(UTC).isoformat(timespec="seconds"),
+    )
+    _write(bundle, candidate, out)
+    return bundle
+
+
+def from_run(run: Run, rule: Rule | None, trial_id: str | None) -> Candidate:
+    """The trial of a run that its rule chooses, or another rule or an id. Raises `BadInput` unless it is done."""
+    trial = _chosen(run, rule, trial_id)
+    experiment = experiment_of(run)
+    stores = stores_of(run, experiment)
+    corpora = {
+        s.name: Corpus(store=str(stores[s.name].path), max_epochs=s.max_epochs, beyond_max_epochs=s.beyond_max_epochs)
+        for s in experiment.sources
+    }
+    place = base_of(run, experiment)
+    base = experiment.base
+    if base.hub is None:
+        base = BaseSpec(path=place, max_lr=base.max_lr)
+    recipe, card = trial.recipe, trial.scorecard
+    assert card is not None
+    assert run.base is not None
+    return Candidate(
+        method=recipe,
+        lr_fraction=recipe.lr_fraction,
+        mixture=recipe.mixture,
+        seed=recipe.seed,
+        suites=experiment.suites,
+        lineage=Lineage(
+            run=str(run.path.resolve()),
+            experiment=experiment.name,
+            trial=trial.id,
+            trial_recipe=trial.recipe_id,
+            chosen_by="--trial" if trial_id else str(rule or run.rule),
+            published=None,
+        ),
+        assumptions=_edges(trial, run, experiment.space.axes),
+        corpora=corpora,
+        base=base,
+        proxy=Proxy(
+            parameters=run.base.parameters,
+            tokens=recipe.tokens,
+            batch_tokens=recipe.batch_tokens,
+            seq_len=recipe.seq_len,
+            domain=card.report.domain,
+            domain_se=card.report.domain_se,
+            general=card.report.general,
+            general_se=card.report.general_se,
+            held_out={m.name: m.change for m in card.report.members if m.name.startswith("held_out_")},
+        ),
+        metrics=run.path / "trials" / trial.id / "metrics.jsonl",
+    )
+
+
+def from_publication(name: str) -> Candidate:
+    """A recipe file, by its path or the name of a shipped one."""
+    path = locate(name, "experiments/recipes", "--recipe")
+    published = validate(Published, read_yaml(path), path)
+    members: dict[str, list[MemberSpec]] = {"domain": [], "general": []}
+    for portion in published.mixture.portions:
+        members[portion.role].append(_member(portion.source))
+    if not all(members.values()):
+        rule = "sources of both roles, so that gain and regression are measured"
+        raise BadInput(path, "mixture", sorted(k for k, v in members.items() if v), rule, "add the other, with share 0")
+    return Candidate(
+        method=published,
+        lr_fraction=published.lr_fraction,
+        mixture=published.mixture,
+        seed=published.seed,
+        suites=Suites(domain=tuple(members["domain"]), general=tuple(members["general"])),
+        lineage=Lineage(
+            run=None,
+            experiment=None,
+            trial=None,
+            trial_recipe=None,
+            chosen_by="publication",
+            published=published.published,
+        ),
+        assumptions=[
+            f"the recipe was published ({published.published}) and not searched on this domain",
+            *published.assumptions,
+        ],
+        corpora=None,
+        base=None,
+        proxy=None,
+        metrics=None,
+    )
+
+
+def _member(source: str) -> MemberSpec:
+    return MemberSpec(held_out=source, items=HELD_OUT_ITEMS, chars=HELD_OUT_CHARS)
+
+
+def _watched(candidate: Candidate, corpora: tuple[CorpusPlan, ...], file: Path) -> Suites:
+    """Held-out text of each source, as the suites read it, or its first documents."""
+    stated = {m.held_out: m for _, m in candidate.suites.members if m.held_out}
+    members: dict[str, list[MemberSpec]] = {"domain": [], "general": []}
+    for corpus in corpora:
+        members[corpus.role].append(stated.get(corpus.name) or _member(corpus.name))
+    if not all(members.values()):
+        rule = "sources of both roles, whose held-out text is watched"
+        fix = "add one of the other role to the experiment's sources; its share may be 0"
+        raise BadInput(file, "corpora", [c.name for c in corpora], rule, fix)
+    return Suites(domain=tuple(members["domain"]), general=tuple(members["general"]))
+
+
+def _chosen(run: Run, rule: Rule | None, trial_id: str | None) -> Trial:
+    by_id = {t.id: t for t in run.trials}
+    if trial_id is None:
+        choice = run.front(rule).choice
+        if choice.id is None:
+            near = f"; nearest is {choice.nearest}" if choice.nearest else ""
+            fix = "search on, choose by another rule (--max-regression, --knee, --weights), or name a --trial"
+            raise BadInput(run.path, "the choice", "none", f"a trial that meets the rule: {choice.rule}{near}", fix)
+        return by_id[choice.id]
+    if trial_id not in by_id:
+        raise BadInput(run.path, "--trial", trial_id, f"one of: {', '.join(by_id)}", "name a trial of this run")
+    trial = by_id[trial_id]
+    if trial.status != "done":
+        reason = (trial.reason or "").strip().splitlines()
+        found = f"{trial_id} is {trial.status}" + (f": {reason[-1]}" if reason else "")
+        raise BadInput(run.path, "--trial", found, "a trial that is done, and so was scored", "name another trial")
+    return trial
+
+
+def _model(target: Target, file: Path, base: BaseSpec | None) -> Model:
+    spec, key = target.model, "model.path"
+    if spec.run_base:
+        if base is None:
+            rule = "a published recipe has no run, and so no base of it"
+            raise BadInput(file, "model.run_base", True, rule, "name a path or a hub id, and its max_lr")
+        key = "model.run_base"
+        if base.hub is not None:
+            rule = "a base that is a folder"
+            raise BadInput(file, key, base.hub, rule, "name the hub id, its revision, max_lr and shape")
+    max_lr = spec.max_lr or (base.max_lr if base else None)
+    assert max_lr is not None
+    if spec.hub is not None:
+        assert spec.shape is not None
+        return Model(
+            path=None,
+            hub=spec.hub,
+            revision=spec.revision,
+            max_lr=max_lr,
+            shape=spec.shape,
+            parameters=spec.shape.size,
+            fingerprint=None,
+        )
+    place = str(base.path) if spec.run_base and base else str(spec.path)
+    folder = (file.parent / Path(place).expanduser()).resolve()
+    shards = shards_of(folder, file, key)
+    parameters = count_parameters(BaseSpec(path=str(folder), max_lr=max_lr))
+    shape = shape_of(read_config(folder, file, key), parameters)
+    if shape is None or parameters is None:
+        rule = f"a config.json with {', '.join(n for n, f in Shape.model_fields.items() if f.is_required())}"
+        raise BadInput(file, key, str(folder), rule, "use a model of this kind")
+    return Model(
+        path=str(folder),
+        hub=None,
+        revision=None,
+        max_lr=max_lr,
+        shape=shape,
+        parameters=parameters,
+        fingerprint=fingerprint(folder, shards),
+    )
+
+
+def _translate(candidate: Candidate, target: Target, file: Path) -> Recipe:
+    """The recipe at the target's length and batch. LR fraction, shares, schedule and seed stay what they were."""
+    method = {name: getattr(candidate.method, name) for name in Method.model_fields}
+    method |= {name: value for name in ("warmup", "final_fraction") if (value := getattr(target, name)) is not None}
+    lengths = {name: getattr(target, name) for name in ("tokens", "batch_tokens", "seq_len")}
+    content = method | lengths | {"lr_fraction": candidate.lr_fraction, "seed": candidate.seed}
+    return validate(Recipe, content | {"mixture": candidate.mixture.model_dump(mode="json")}, file)
+
+
+def _check_batch(recipe: Recipe, target: Target, file: Path) -> None:
+    """Every rank gets as many whole micro batches of every step."""
+    world, micro = target.hardware.world, target.compute.micro_batch
+    if recipe.sequences % (world * micro):
+        near = max(1, round(recipe.sequences / (world * micro))) * world * micro * recipe.seq_len
+        rule = f"{world} processes × micro batches of {micro} sequences of {recipe.seq_len} tokens divide the batch"
+        fix = f"use batch_tokens {near}, or another micro_batch or number of processes"
+        raise BadInput(file, "batch_tokens", recipe.batch_tokens, rule, fix)
+
+
+def _corpora(candidate: Candidate, target: Target, recipe: Recipe, model: Model, file: Path) -> tuple[CorpusPlan, ...]:
+    corpora = target.corpora or candidate.corpora
+    names = [p.source for p in recipe.mixture.portions]
+    if corpora is None:
+        rule = "a published recipe has no run, so the target names its corpora"
+        raise BadInput(file, "corpora", None, rule, f"add `corpora:` with {', '.join(names)}")
+    for name in corpora if target.corpora else ():
+        if name not in names:
+            rule = f"a source of the recipe: {', '.join(names)}"
+            raise BadInput(file, f"corpora.{name}", name, rule, "correct the name, or remove it")
+    ids = _tokenizer_ids(target, model, candidate.base)
+    given = given_at(Apportionment([p.share for p in recipe.mixture.portions]).weights, recipe.steps * recipe.sequences)
+    found = []
+    for portion, sequences in zip(recipe.mixture.portions, given, strict=True):
+        corpus = corpora.get(portion.source)
+        key = f"corpora.{portion.source}"
+        if corpus is None:
+            rule = "every source of the recipe has a corpus"
+            raise BadInput(
+                file, key, None, rule, "add it: a folder of `sweepcp data build`, or planned with its tokens"
+            )
+        path = None if corpus.store == "planned" else (file.parent / Path(corpus.store).expanduser()).resolve()
+        tokens, store_id = corpus.tokens, None
+        if path is not None:
+            tokens, store_id = _read_store(path, portion.source, ids, file, key)
+        assert tokens is not None
+        epochs = sequences * recipe.seq_len / tokens
+        if epochs > corpus.max_epochs and corpus.beyond_max_epochs == "refuse":
+            rule = f"no run reads it more than {corpus.max_epochs:g} times ({tokens:,} training tokens)"
+            fix = "give it more text, lower tokens, promote a trial with a smaller share, or set max_epochs"
+            raise BadInput(file, f"{key}.max_epochs", f"{epochs:.2f} epochs", rule, fix)
+        found.append(
+            CorpusPlan(
+                name=portion.source,
+                role=portion.role,
+                language=portion.language,
+                store=str(path) if path else None,
+                store_id=store_id,
+                tokens=tokens,
+                read=sequences * recipe.seq_len,
+                epochs=epochs,
+                max_epochs=corpus.max_epochs,
+            )
+        )
+    return tuple(found)
+
+
+def _tokenizer_ids(target: Target, model: Model, base: BaseSpec | None) -> set[str]:
+    """How stores name the tokenizer of the model, whose ids they must hold; empty where the run knows that they do."""
+    if target.model.run_base:
+        return set()
+    spec = BaseSpec(path=model.path, hub=model.hub, revision=model.revision, max_lr=model.max_lr)
+    return {spec.tokenizer_id()}
+
+
+def _read_store(path: Path, name: str, ids: set[str], file: Path, key: str) -> tuple[int, str]:
+    """Training tokens and id of a store."""
+    content = path / "store.json"
+    if not content.is_file():
+        fix = "build it with `sweepcp data build`, which shows its folder"
+        raise BadInput(file, f"{key}.store", str(path), "the folder of a token store", fix)
+    store = Store(path, name)
+    made_with = store.meta.get("tokenizer")
+    if ids and made_with not in ids:
+        rule = f"a store that was made with the model's own tokenizer ({', '.join(ids)})"
+        fix = "run `sweepcp data build` on an experiment whose base is this model, and name that store"
+        raise BadInput(file, f"{key}.store", f"{path}, made with {made_with}", rule, fix)
+    return store.tokens, hashlib.sha256(content.read_bytes()).hexdigest()
+
+
+def _edges(trial: Trial, run: Run, axes: dict[str, Any]) -> list[str]:
+    """Where the trial lies at the end of what was searched."""
+    said = ["the errors of the trial are those of evaluation: it was trained on one seed"]
+    for name, value in trial.point.items():
+        axis = axes[name]
+        ends = (axis.low, axis.high) if isinstance(axis, Range) else ()
+        if value in ends:
+            said.append(f"{name} {value:g} is at the end of what was searched: the best may lie beyond")
+    done = sum(t.status == "done" for t in run.trials)
+    if done < 10:
+        said.append(f"the choice is one of {done} trials that are done")
+    return said
+
+
+def _transfer(
+    candidate: Candidate, target: Target, recipe: Recipe, model: Model, corpora: tuple[CorpusPlan, ...]
+) -> list[str]:
+    """What promotion takes for granted, in numbers."""
+    said = []
+    if proxy := candidate.proxy:
+        for what, before, now in (
+            ("parameters", proxy.parameters, model.parameters),
+            ("tokens", proxy.tokens, recipe.tokens),
+            ("tokens in a batch", proxy.batch_tokens, recipe.batch_tokens),
+            ("tokens in a sequence", proxy.seq_len, recipe.seq_len),
+        ):
+            if before != now:
+                ratio = f"{now / before:,.3g} times"
+                said.append(
+                    f"{what}: {before:,} in the trial, {now:,} here ({ratio}); that the optimum stays is assumed"
+                )
+    for name in ("warmup", "final_fraction"):
+        if getattr(target, name) is not None and getattr(target, name) != getattr(candidate.method, name):
+            before, now = getattr(candidate.method, name), getattr(target, name)
+            said.append(f"{name}: {before:g} in the recipe, {now:g} here, as the target says")
+    for corpus in corpora:
+        if corpus.epochs > corpus.max_epochs:
+            said.append(f"{corpus.name} is read {corpus.epochs:.1f} times, more than {corpus.max_epochs:g}")
+        if corpus.store is None:
+            said.append(f"{corpus.name} is planned: {corpus.tokens:,} tokens are stated, none were read")
+    hub = model.hub
+    if hub and (model.revision is None or len(model.revision) != 40):
+        said.append(f"{hub}@{model.revision or 'main'} is no commit: what it is may change between ranks and resumes")
+    if target.hardware.peak_tflops is not None:
+        said.append(f"hours and cost are at an MFU of {target.hardware.mfu:.0%}, stated and not measured")
+    limit = target.hardware.memory_gib
+    need = memory_of(model.shape, target).total / 2**30
+    if limit is not None and need > limit:
+        said.append(f"the estimate of {need:.1f} GiB does not fit the {limit:g} GiB of a GPU")
+    return said
+
+
+def zero_config(recipe: Recipe, target: Target, world: int) -> dict[str, Any]:
+    """DeepSpeed's configuration for `world` processes. No scheduler: the LR of every step is the recipe's."""
+    compute, hidden = target.compute, 1 << 20
+    on_gpu = target.hardware.device == "cuda"
+    zero: dict[str, Any] = {
+        "stage": 3,
+        "overlap_comm": on_gpu,
+        "contiguous_gradients": True,
+        "reduce_bucket_size": 64 * hidden,
+        "stage3_prefetch_bucket_size": 48 * hidden,
+        "stage3_param_persistence_threshold": 100_000,
+    }
+    if compute.offload != "none":
+        zero["offload_optimizer"] = {"device": "cpu", "pin_memory": on_gpu}
+    if compute.offload == "all":
+        zero["offload_param"] = {"device": "cpu", "pin_memory": on_gpu}
+    config = {
+        "train_batch_size": recipe.sequences,
+        "train_micro_batch_size_per_gpu": compute.micro_batch,
+        "gradient_accumulation_steps": recipe.sequences // (world * compute.micro_batch),
+        "gradient_clipping": recipe.clip,
+        "zero_optimization": zero,
+        "zero_force_ds_cpu_optimizer": False,
+        "steps_per_print": 1 << 30,
+    }
+    if compute.precision == "bf16":
+        config |= {"bf16": {"enabled": True}, "data_types": {"grad_accum_dtype": "fp32"}}
+    return config
+
+
+def plan_rows(recipe: Recipe, max_lr: float) -> list[dict[str, Any]]:
+    """LR of a step, and tokens of each source up to it: at every step, or at `PLAN_LINES` of them with both ends."""
+    count = min(recipe.steps, PLAN_LINES)
+    steps = sorted({round(1 + i * (recipe.steps - 1) / max(1, count - 1)) for i in range(count)})
+    weights = Apportionment([p.share for p in recipe.mixture.portions]).weights
+    names = [p.source for p in recipe.mixture.portions]
+    rows = []
+    for step in steps:
+        given = given_at(weights, step * recipe.sequences)
+        tokens = {name: count * recipe.seq_len for name, count in zip(names, given, strict=True)}
+        rows.append({"step": step, "lr": recipe.lr(step, max_lr), "tokens": tokens})
+    return rows
+
+
+def _write(bundle: Bundle, candidate: Candidate, out: Path) -> None:
+    out.parent.mkdir(parents=True, exist_ok=True)
+    work = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
+    try:
+        work.chmod(0o755)
+        write_json(work / "bundle.json", bundle.model_dump(mode="json"))
+        write_json(work / "ds_config.json", zero_config(bundle.recipe, bundle.target, bundle.target.hardware.world))
+        rows = plan_rows(bundle.recipe, bundle.model.max_lr)
+        write_text(work / "plan.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+        if candidate.metrics is not None:
+            write_text(work / "proxy.jsonl", candidate.metrics.read_text(encoding="utf-8"))
+        write_manifest(work)
+        work.rename(out)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def _commit() -> str | None:
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    except OSError:
+        return None
+    return done.stdout.strip() or None

@@ -1,0 +1,35 @@
+"""A full run whose processes Ray Train starts."""
+
+from pathlib import Path
+from typing import Any
+
+from sweepcp.bundle import Opened
+
+
+def run_with_ray(opened: Opened, out: Path, address: str | None) -> None:
+    """Start the bundle's processes on a Ray cluster, or on this machine, and wait for them.
+
+    Bundle, stores, model and `out` must be on storage that all nodes see.
+    """
+    import ray
+    from ray.train import RunConfig, ScalingConfig
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    hardware = opened.bundle.target.hardware
+    on_gpu = hardware.device == "cuda"
+    ray.init(address=address, include_dashboard=False if address is None else None)
+    trainer = TorchTrainer(
+        _worker,
+        train_loop_config={"bundle": str(opened.path), "out": str(out)},
+        torch_config=TorchConfig(backend="nccl" if on_gpu else "gloo"),
+        scaling_config=ScalingConfig(num_workers=hardware.world, use_gpu=on_gpu),
+        run_config=RunConfig(name="ray", storage_path=str(out)),
+    )
+    trainer.fit()
+
+
+def _worker(config: dict[str, Any]) -> None:
+    from sweepcp.bundle import open_bundle
+    from sweepcp.full import full_run
+
+    full_run(open_bundle(Path(config["bundle"])), Path(config["out"]), lambda text: print(text, flush=True))

@@ -1,0 +1,105 @@
+"""Weights in parts: what one of several ranks reads of a model's files, and how files are written from the parts.
+
+Rank r of R holds the elements r · n to (r + 1) · n of a flattened tensor, n = ⌈elements / R⌉; the last ranks may have
+less, or nothing. DeepSpeed cuts a parameter so under ZeRO-3 (arXiv 1910.02054).
+"""
+
+import math
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+
+from sweepcp.errors import BadInput
+from sweepcp.model_files import Shard, companions
+from sweepcp.ranks import Ranks
+
+DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
+
+
+def span(size: int, rank: int, ranks: int) -> tuple[int, int]:
+    """First element, and the one after the last, of a flattened tensor of `size` elements that a rank holds."""
+    part = -(-size // ranks)
+    return min(rank * part, size), min((rank + 1) * part, size)
+
+
+def read_span(source: Any, name: str, shape: tuple[int, ...], first: int, last: int) -> torch.Tensor:
+    """Elements `first` to `last - 1` of a flattened tensor of an open safetensors file, from the rows that hold them."""
+    width = math.prod(shape[1:])
+    top, bottom = first // width, -(-last // width)
+    rows: torch.Tensor = source.get_slice(name)[top:bottom] if shape else source.get_tensor(name)
+    return rows.flatten()[first - top * width : last - top * width]
+
+
+def read_weights(shards: list[Shard], shapes: dict[str, tuple[int, ...]], ranks: Ranks, put: "Put") -> None:
+    """Give `put` this rank's part of every tensor, file by file; none is ever in memory whole.
+
+    `shapes` are those of the model. Raises `BadInput` when the files hold other tensors than the model has.
+    """
+    check_tensors(shards, shapes)
+    for shard in shards:
+        with safe_open(shard.path, framework="pt") as source:
+            for tensor in shard.tensors:
+                put(
+                    tensor.name,
+                    read_span(source, tensor.name, tensor.shape, *span(tensor.size, ranks.rank, ranks.ranks)),
+                )
+
+
+Put = Callable[[str, torch.Tensor], None]
+
+
+def check_tensors(shards: list[Shard], shapes: dict[str, tuple[int, ...]]) -> None:
+    """Raise `BadInput` unless the shards hold exactly tensors of these names and shapes, as floats of 16 or 32 bits.
+
+    Names that share a parameter, such as tied embeddings, may all stand in the files, or any of them.
+    """
+    folder = shards[0].path.parent
+    fix = "save the model again with `save_pretrained` of this version of transformers"
+    for shard in shards:
+        for tensor in shard.tensors:
+            if tensor.name not in shapes:
+                rule = "tensors that the model has a parameter for"
+                raise BadInput(shard.path, tensor.name, list(tensor.shape), rule, fix)
+            if tuple(shapes[tensor.name]) != tensor.shape:
+                rule = f"shape {list(shapes[tensor.name])}, as config.json says"
+                raise BadInput(shard.path, tensor.name, list(tensor.shape), rule, "use the model's own config.json")
+            if tensor.dtype not in DTYPES:
+                raise BadInput(shard.path, tensor.name, tensor.dtype, f"one of {', '.join(DTYPES)}", "dequantise it")
+    if not shards:
+        raise BadInput(folder, "the weights", "none", "safetensors files", fix)
+
+
+def write_weights(shards: list[Shard], out: Path, ranks: Ranks, whole: Callable[[str], torch.Tensor]) -> None:
+    """Write a model's weights into files like those it came from, with its configuration and tokenizer beside them.
+
+    `whole` gathers one tensor at a time, in fp32, on all ranks at once; the first rank writes it in the dtype that it
+    had. `out` is complete or not there.
+    """
+    work = out.with_name(f".{out.name}.partial")
+    if ranks.first:
+        shutil.rmtree(work, ignore_errors=True)
+        work.mkdir(parents=True)
+        for path in companions(shards[0].path.parent):
+            shutil.copyfile(path, work / path.name)
+    for shard in shards:
+        file = (work / shard.path.name).open("wb") if ranks.first else None
+        if file:
+            file.write(shard.head)
+        for tensor in shard.tensors:
+            values = whole(tensor.name)
+            if file:
+                file.write(values.to("cpu", DTYPES[tensor.dtype]).contiguous().view(torch.uint8).numpy().tobytes())
+            del values
+        if file:
+            file.flush()
+            os.fsync(file.fileno())
+            file.close()
+    if ranks.first:
+        shutil.rmtree(out, ignore_errors=True)
+        os.replace(work, out)
+    ranks.wait()
