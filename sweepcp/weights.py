@@ -28,7 +28,9 @@ def span(size: int, rank: int, ranks: int) -> tuple[int, int]:
 
 
 def read_span(source: Any, name: str, shape: tuple[int, ...], first: int, last: int) -> torch.Tensor:
-    """Elements `first` to `last - 1` of a flattened tensor of an open safetensors file, from the rows that hold them."""
+    """Elements `first` to `last - 1` of a flattened tensor of an open safetensors file; reads the rows they stand in."""
+    if first >= last:
+        return torch.empty(0)
     width = math.prod(shape[1:])
     top, bottom = first // width, -(-last // width)
     rows: torch.Tensor = source.get_slice(name)[top:bottom] if shape else source.get_tensor(name)

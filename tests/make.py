@@ -5,10 +5,13 @@ from pathlib import Path
 
 import numpy as np
 
+from sweepcp.base import BaseSpec
 from sweepcp.data.sources import Source
 from sweepcp.data.store import Store, write_index
+from sweepcp.promote import from_publication, promote
 from sweepcp.recipe import Mixture, Portion, Recipe
 from sweepcp.scorecard import HalfScore, Items, Scorecard
+from sweepcp.target import load_target
 from sweepcp.trial import Trial
 
 
@@ -97,3 +100,78 @@ def write_store(folder: Path, name: str, documents: list[list[int]], part: float
         write_index(file, np.dtype("<u2"), len(documents), lambda: [lengths])
     (path / "store.json").write_text(json.dumps({"train": {"tokens": int(lengths.sum())}}))
     return Store(path, name, part)
+
+
+SMALL = {
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "intermediate_size": 64,
+    "max_position_embeddings": 64,
+}
+
+
+def write_model(folder: Path, shard: str = "5GB", **changes: object) -> Path:
+    """A small Llama over bytes with random weights, the same every time, in shards of at most so many bytes."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    from sweepcp.models import byte_tokenizer
+
+    torch.manual_seed(7)
+    settings = {
+        "vocab_size": 258,
+        "bos_token_id": 256,
+        "eos_token_id": 257,
+        "initializer_range": 0.1,
+        **SMALL,
+    } | changes
+    LlamaForCausalLM(LlamaConfig(**settings)).save_pretrained(folder, max_shard_size=shard)
+    byte_tokenizer().save_pretrained(folder)
+    return folder
+
+
+def write_corpora(folder: Path, model: Path) -> dict[str, Store]:
+    """Stores of bytes for `code` and `docs`, made with the model's tokenizer; `docs` has 20 sequences of 32 tokens."""
+    rng = np.random.default_rng(3)
+    tokenizer = BaseSpec(path=str(model), max_lr=1.0).tokenizer_id()
+    stores = {}
+    for name, count, low in (("code", 200, 97), ("docs", 16, 65)):
+        texts = [rng.integers(low, low + 26, rng.integers(10, 70)).tolist() for _ in range(count)]
+        stores[name] = write_store(folder, name, [[256, *text, 257] for text in texts])
+        held_out = ["".join(map(chr, rng.integers(low, low + 26, 60).tolist())) for _ in range(24)]
+        (folder / name / "held_out.jsonl").write_text("".join(json.dumps(text) + "\n" for text in held_out))
+        meta = stores[name].meta | {"tokenizer": tokenizer, "held_out": {"documents": len(held_out)}}
+        (folder / name / "store.json").write_text(json.dumps(meta))
+    return {name: Store(folder / name, name) for name in stores}
+
+
+def target_content(folder: Path, **changes: object) -> dict[str, object]:
+    """A target of two processes on the model and corpora in a folder: 20 steps of 16 sequences of 32 tokens."""
+    return {
+        "name": "small",
+        "model": {"path": str(folder / "model"), "max_lr": 0.1},
+        "corpora": {name: {"store": str(folder / "stores" / name), "max_epochs": 99.0} for name in ("code", "docs")},
+        "tokens": 20 * 16 * 32,
+        "batch_tokens": 16 * 32,
+        "seq_len": 32,
+        "hardware": {"device": "cpu", "nodes": 1, "per_node": 2},
+        "compute": {"micro_batch": 2, "precision": "fp32"},
+        "checkpoints": {"every": 5},
+        "watch": {"every": 10},
+    } | changes
+
+
+def write_bundle(folder: Path, **changes: object) -> Path:
+    """Model, corpora, a published recipe, and the bundle of both; `changes` are those of the target."""
+    if not (folder / "model").exists():
+        write_model(folder / "model")
+        (folder / "stores").mkdir()
+        write_corpora(folder / "stores", folder / "model")
+    content = {"published": "a test", "lr_fraction": 0.1, "mixture": mixture(0.4).model_dump(mode="json")}
+    (folder / "recipe.yaml").write_text(json.dumps(content))
+    (folder / "target.yaml").write_text(json.dumps(target_content(folder, **changes)))
+    target, file = load_target(str(folder / "target.yaml"))
+    promote(from_publication(str(folder / "recipe.yaml")), target, file, folder / "bundle")
+    return folder / "bundle"

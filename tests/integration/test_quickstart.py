@@ -1,7 +1,6 @@
 """The shipped quickstart, for real: a base is pretrained, trials are trained and scored, a front comes out."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -25,38 +24,12 @@ from sweepcp.files import shipped
 from sweepcp.run import Run
 from sweepcp.sweep import prepare
 from sweepcp.trial import Outcome
-from tests.integration.analytic import Silent
+from tests.integration.conftest import Nobody, sweepcp
 
 SHORT = ["--set", "budget.tokens=10_240"]
 for suite in ("domain", "general"):
     SHORT += ["--set", f"suites.{suite}.1.items=40", "--set", f"suites.{suite}.2.items=40"]
 """A trial of a few seconds."""
-
-
-class Nobody(Silent):
-    """A view that shows nothing."""
-
-    def note(self, text: str) -> None: ...
-
-    def stage(self, name: str, done: int, of: int, text: str) -> None: ...
-
-    def trials(self, finished: int, of: int) -> None: ...
-
-
-def sweepcp(*args: object, timeout: float = 900) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "sweepcp", *map(str, args)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=timeout, env=os.environ | {"COLUMNS": "120"})
-
-
-@pytest.fixture(scope="module")
-def quickstart(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """What `sweepcp search` makes on this machine."""
-    out = tmp_path_factory.mktemp("runs") / "quickstart"
-    done = sweepcp("search", "--out", out)
-    assert done.returncode == 0, done.stderr
-    assert "Choice (most domain gain, general regression ≤ 2 %)" in done.stdout
-    assert "sweepcp front" in done.stdout
-    return load_run(out)
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,44 @@
+"""What the integration tests share: the command line, and a real run of the quickstart."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from sweepcp import load_run
+from sweepcp.run import Run
+from tests.integration.analytic import Silent
+
+
+class Nobody(Silent):
+    """A view that shows nothing."""
+
+    def note(self, text: str) -> None: ...
+
+    def stage(self, name: str, done: int, of: int, text: str) -> None: ...
+
+    def trials(self, finished: int, of: int) -> None: ...
+
+
+def sweepcp(*args: object, timeout: float = 900) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "sweepcp", *map(str, args)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=timeout, env=os.environ | {"COLUMNS": "120"})
+
+
+def torchrun(processes: int, *args: object, timeout: float = 600) -> subprocess.CompletedProcess[str]:
+    """Processes of a full run; `args` are a script and its arguments, or `-m sweepcp train ...`."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(processes), *map(str, args)]
+    env = os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "120"}
+    return subprocess.run(command, capture_output=True, text=True, timeout=timeout, env=env)
+
+
+@pytest.fixture(scope="session")
+def quickstart(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """What `sweepcp search` makes on this machine."""
+    out = tmp_path_factory.mktemp("runs") / "quickstart"
+    done = sweepcp("search", "--out", out)
+    assert done.returncode == 0, done.stderr
+    assert "Choice (most domain gain, general regression ≤ 2 %)" in done.stdout
+    assert "sweepcp front" in done.stdout
+    return load_run(out)
