@@ -153,8 +153,8 @@ class Opened:
     """SHA-256 of its manifest: a run, and its checkpoints, belong to one bundle."""
     bundle: Bundle
     ds_config: dict[str, Any]
-    proxy_losses: dict[int, float]
-    """Step → loss of the promoted trial."""
+    proxy_losses: tuple[float, ...]
+    """Of the promoted trial, step by step; empty for a published recipe."""
 
 
 def write_manifest(folder: Path) -> None:
@@ -189,10 +189,8 @@ def open_bundle(folder: Path) -> Opened:
     except ValidationError as error:
         what = " ".join(str(error).splitlines()[:3])
         raise BadInput(folder / "bundle.json", "the bundle", what, "one of this version of sweepcp", again) from None
-    losses: dict[int, float] = {}
-    if (folder / "proxy.jsonl").exists():
-        rows = map(json.loads, (folder / "proxy.jsonl").read_text(encoding="utf-8").splitlines())
-        losses = {row["step"]: row["loss"] for row in rows}
+    lines = (folder / "proxy.jsonl").read_text(encoding="utf-8").splitlines() if "proxy.jsonl" in files else []
+    losses = tuple(json.loads(line)["loss"] for line in lines)
     ds_config = _json(folder / "ds_config.json", again)
     return Opened(folder, _sha256(folder / "manifest.json"), bundle, ds_config, losses)
 

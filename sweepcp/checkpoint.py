@@ -83,8 +83,16 @@ def save(folder: Path, state: State, progress: Progress, keep: int, ranks: Ranks
 
 
 def begin(folder: Path) -> None:
-    """Say that there is no checkpoint yet, so that a pointer that is missing later is known to be lost."""
-    write_text(folder / "latest", START + "\n")
+    """Say that there is no checkpoint yet, so that a pointer that is missing later is known to be lost.
+
+    Raises `BadInput` when there are checkpoints: a run does not start over beside them.
+    """
+    pointer = folder / "latest"
+    if _complete(folder) or (pointer.exists() and pointer.read_text(encoding="utf-8").strip() != START):
+        rule = "no checkpoints where a run begins; a run does not start over by itself"
+        fix = "restore base.json and held_out_base.json of its run folder, or remove the checkpoints"
+        raise BadInput(folder, "the checkpoints", "of a run whose beginning is missing", rule, fix)
+    write_text(pointer, START + "\n")
 
 
 def find(folder: Path, bundle: str, ranks: Ranks, say: Callable[[str], None]) -> tuple[Path, Progress] | None:

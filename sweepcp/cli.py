@@ -196,18 +196,19 @@ def promote(
     weights: WeightsFlag = None,
 ) -> None:
     """Translate the chosen recipe to the target's model, budget and machines, into a launch bundle."""
-    from sweepcp import promote as stage
+    from sweepcp.candidate import from_publication, from_run
     from sweepcp.display import make_console
     from sweepcp.display_bundle import show_bundle
     from sweepcp.errors import BadInput
+    from sweepcp.promote import promote as make_bundle
     from sweepcp.run import load_run
     from sweepcp.target import load_target
 
     rule = _rule(max_regression, knee, weights)
     if recipe is not None and run is None:
-        candidate = stage.from_publication(recipe)
+        candidate = from_publication(recipe)
     elif run is not None and recipe is None:
-        candidate = stage.from_run(load_run(run), rule, trial)
+        candidate = from_run(load_run(run), rule, trial)
     else:
         raise BadInput("promote", "RUN", run, "either a run, or --recipe", "name one of the two")
     if trial is not None and rule is not None:
@@ -220,7 +221,7 @@ def promote(
         what = "--out" if target else "--target"
         raise BadInput("promote", what, None, "promotion needs a target and a folder to write", f"add {what}")
     wanted, file = load_target(target)
-    show_bundle(make_console(), stage.promote(candidate, wanted, file, out), out)
+    show_bundle(make_console(), make_bundle(candidate, wanted, file, out), out)
 
 
 @app.command()
@@ -341,5 +342,6 @@ def main() -> None:
         typer.echo("Stopped. What is finished is kept; the same command goes on from there.", err=True)
         sys.exit(130)
     except Stopped as stop:
-        typer.echo("Stopped. What is finished is kept; the same command goes on from there.", err=True)
+        if os.environ.get("RANK", "0") == "0":
+            typer.echo("Stopped. What is finished is kept; the same command goes on from there.", err=True)
         sys.exit(128 + stop.signal)

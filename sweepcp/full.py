@@ -26,13 +26,13 @@ from sweepcp.bundle import Opened
 from sweepcp.checkpoint import Progress
 from sweepcp.data.store import Store
 from sweepcp.data.stream import Stream
+from sweepcp.ds_config import zero_config
 from sweepcp.errors import Alarmed, BadInput, Stopped
 from sweepcp.files import alone, write_json, write_text
 from sweepcp.full_log import Log, Say
 from sweepcp.job import Job
 from sweepcp.model_files import Shard
 from sweepcp.models import load_tokenizer
-from sweepcp.promote import zero_config
 from sweepcp.ranks import Ranks
 from sweepcp.ready import model_folder
 from sweepcp.score.scorer import Scorer
@@ -136,10 +136,11 @@ class _Run:
         begun = path.is_file()
         self.ranks.wait()
         if not begun:
+            if self.ranks.first:
+                checkpoint.begin(self.checkpoints)
             self.say("scoring the model at step 0")
             items, watched = self.scorer.score(), self.watcher.held_out()
             if self.ranks.first:
-                checkpoint.begin(self.checkpoints)
                 write_items(watched_path, watched)
                 write_text(path, self._base(items).model_dump_json() + "\n")
             return start, items, watched

@@ -82,6 +82,8 @@ def pretrain(
     )
     torch.manual_seed(spec.seed)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if device.type == "cpu":
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else DeepSpeed, asked by transformers, warns of it
     model = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa", dtype=torch.float32).to(device)
     recipe = pretrain_recipe(spec, stores)
     yield from train(Engine(model, recipe, None, "fp32"), recipe, max_lr, Stream(recipe, stores))

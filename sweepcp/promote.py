@@ -5,68 +5,29 @@ import json
 import shutil
 import subprocess
 import tempfile
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from sweepcp.base import BaseSpec, count_parameters
 from sweepcp.budget import expense_of, memory_of
-from sweepcp.bundle import FORMAT, Bundle, CorpusPlan, Lineage, Model, Proxy, write_manifest
+from sweepcp.bundle import FORMAT, Bundle, CorpusPlan, Model, write_manifest
+from sweepcp.candidate import Candidate, first_documents
 from sweepcp.data.apportion import Apportionment, given_at
 from sweepcp.data.store import Store
+from sweepcp.ds_config import zero_config
 from sweepcp.errors import BadInput
 from sweepcp.files import write_json, write_text
-from sweepcp.front import Rule
 from sweepcp.model_files import fingerprint, read_config, shards_of
-from sweepcp.origin import base_of, experiment_of, stores_of
-from sweepcp.recipe import Method, Mixture, Positive, Recipe
-from sweepcp.run import Run
-from sweepcp.schema import locate, read_yaml, validate
+from sweepcp.recipe import Method, Recipe
+from sweepcp.schema import validate
 from sweepcp.shape import Shape, shape_of
-from sweepcp.space import Range
 from sweepcp.suites import MemberSpec, Suites
-from sweepcp.target import Corpus, Target
-from sweepcp.trial import Trial, versions
+from sweepcp.target import Target
+from sweepcp.trial import versions
 
 PLAN_LINES = 1000
 """A longer run has a line of its plan at so many steps, evenly spread."""
-
-
-class Published(Method):
-    """A recipe that was published and not searched here."""
-
-    published: str
-    """Where."""
-    assumptions: tuple[str, ...] = ()
-    """What the publication does not say."""
-    lr_fraction: Positive
-    mixture: Mixture
-    seed: int = 0
-
-
-HELD_OUT_ITEMS, HELD_OUT_CHARS = 500, 20_000
-"""Held-out documents of a source that a run reads where no suite says how many, and characters of each."""
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """A recipe to promote, with what is known of it."""
-
-    method: Method
-    lr_fraction: float
-    mixture: Mixture
-    seed: int
-    suites: Suites
-    lineage: Lineage
-    assumptions: list[str]
-    corpora: dict[str, Corpus] | None
-    """Of the run."""
-    base: BaseSpec | None
-    """Of the run, with a folder or hub id."""
-    proxy: Proxy | None
-    metrics: Path | None
-    """Steps of the trial."""
 
 
 def promote(candidate: Candidate, target: Target, file: Path, out: Path) -> Bundle:
@@ -84,6 +45,9 @@ def promote(candidate: Candidate, target: Target, file: Path, out: Path) -> Bund
         rule = f"the model takes at most {model.shape.max_position_embeddings} tokens"
         raise BadInput(file, "seq_len", recipe.seq_len, rule, "shorten it")
     corpora = _corpora(candidate, target, recipe, model, file)
+    if (folder := target.checkpoints.folder) is not None:
+        place = str((file.parent / Path(folder).expanduser()).resolve())
+        target = target.model_copy(update={"checkpoints": target.checkpoints.model_copy(update={"folder": place})})
     bundle = Bundle(
         format=FORMAT,
         name=target.name,
@@ -108,123 +72,17 @@ def promote(candidate: Candidate, target: Target, file: Path, out: Path) -> Bund
     return bundle
 
 
-def from_run(run: Run, rule: Rule | None, trial_id: str | None) -> Candidate:
-    """The trial of a run that its rule chooses, or another rule or an id. Raises `BadInput` unless it is done."""
-    trial = _chosen(run, rule, trial_id)
-    experiment = experiment_of(run)
-    stores = stores_of(run, experiment)
-    corpora = {
-        s.name: Corpus(store=str(stores[s.name].path), max_epochs=s.max_epochs, beyond_max_epochs=s.beyond_max_epochs)
-        for s in experiment.sources
-    }
-    place = base_of(run, experiment)
-    base = experiment.base
-    if base.hub is None:
-        base = BaseSpec(path=place, max_lr=base.max_lr)
-    recipe, card = trial.recipe, trial.scorecard
-    assert card is not None
-    assert run.base is not None
-    return Candidate(
-        method=recipe,
-        lr_fraction=recipe.lr_fraction,
-        mixture=recipe.mixture,
-        seed=recipe.seed,
-        suites=experiment.suites,
-        lineage=Lineage(
-            run=str(run.path.resolve()),
-            experiment=experiment.name,
-            trial=trial.id,
-            trial_recipe=trial.recipe_id,
-            chosen_by="--trial" if trial_id else str(rule or run.rule),
-            published=None,
-        ),
-        assumptions=_edges(trial, run, experiment.space.axes),
-        corpora=corpora,
-        base=base,
-        proxy=Proxy(
-            parameters=run.base.parameters,
-            tokens=recipe.tokens,
-            batch_tokens=recipe.batch_tokens,
-            seq_len=recipe.seq_len,
-            domain=card.report.domain,
-            domain_se=card.report.domain_se,
-            general=card.report.general,
-            general_se=card.report.general_se,
-            held_out={m.name: m.change for m in card.report.members if m.name.startswith("held_out_")},
-        ),
-        metrics=run.path / "trials" / trial.id / "metrics.jsonl",
-    )
-
-
-def from_publication(name: str) -> Candidate:
-    """A recipe file, by its path or the name of a shipped one."""
-    path = locate(name, "experiments/recipes", "--recipe")
-    published = validate(Published, read_yaml(path), path)
-    members: dict[str, list[MemberSpec]] = {"domain": [], "general": []}
-    for portion in published.mixture.portions:
-        members[portion.role].append(_member(portion.source))
-    if not all(members.values()):
-        rule = "sources of both roles, so that gain and regression are measured"
-        raise BadInput(path, "mixture", sorted(k for k, v in members.items() if v), rule, "add the other, with share 0")
-    return Candidate(
-        method=published,
-        lr_fraction=published.lr_fraction,
-        mixture=published.mixture,
-        seed=published.seed,
-        suites=Suites(domain=tuple(members["domain"]), general=tuple(members["general"])),
-        lineage=Lineage(
-            run=None,
-            experiment=None,
-            trial=None,
-            trial_recipe=None,
-            chosen_by="publication",
-            published=published.published,
-        ),
-        assumptions=[
-            f"the recipe was published ({published.published}) and not searched on this domain",
-            *published.assumptions,
-        ],
-        corpora=None,
-        base=None,
-        proxy=None,
-        metrics=None,
-    )
-
-
-def _member(source: str) -> MemberSpec:
-    return MemberSpec(held_out=source, items=HELD_OUT_ITEMS, chars=HELD_OUT_CHARS)
-
-
 def _watched(candidate: Candidate, corpora: tuple[CorpusPlan, ...], file: Path) -> Suites:
     """Held-out text of each source, as the suites read it, or its first documents."""
     stated = {m.held_out: m for _, m in candidate.suites.members if m.held_out}
     members: dict[str, list[MemberSpec]] = {"domain": [], "general": []}
     for corpus in corpora:
-        members[corpus.role].append(stated.get(corpus.name) or _member(corpus.name))
+        members[corpus.role].append(stated.get(corpus.name) or first_documents(corpus.name))
     if not all(members.values()):
         rule = "sources of both roles, whose held-out text is watched"
         fix = "add one of the other role to the experiment's sources; its share may be 0"
         raise BadInput(file, "corpora", [c.name for c in corpora], rule, fix)
     return Suites(domain=tuple(members["domain"]), general=tuple(members["general"]))
-
-
-def _chosen(run: Run, rule: Rule | None, trial_id: str | None) -> Trial:
-    by_id = {t.id: t for t in run.trials}
-    if trial_id is None:
-        choice = run.front(rule).choice
-        if choice.id is None:
-            near = f"; nearest is {choice.nearest}" if choice.nearest else ""
-            fix = "search on, choose by another rule (--max-regression, --knee, --weights), or name a --trial"
-            raise BadInput(run.path, "the choice", "none", f"a trial that meets the rule: {choice.rule}{near}", fix)
-        return by_id[choice.id]
-    if trial_id not in by_id:
-        raise BadInput(run.path, "--trial", trial_id, f"one of: {', '.join(by_id)}", "name a trial of this run")
-    trial = by_id[trial_id]
-    if trial.status != "done":
-        reason = (trial.reason or "").strip().splitlines()
-        found = f"{trial_id} is {trial.status}" + (f": {reason[-1]}" if reason else "")
-        raise BadInput(run.path, "--trial", found, "a trial that is done, and so was scored", "name another trial")
-    return trial
 
 
 def _model(target: Target, file: Path, base: BaseSpec | None) -> Model:
@@ -358,20 +216,6 @@ def _read_store(path: Path, name: str, ids: set[str], file: Path, key: str) -> t
     return store.tokens, hashlib.sha256(content.read_bytes()).hexdigest()
 
 
-def _edges(trial: Trial, run: Run, axes: dict[str, Any]) -> list[str]:
-    """Where the trial lies at the end of what was searched."""
-    said = ["the errors of the trial are those of evaluation: it was trained on one seed"]
-    for name, value in trial.point.items():
-        axis = axes[name]
-        ends = (axis.low, axis.high) if isinstance(axis, Range) else ()
-        if value in ends:
-            said.append(f"{name} {value:g} is at the end of what was searched: the best may lie beyond")
-    done = sum(t.status == "done" for t in run.trials)
-    if done < 10:
-        said.append(f"the choice is one of {done} trials that are done")
-    return said
-
-
 def _transfer(
     candidate: Candidate, target: Target, recipe: Recipe, model: Model, corpora: tuple[CorpusPlan, ...]
 ) -> list[str]:
@@ -408,36 +252,6 @@ def _transfer(
     if limit is not None and need > limit:
         said.append(f"the estimate of {need:.1f} GiB does not fit the {limit:g} GiB of a GPU")
     return said
-
-
-def zero_config(recipe: Recipe, target: Target, world: int) -> dict[str, Any]:
-    """DeepSpeed's configuration for `world` processes. No scheduler: the LR of every step is the recipe's."""
-    compute, hidden = target.compute, 1 << 20
-    on_gpu = target.hardware.device == "cuda"
-    zero: dict[str, Any] = {
-        "stage": 3,
-        "overlap_comm": on_gpu,
-        "contiguous_gradients": True,
-        "reduce_bucket_size": 64 * hidden,
-        "stage3_prefetch_bucket_size": 48 * hidden,
-        "stage3_param_persistence_threshold": 100_000,
-    }
-    if compute.offload != "none":
-        zero["offload_optimizer"] = {"device": "cpu", "pin_memory": on_gpu}
-    if compute.offload == "all":
-        zero["offload_param"] = {"device": "cpu", "pin_memory": on_gpu}
-    config = {
-        "train_batch_size": recipe.sequences,
-        "train_micro_batch_size_per_gpu": compute.micro_batch,
-        "gradient_accumulation_steps": recipe.sequences // (world * compute.micro_batch),
-        "gradient_clipping": recipe.clip,
-        "zero_optimization": zero,
-        "zero_force_ds_cpu_optimizer": False,
-        "steps_per_print": 1 << 30,
-    }
-    if compute.precision == "bf16":
-        config |= {"bf16": {"enabled": True}, "data_types": {"grad_accum_dtype": "fp32"}}
-    return config
 
 
 def plan_rows(recipe: Recipe, max_lr: float) -> list[dict[str, Any]]:

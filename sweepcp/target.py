@@ -121,7 +121,7 @@ class Checkpoints(Schema):
     keep: Annotated[int, Field(ge=2)] = 2
     """So many are kept: the one before the last is what a damaged one falls back to."""
     folder: str | None = None
-    """On storage that all nodes see; by default `checkpoints` in the run's folder."""
+    """On storage that all nodes see, for this run alone; by default `checkpoints` in the run's folder."""
 
 
 class Watch(Schema):

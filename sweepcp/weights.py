@@ -28,7 +28,7 @@ def span(size: int, rank: int, ranks: int) -> tuple[int, int]:
 
 
 def read_span(source: Any, name: str, shape: tuple[int, ...], first: int, last: int) -> torch.Tensor:
-    """Elements `first` to `last - 1` of a flattened tensor of an open safetensors file; reads the rows they stand in."""
+    """Elements `first` to `last - 1` of a flattened tensor of an open safetensors file, from the rows they stand in."""
     if first >= last:
         return torch.empty(0)
     width = math.prod(shape[1:])
@@ -95,7 +95,7 @@ def write_weights(shards: list[Shard], out: Path, ranks: Ranks, whole: Callable[
         for tensor in shard.tensors:
             values = whole(tensor.name)
             if file:
-                file.write(values.to("cpu", DTYPES[tensor.dtype]).contiguous().view(torch.uint8).numpy().tobytes())
+                file.write(values.to("cpu", DTYPES[tensor.dtype]).flatten().view(torch.uint8).numpy().data)
             del values
         if file:
             file.flush()

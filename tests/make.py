@@ -6,9 +6,10 @@ from pathlib import Path
 import numpy as np
 
 from sweepcp.base import BaseSpec
+from sweepcp.candidate import from_publication
 from sweepcp.data.sources import Source
 from sweepcp.data.store import Store, write_index
-from sweepcp.promote import from_publication, promote
+from sweepcp.promote import promote
 from sweepcp.recipe import Mixture, Portion, Recipe
 from sweepcp.scorecard import HalfScore, Items, Scorecard
 from sweepcp.target import load_target
@@ -133,12 +134,15 @@ def write_model(folder: Path, shard: str = "5GB", **changes: object) -> Path:
 
 
 def write_corpora(folder: Path, model: Path) -> dict[str, Store]:
-    """Stores of bytes for `code` and `docs`, made with the model's tokenizer; `docs` has 20 sequences of 32 tokens."""
+    """Stores of bytes: `code` of long documents, `docs` of short ones, 20 sequences of 32 tokens with fewer targets.
+
+    They say that they were made with the model's tokenizer.
+    """
     rng = np.random.default_rng(3)
     tokenizer = BaseSpec(path=str(model), max_lr=1.0).tokenizer_id()
     stores = {}
-    for name, count, low in (("code", 200, 97), ("docs", 16, 65)):
-        texts = [rng.integers(low, low + 26, rng.integers(10, 70)).tolist() for _ in range(count)]
+    for name, count, low, longest in (("code", 200, 97, 70), ("docs", 150, 65, 5)):
+        texts = [rng.integers(low, low + 26, rng.integers(1, longest)).tolist() for _ in range(count)]
         stores[name] = write_store(folder, name, [[256, *text, 257] for text in texts])
         held_out = ["".join(map(chr, rng.integers(low, low + 26, 60).tolist())) for _ in range(24)]
         (folder / name / "held_out.jsonl").write_text("".join(json.dumps(text) + "\n" for text in held_out))

@@ -27,7 +27,7 @@ LAYERS = [
     {"data.build", "data.estimate", "data.mine"},
     {"base", "suites"},
     {"bundle"},
-    {"budget"},
+    {"budget", "ds_config"},
     {"ranks", "job"},
     {"engine", "weights"},
     {"train", "checkpoint", "zero"},
@@ -39,7 +39,8 @@ LAYERS = [
     {"search.driver", "report"},
     {"experiment"},
     {"repetition", "origin"},
-    {"promote", "ready", "full_log"},
+    {"candidate", "ready", "full_log"},
+    {"promote"},
     {"full"},
     {"ray_train"},
     {"sweep", "plan"},
@@ -51,7 +52,20 @@ LAYERS = [
 HEIGHT = {name: height for height, names in enumerate(LAYERS) for name in names}
 LIGHT = ("errors", "files", "schedule", "schema", "recipe", "scorecard", "trial", "space", "front", "run", "report")
 LIGHT = (*LIGHT, "experiment", "plan", "display", "base", "suites", "data.build", "data.estimate", "job", "search")
-LIGHT = (*LIGHT, "check", "repetition", "sweep", "target", "shape", "bundle", "promote", "origin", "ready", "budget")
+LIGHT = (
+    *LIGHT,
+    "check",
+    "repetition",
+    "sweep",
+    "target",
+    "shape",
+    "bundle",
+    "candidate",
+    "promote",
+    "origin",
+    "ready",
+    "budget",
+)
 
 
 def modules() -> dict[str, Path]:

@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 
 from sweepcp.budget import expense_of, memory_of
+from sweepcp.candidate import from_publication
 from sweepcp.errors import BadInput
 from sweepcp.files import shipped
-from sweepcp.promote import from_publication, promote
+from sweepcp.promote import promote
 from sweepcp.schema import validate
 from sweepcp.shape import shape_of
 from sweepcp.target import Target, load_target

@@ -119,6 +119,14 @@ def test_saving_keeps_the_last_ones_and_moves_the_pointer(tmp_path: Path):
     assert (found[1].step, found[1].sizes) == (15, {name: len(values) for name, values in STATE.items()})
 
 
+def test_a_run_does_not_begin_beside_checkpoints(tmp_path: Path):
+    checkpoint.begin(tmp_path)
+    checkpoint.begin(tmp_path)  # killed in between: nothing is lost
+    write_state(tmp_path, 5, 1)
+    with pytest.raises(BadInput, match="does not start over by itself"):
+        checkpoint.begin(tmp_path)
+
+
 def test_a_lost_pointer_never_starts_over(tmp_path: Path):
     write_state(tmp_path, 5, 2)
     for lose in (lambda: (tmp_path / "latest").write_text(""), (tmp_path / "latest").unlink):

@@ -1,0 +1,174 @@
+"""What is promoted: the recipe of a trial of a run, or of a publication, with what is known of it."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sweepcp.base import BaseSpec
+from sweepcp.bundle import Lineage, Proxy
+from sweepcp.errors import BadInput
+from sweepcp.front import Rule
+from sweepcp.origin import base_of, experiment_of, stores_of
+from sweepcp.recipe import Method, Mixture, Positive
+from sweepcp.run import Run
+from sweepcp.schema import locate, read_yaml, validate
+from sweepcp.space import Range
+from sweepcp.suites import MemberSpec, Suites
+from sweepcp.target import Corpus
+from sweepcp.trial import Trial
+
+HELD_OUT_ITEMS, HELD_OUT_CHARS = 500, 20_000
+"""Held-out documents of a source that a run reads where no suite says how many, and characters of each."""
+
+
+class Published(Method):
+    """A recipe that was published and not searched here."""
+
+    published: str
+    """Where."""
+    assumptions: tuple[str, ...] = ()
+    """What the publication does not say."""
+    lr_fraction: Positive
+    mixture: Mixture
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A recipe to promote, with what is known of it."""
+
+    method: Method
+    lr_fraction: float
+    mixture: Mixture
+    seed: int
+    suites: Suites
+    lineage: Lineage
+    assumptions: list[str]
+    corpora: dict[str, Corpus] | None
+    """Of the run."""
+    base: BaseSpec | None
+    """Of the run, with a folder or hub id."""
+    proxy: Proxy | None
+    metrics: Path | None
+    """Steps of the trial."""
+
+
+def from_run(run: Run, rule: Rule | None, trial_id: str | None) -> Candidate:
+    """The trial of a run that its rule chooses, or another rule or an id. Raises `BadInput` unless it is done."""
+    trial = _chosen(run, rule, trial_id)
+    experiment = experiment_of(run)
+    stores = stores_of(run, experiment)
+    corpora = {
+        s.name: Corpus(store=str(stores[s.name].path), max_epochs=s.max_epochs, beyond_max_epochs=s.beyond_max_epochs)
+        for s in experiment.sources
+    }
+    place = base_of(run, experiment)
+    base = experiment.base
+    if base.hub is None:
+        base = BaseSpec(path=place, max_lr=base.max_lr)
+    recipe, card = trial.recipe, trial.scorecard
+    assert card is not None
+    assert run.base is not None
+    return Candidate(
+        method=recipe,
+        lr_fraction=recipe.lr_fraction,
+        mixture=recipe.mixture,
+        seed=recipe.seed,
+        suites=experiment.suites,
+        lineage=Lineage(
+            run=str(run.path.resolve()),
+            experiment=experiment.name,
+            trial=trial.id,
+            trial_recipe=trial.recipe_id,
+            chosen_by="--trial" if trial_id else str(rule or run.rule),
+            published=None,
+        ),
+        assumptions=_edges(trial, run, experiment.space.axes),
+        corpora=corpora,
+        base=base,
+        proxy=Proxy(
+            parameters=run.base.parameters,
+            tokens=recipe.tokens,
+            batch_tokens=recipe.batch_tokens,
+            seq_len=recipe.seq_len,
+            domain=card.report.domain,
+            domain_se=card.report.domain_se,
+            general=card.report.general,
+            general_se=card.report.general_se,
+            held_out={m.name: m.change for m in card.report.members if m.name.startswith("held_out_")},
+        ),
+        metrics=run.path / "trials" / trial.id / "metrics.jsonl",
+    )
+
+
+def from_publication(name: str) -> Candidate:
+    """A recipe file, by its path or the name of a shipped one."""
+    path = locate(name, "experiments/recipes", "--recipe")
+    published = validate(Published, read_yaml(path), path)
+    members: dict[str, list[MemberSpec]] = {"domain": [], "general": []}
+    for portion in published.mixture.portions:
+        members[portion.role].append(first_documents(portion.source))
+    if not all(members.values()):
+        rule = "sources of both roles, so that gain and regression are measured"
+        raise BadInput(path, "mixture", sorted(k for k, v in members.items() if v), rule, "add the other, with share 0")
+    return Candidate(
+        method=published,
+        lr_fraction=published.lr_fraction,
+        mixture=published.mixture,
+        seed=published.seed,
+        suites=Suites(domain=tuple(members["domain"]), general=tuple(members["general"])),
+        lineage=Lineage(
+            run=None,
+            experiment=None,
+            trial=None,
+            trial_recipe=None,
+            chosen_by="publication",
+            published=published.published,
+        ),
+        assumptions=[
+            f"the recipe was published ({published.published}) and not searched on this domain",
+            *published.assumptions,
+        ],
+        corpora=None,
+        base=None,
+        proxy=None,
+        metrics=None,
+    )
+
+
+def first_documents(source: str) -> MemberSpec:
+    """Held-out text of a source, not all of it."""
+    return MemberSpec(held_out=source, items=HELD_OUT_ITEMS, chars=HELD_OUT_CHARS)
+
+
+def _chosen(run: Run, rule: Rule | None, trial_id: str | None) -> Trial:
+    by_id = {t.id: t for t in run.trials}
+    if trial_id is None:
+        choice = run.front(rule).choice
+        if choice.id is None:
+            near = f"; nearest is {choice.nearest}" if choice.nearest else ""
+            fix = "search on, choose by another rule (--max-regression, --knee, --weights), or name a --trial"
+            raise BadInput(run.path, "the choice", "none", f"a trial that meets the rule: {choice.rule}{near}", fix)
+        return by_id[choice.id]
+    if trial_id not in by_id:
+        raise BadInput(run.path, "--trial", trial_id, f"one of: {', '.join(by_id)}", "name a trial of this run")
+    trial = by_id[trial_id]
+    if trial.status != "done":
+        reason = (trial.reason or "").strip().splitlines()
+        found = f"{trial_id} is {trial.status}" + (f": {reason[-1]}" if reason else "")
+        raise BadInput(run.path, "--trial", found, "a trial that is done, and so was scored", "name another trial")
+    return trial
+
+
+def _edges(trial: Trial, run: Run, axes: dict[str, Any]) -> list[str]:
+    """Where the trial lies at the end of what was searched."""
+    said = ["the errors of the trial are those of evaluation: it was trained on one seed"]
+    for name, value in trial.point.items():
+        axis = axes[name]
+        ends = (axis.low, axis.high) if isinstance(axis, Range) else ()
+        if value in ends:
+            said.append(f"{name} {value:g} is at the end of what was searched: the best may lie beyond")
+    done = sum(t.status == "done" for t in run.trials)
+    if done < 10:
+        said.append(f"the choice is one of {done} trials that are done")
+    return said
