@@ -1,6 +1,6 @@
 """The full run's steps against transformers' Trainer, and the memory of loading and exporting in parts.
 
-python benchmarks/train.py against [--size cpu|135m|1b] [--pairs 5]    tokens/s, interleaved pairs of processes
+python benchmarks/train.py against [--size cpu|135m|1b]    tokens/s, in turn, step by step, in the same processes
 python benchmarks/train.py memory             peak of each of two ranks, status 1 if above the bound
 
 Both sides of `against` have the same model with random weights, DeepSpeed configuration, batches, positions and
@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ from sweepcp.files import write_json
 from sweepcp.promote import promote
 from sweepcp.target import load_target
 
-WARM, TIMED = 4, 12
+WARM, TIMED = 4, 40
 """Steps before the clock, and under it."""
 CONSTANT = 64 << 20
 """Bytes of memory that belong to neither weights nor shards: communication, Python objects."""
@@ -119,8 +120,8 @@ def write_inputs(folder: Path, size: Size, processes: int) -> Path:
     return folder / "bundle"
 
 
-def ours(bundle: Path) -> float:
-    """Tokens/s of the loop of `sweepcp train` with its log."""
+def ours(bundle: Path) -> Iterator[Any]:
+    """The loop of `sweepcp train` with its log, a row a step."""
     from sweepcp.full_log import Log
     from sweepcp.model_files import shards_of
     from sweepcp.train import train
@@ -135,24 +136,23 @@ def ours(bundle: Path) -> float:
     out = bundle / "run"
     out.mkdir(exist_ok=True)
     log = Log(opened, out, ranks, 0, lambda text: None)
-    started = 0.0
     for row in train(engine, found.recipe, found.model.max_lr, stream):
         log.row(row)
-        if row.step == WARM:
-            started = time.perf_counter()
-    return TIMED * found.recipe.batch_tokens / (time.perf_counter() - started)
+        yield row
 
 
-def trainer(bundle: Path) -> float:
-    """Tokens/s of transformers' Trainer on the same sequences."""
+def both(bundle: Path) -> list[tuple[float, float]]:
+    """Seconds of a step of ours, and of one of transformers' Trainer on the same sequences, in turn, step by step.
+
+    The Trainer's step is everything between two of ours: its batches, callbacks and optimizer.
+    """
     import torch
     from transformers import AutoModelForCausalLM, Trainer, TrainerCallback, TrainingArguments
 
-    from sweepcp.zero import join
-
     opened = open_bundle(bundle)
     found, recipe = opened.bundle, opened.bundle.recipe
-    join(found.target.hardware.device)
+    rows = ours(bundle)
+    next(rows)
     config = {k: v for k, v in opened.ds_config.items() if k not in ("data_types", "zero_force_ds_cpu_optimizer")}
     on_cpu = found.target.hardware.device == "cpu"
     arguments = TrainingArguments(
@@ -160,7 +160,7 @@ def trainer(bundle: Path) -> float:
         deepspeed=config | {"zero_allow_untested_optimizer": True},
         per_device_train_batch_size=found.target.compute.micro_batch,
         gradient_accumulation_steps=int(config["gradient_accumulation_steps"]),
-        max_steps=recipe.steps,
+        max_steps=recipe.steps - 1,
         learning_rate=recipe.lr_fraction * found.model.max_lr,
         lr_scheduler_type="cosine",
         optim="adamw_torch_fused",
@@ -185,40 +185,46 @@ def trainer(bundle: Path) -> float:
             labels = torch.tensor(targets)
             columns = {"input_ids": torch.tensor(ids), "position_ids": torch.tensor(places), "labels": labels}
             items.append(columns | {"shift_labels": labels})
-    times: dict[int, float] = {}
+    seconds: list[tuple[float, float]] = []
 
-    class Clock(TrainerCallback):
+    class Turns(TrainerCallback):
+        left = time.perf_counter()
+
         def on_step_end(self, args: Any, state: Any, control: Any, **more: Any) -> None:
-            times[state.global_step] = time.perf_counter()
+            entered = time.perf_counter()
+            next(rows)
+            now = time.perf_counter()
+            seconds.append((now - entered, entered - self.left))
+            self.left = time.perf_counter()
 
     model = AutoModelForCausalLM.from_pretrained(found.model.path, attn_implementation="sdpa", dtype=torch.float32)
     model.config.use_cache = False
-    Trainer(model=model, args=arguments, train_dataset=items, callbacks=[Clock()]).train()
-    return TIMED * recipe.batch_tokens / (times[recipe.steps] - times[WARM])
+    Trainer(model=model, args=arguments, train_dataset=items, callbacks=[Turns()]).train()
+    return seconds[WARM - 1 :]
 
 
-def against(size: str, pairs: int) -> None:
-    """Interleaved pairs of runs; ratios above 1 are ours being faster."""
+def against(size: str) -> None:
+    """Interleaved pairs of steps; ratios above 1 are ours being faster."""
     shape = SIZES[size]
     processes = 2 if shape.device == "cpu" else 1
     with tempfile.TemporaryDirectory() as folder:
         bundle = write_inputs(Path(folder), shape, processes)
-        flops = open_bundle(bundle).bundle.model.shape.flops_per_token(shape.seq_len)
-        ratios = []
-        for pair in range(pairs):
-            order = ("ours", "trainer") if pair % 2 == 0 else ("trainer", "ours")
-            speed = {side: worker(side, bundle, processes) for side in order}
-            ratios.append(speed["ours"] / speed["trainer"])
-            used = f", MFU {flops * speed['ours'] / 989e12:.1%}" if shape.device == "cuda" else ""
-            print(
-                f"pair {pair + 1}: sweepcp {speed['ours']:,.0f} tokens/s{used}, Trainer {speed['trainer']:,.0f}, "
-                f"ratio {ratios[-1]:.3f}",
-                flush=True,
-            )
-    print(f"median of {pairs} ratios {statistics.median(ratios):.3f} ({min(ratios):.3f} to {max(ratios):.3f})")
+        found = open_bundle(bundle).bundle
+        seconds = worker("both", bundle, processes)
+    ratios = sorted(trainer / own for own, trainer in seconds)
+    speed = found.recipe.batch_tokens / statistics.median(own for own, _ in seconds)
+    other = found.recipe.batch_tokens / statistics.median(trainer for _, trainer in seconds)
+    flops = found.model.shape.flops_per_token(shape.seq_len) * speed
+    used = f" (MFU {flops / 989e12:.1%} of 989 TFLOP/s)" if shape.device == "cuda" else ""
+    quarter = len(ratios) // 4
+    print(
+        f"{size}, {found.model.parameters:,} parameters, {processes} processes: sweepcp {speed:,.0f} tokens/s{used}, "
+        f"Trainer {other:,.0f}; ratio of {len(ratios)} pairs of steps: median {statistics.median(ratios):.3f}, "
+        f"middle half {ratios[quarter]:.3f} to {ratios[-1 - quarter]:.3f}"
+    )
 
 
-def worker(kind: str, path: Path, processes: int) -> float:
+def worker(kind: str, path: Path, processes: int) -> Any:
     """The answer of a group of processes: what its first rank writes."""
     answer = path / "answer"
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(processes), __file__]
@@ -228,7 +234,7 @@ def worker(kind: str, path: Path, processes: int) -> float:
     done = subprocess.run([*command, "worker", kind, str(path)], env=env, capture_output=True, text=True, check=False)
     if done.returncode:
         sys.exit(done.stderr[-8000:])
-    return float(answer.read_text())
+    return json.loads(answer.read_text())
 
 
 def peak_of(path: str = "/proc/self/status") -> int:
@@ -243,7 +249,7 @@ def reset_peak() -> int:
     return peak_of()
 
 
-def load_and_export(model: Path) -> float:
+def load_and_export(model: Path) -> None:
     """Growth of this rank's memory while loading, and while exporting; written beside the model by rank."""
     import torch
 
@@ -283,10 +289,9 @@ def load_and_export(model: Path) -> float:
     before = reset_peak()
     engine.save_weights(model.parent / "out")
     write_json(model / f"rank-{ranks.rank}.memory", {"loading": loading, "exporting": peak_of() - before})
-    return 0.0
 
 
-def peer_load(model: Path) -> float:
+def peer_load(model: Path) -> None:
     """Growth of this rank's memory in `from_pretrained` under ZeRO-3."""
     import torch
     from transformers import AutoModelForCausalLM
@@ -301,7 +306,6 @@ def peer_load(model: Path) -> float:
     AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
     write_json(model / f"rank-{ranks.rank}.memory", {"loading": peak_of() - before})
     del kept
-    return 0.0
 
 
 def memory() -> None:
@@ -334,19 +338,16 @@ def main() -> None:
     parser.add_argument("what", choices=["against", "memory", "worker"])
     parser.add_argument("worker", nargs="*")
     parser.add_argument("--size", choices=SIZES, default="cpu")
-    parser.add_argument("--pairs", type=int, default=5)
     given = parser.parse_args()
     if given.what == "against":
-        against(given.size, given.pairs)
+        against(given.size)
     elif given.what == "memory":
         memory()
     else:
         kind, path = given.worker
-        result = {"ours": ours, "trainer": trainer, "load_and_export": load_and_export, "peer_load": peer_load}[kind](
-            Path(path)
-        )
+        result = {"both": both, "load_and_export": load_and_export, "peer_load": peer_load}[kind](Path(path))
         if os.environ["RANK"] == "0":
-            (Path(path) / "answer").write_text(str(result))
+            (Path(path) / "answer").write_text(json.dumps(result))
 
 
 if __name__ == "__main__":

@@ -116,6 +116,16 @@ def test_row_24_and_27_two_ranks_one_rank_two_ranks_through_the_epochs(bundle: P
     assert metrics(out)[6]["tokens"]["docs"] > 20 * 32
 
 
+def test_a_run_in_bf16_with_its_optimizer_on_the_host_goes_on_exactly(tmp_path: Path):
+    """fp32 master weights and moments are in the checkpoint, not the bf16 weights."""
+    compute = {"micro_batch": 2, "precision": "bf16", "recompute": True, "offload": "optimizer"}
+    bundle = write_bundle(tmp_path, compute=compute)
+    finished(train(bundle, tmp_path / "whole", processes=1))
+    train(bundle, tmp_path / "run", processes=1, fault="signal")
+    assert "going on after step 7 of 20" in finished(train(bundle, tmp_path / "run", processes=1))
+    same(tmp_path / "run", tmp_path / "whole")
+
+
 def test_row_25_a_lost_pointer(bundle: Path, halfway: Path, tmp_path: Path):
     out = Path(shutil.copytree(halfway, tmp_path / "run"))
     before = metrics(out)
