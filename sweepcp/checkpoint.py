@@ -42,8 +42,12 @@ class Progress(Record):
     """Optimizer steps that are done."""
     tokens: dict[str, int]
     """Source → tokens fed to the model."""
-    skipped: tuple[int, ...]
+    skipped: tuple[int, ...] = ()
     """Steps of the stream that were passed over."""
+    rollbacks: int = 0
+    """How often the run went back before a spike."""
+    recent: tuple[float, ...] = ()
+    """The last losses, which a spike is measured against."""
     ranks: int
     sizes: dict[str, int]
     """Tensor → elements of all ranks together."""

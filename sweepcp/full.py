@@ -10,15 +10,17 @@ model/            the trained model in the Hugging Face format
 scorecard.json    both suites against step 0; written last: the run is finished
 """
 
+import os
 import signal
+import socket
 import threading
-from collections import deque
 from dataclasses import replace
 from pathlib import Path
 from statistics import median
 from types import FrameType
 
 import numpy as np
+import torch
 
 from sweepcp import checkpoint
 from sweepcp.base import BaseSpec
@@ -53,6 +55,10 @@ def full_run(opened: Opened, out: Path, say: Say) -> Scorecard:
     `Stopped` with the state saved as far as it was sound.
     """
     target = opened.bundle.target
+    if target.hardware.device == "cuda" and torch.cuda.device_count() <= int(os.environ.get("LOCAL_RANK", "0")):
+        found = f"{torch.cuda.device_count()} GPUs on {socket.gethostname()}"
+        fix = "start as many processes a node as it has GPUs, or promote to a target with `device: cpu`"
+        raise BadInput(opened.path / "bundle.json", "target.hardware.device", found, "a GPU for each process", fix)
     ranks = join(target.hardware.device)
     speak = say if ranks.first else lambda text: None
     shards = model_folder(opened, ranks)
@@ -83,14 +89,14 @@ class _Run:
                 signal.signal(number, self._receive)
         at, base, watched = self._begin()
         self.log = Log(self.opened, self.out, self.ranks, at.step, self.say)
-        rolled_back = 0
-        while at.step < self.recipe.steps:
-            try:
-                at = self._steps(at, watched)
-            except Diverged as error:
-                rolled_back += 1
-                at = self._roll_back(error, rolled_back)
-        self.log.close()
+        try:
+            while at.step < self.recipe.steps:
+                try:
+                    at = self._steps(at, watched)
+                except Diverged as error:
+                    at = self._roll_back(at, error)
+        finally:
+            self.log.close()
         return self._finish(base)
 
     def _config(self) -> dict[str, object]:
@@ -129,9 +135,7 @@ class _Run:
 
     def _begin(self) -> tuple[Progress, list[Items], list[Items]]:
         """Where the run stands, and the items of step 0 of the suites and of watched text; sets the engine's state."""
-        start = Progress(
-            bundle=self.opened.id, step=0, tokens={}, skipped=(), ranks=self.ranks.ranks, sizes={}, files={}
-        )
+        start = Progress(bundle=self.opened.id, step=0, tokens={}, ranks=self.ranks.ranks, sizes={}, files={})
         path, watched_path = self.out / "base.json", self.out / "held_out_base.json"
         begun = path.is_file()
         self.ranks.wait()
@@ -168,12 +172,12 @@ class _Run:
     def _steps(self, at: Progress, watched: list[Items]) -> Progress:
         """Train from a state to the end. Raises `Diverged` also for a spike, if the target looks for them."""
         stream = Stream(self.recipe, self.stores, at.skipped)
-        recent: deque[float] = deque(maxlen=self.target.spikes.window if self.target.spikes else 1)
         steps, max_lr = self.recipe.steps, self.bundle.model.max_lr
         for row in train(self.engine, self.recipe, max_lr, stream, at.step, at.tokens):
-            self._check_spike(row, recent)
+            at = at.model_copy(
+                update={"step": row.step, "tokens": row.tokens, "recent": self._no_spike(row, at.recent)}
+            )
             self.log.row(row)
-            at = at.model_copy(update={"step": row.step, "tokens": row.tokens})
             last = row.step == steps
             alarm = self._look(row, watched) if row.step % self.target.watch.every == 0 or last else ""
             number = self._agreed_signal()
@@ -187,31 +191,35 @@ class _Run:
                 raise Alarmed(alarm)
         return at
 
-    def _check_spike(self, row: Row, recent: deque[float]) -> None:
+    def _no_spike(self, row: Row, recent: tuple[float, ...]) -> tuple[float, ...]:
+        """The losses that the next step is measured against; raises `Diverged` for a spike."""
         spikes = self.target.spikes
-        if spikes and len(recent) == spikes.window and row.loss > spikes.factor * median(recent):
+        if spikes is None:
+            return ()
+        if len(recent) == spikes.window and row.loss > spikes.factor * median(recent):
             times = row.loss / median(recent)
             why = f"step {row.step}: loss {row.loss:.4f}, {times:.2f} times the median of {spikes.window} steps"
             raise Diverged(why, row.step)
-        recent.append(row.loss)
+        return (*recent, row.loss)[-spikes.window :]
 
-    def _roll_back(self, error: Diverged, times: int) -> Progress:
+    def _roll_back(self, at: Progress, error: Diverged) -> Progress:
         """Go back to the last checkpoint, around the steps of the stream from there to where the loss went wrong.
 
-        Which steps these are follows from the checkpoint and the step alone, so a run that is stopped now and resumed
-        comes to the same point again.
+        `at` is where the steps that failed began. All of it follows from checkpoints alone, so a run that is stopped
+        now and resumed comes to the same point again.
         """
         spikes = self.target.spikes
         found = checkpoint.find(self.checkpoints, self.opened.id, self.ranks, self.say)
-        if spikes is None or error.step is None or times > spikes.at_most or found is None:
+        if spikes is None or error.step is None or at.rollbacks == spikes.at_most or found is None:
             raise error
         place, back = found
-        stream = Stream(self.recipe, self.stores, back.skipped)
+        stream = Stream(self.recipe, self.stores, at.skipped)
         passed = tuple(stream.place(step) for step in range(back.step + 1, error.step + 1))
         self.say(f"{error}: back to step {back.step}, passing over {len(passed)} steps of the stream")
         self.engine.set_state(back.step, checkpoint.read(place, back, self.ranks))
         self.log.back(back.step)
-        return back.model_copy(update={"skipped": tuple(sorted({*back.skipped, *passed}))})
+        skipped = tuple(sorted({*at.skipped, *passed}))
+        return back.model_copy(update={"skipped": skipped, "rollbacks": at.rollbacks + 1})
 
     def _look(self, row: Row, before: list[Items]) -> str:
         """Held-out text against step 0; what is alarming about it, or nothing."""

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from sweepcp.bundle import Opened
+from sweepcp.files import write_text
 from sweepcp.ranks import Ranks
 from sweepcp.scorecard import Scorecard
 from sweepcp.train import Row
@@ -42,7 +43,7 @@ class Log:
             path = self.out / name
             lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
             kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= done]
-            path.write_text("".join(kept), encoding="utf-8")
+            write_text(path, "".join(kept))
 
     def row(self, row: Row) -> None:
         """One step."""
@@ -123,9 +124,12 @@ class Log:
         self.sinks.append(add)
         self.closers.append(board.close)
         for name in self.opened.bundle.target.tracking:
+            from accelerate import PartialState
             from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 
+            PartialState(cpu=self.ranks.device.type == "cpu")  # trackers ask it which process this is
             tracker = LOGGER_TYPE_TO_CLASS[name](self.opened.bundle.name)
+            tracker.start()
             self.sinks.append(partial(_track, tracker))
             self.closers.append(tracker.finish)
 

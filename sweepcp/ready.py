@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,7 +18,7 @@ PATTERNS = ["*.safetensors", "*.json", "tokenizer.model", "*.txt"]
 
 
 def check_ready(folder: Path, bundle: Bundle) -> None:
-    """Raise `BadInput` for planned, missing or changed stores, a changed model, and another kind of device."""
+    """Raise `BadInput` for planned, missing or changed stores, a changed model, and a tracker that is missing."""
     where = folder / "bundle.json"
     for corpus in bundle.corpora:
         key = f"corpora.{corpus.name}"
@@ -33,6 +34,9 @@ def check_ready(folder: Path, bundle: Bundle) -> None:
             raise BadInput(where, key, f"{corpus.store}, changed", rule, "promote again")
         if Store(Path(corpus.store), corpus.name).train().tokens.size != corpus.tokens:
             raise BadInput(where, key, corpus.store, f"a store of {corpus.tokens:,} tokens", "build the store again")
+    for name in bundle.target.tracking:
+        if find_spec(name) is None:
+            raise BadInput(where, "target.tracking", name, "the package is installed", f"pip install {name}")
     if bundle.model.path is not None:
         _check_model(Path(bundle.model.path), bundle, where)
 

@@ -9,6 +9,9 @@ from sweepcp.recipe import Fraction, Positive
 from sweepcp.schema import Schema, locate, read_yaml, validate
 from sweepcp.shape import Count, Shape
 
+Tracker = Literal["wandb", "mlflow", "comet_ml", "clearml", "trackio", "swanlab"]
+"""As accelerate, and the package to install, are called."""
+
 
 class TargetModel(Schema):
     """The model that is trained: exactly one of `run_base`, `path` and `hub`."""
@@ -164,8 +167,8 @@ class Target(Schema):
     checkpoints: Checkpoints
     watch: Watch
     spikes: Spikes | None = None
-    tracking: tuple[str, ...] = ()
-    """Trackers beside TensorBoard, by their names in accelerate: wandb, mlflow, ..."""
+    tracking: tuple[Tracker, ...] = ()
+    """Trackers beside TensorBoard."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

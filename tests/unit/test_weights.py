@@ -109,7 +109,7 @@ def test_a_checkpoint_is_read_by_any_number_of_ranks(tmp_path: Path, wrote: int,
 def test_saving_keeps_the_last_ones_and_moves_the_pointer(tmp_path: Path):
     checkpoint.begin(tmp_path)
     assert checkpoint.find(tmp_path, "b", Ranks(), print) is None
-    blank = Progress(bundle="b", step=0, tokens={}, skipped=(), ranks=1, sizes={}, files={})
+    blank = Progress(bundle="b", step=0, tokens={}, ranks=1, sizes={}, files={})
     for step in (5, 10, 15):
         state = ((name, len(values), values) for name, values in STATE.items())
         checkpoint.save(tmp_path, state, blank.model_copy(update={"step": step}), 2, Ranks())
