@@ -71,6 +71,8 @@ class Proxy(Record):
     general: float
     general_se: float
     """In % on the reporting half."""
+    epochs: dict[str, float]
+    """Source → how often the trial read it."""
     held_out: dict[str, float]
     """Member → its change in % on the reporting half."""
 

@@ -44,28 +44,19 @@ class Candidate:
     suites: Suites
     lineage: Lineage
     assumptions: list[str]
-    corpora: dict[str, Corpus] | None
-    """Of the run."""
-    base: BaseSpec | None
-    """Of the run, with a folder or hub id."""
     proxy: Proxy | None
-    metrics: Path | None
-    """Steps of the trial."""
+    run: Run | None
+
+    @property
+    def metrics(self) -> Path | None:
+        """The steps of the trial."""
+        return self.run.path / "trials" / str(self.lineage.trial) / "metrics.jsonl" if self.run else None
 
 
 def from_run(run: Run, rule: Rule | None, trial_id: str | None) -> Candidate:
     """The trial of a run that its rule chooses, or another rule or an id. Raises `BadInput` unless it is done."""
     trial = _chosen(run, rule, trial_id)
     experiment = experiment_of(run)
-    stores = stores_of(run, experiment)
-    corpora = {
-        s.name: Corpus(store=str(stores[s.name].path), max_epochs=s.max_epochs, beyond_max_epochs=s.beyond_max_epochs)
-        for s in experiment.sources
-    }
-    place = base_of(run, experiment)
-    base = experiment.base
-    if base.hub is None:
-        base = BaseSpec(path=place, max_lr=base.max_lr)
     recipe, card = trial.recipe, trial.scorecard
     assert card is not None
     assert run.base is not None
@@ -84,8 +75,6 @@ def from_run(run: Run, rule: Rule | None, trial_id: str | None) -> Candidate:
             published=None,
         ),
         assumptions=_edges(trial, run, experiment.space.axes),
-        corpora=corpora,
-        base=base,
         proxy=Proxy(
             parameters=run.base.parameters,
             tokens=recipe.tokens,
@@ -95,9 +84,10 @@ def from_run(run: Run, rule: Rule | None, trial_id: str | None) -> Candidate:
             domain_se=card.report.domain_se,
             general=card.report.general,
             general_se=card.report.general_se,
+            epochs=trial.epochs_by_source,
             held_out={m.name: m.change for m in card.report.members if m.name.startswith("held_out_")},
         ),
-        metrics=run.path / "trials" / trial.id / "metrics.jsonl",
+        run=run,
     )
 
 
@@ -129,11 +119,26 @@ def from_publication(name: str) -> Candidate:
             f"the recipe was published ({published.published}) and not searched on this domain",
             *published.assumptions,
         ],
-        corpora=None,
-        base=None,
         proxy=None,
-        metrics=None,
+        run=None,
     )
+
+
+def base_of_run(run: Run) -> BaseSpec:
+    """The base of a run, with a folder or hub id; `BadInput` where a pretrained one is gone."""
+    experiment = experiment_of(run)
+    place, base = base_of(run, experiment), experiment.base
+    return base if base.hub is not None else BaseSpec(path=place, max_lr=base.max_lr)
+
+
+def corpora_of_run(run: Run) -> dict[str, Corpus]:
+    """The token stores of a run with the caps of its sources; `BadInput` where one is gone."""
+    experiment = experiment_of(run)
+    stores = stores_of(run, experiment)
+    return {
+        s.name: Corpus(store=str(stores[s.name].path), max_epochs=s.max_epochs, beyond_max_epochs=s.beyond_max_epochs)
+        for s in experiment.sources
+    }
 
 
 def first_documents(source: str) -> MemberSpec:

@@ -7,11 +7,12 @@ from sweepcp.data.store import Store, store_path
 from sweepcp.errors import BadInput
 from sweepcp.experiment import Experiment
 from sweepcp.job import Job
+from sweepcp.model_files import read_config, shards_of
 from sweepcp.run import Run
 from sweepcp.schema import validate
 from sweepcp.suites import make_tasks
 
-AGAIN = "run `sweepcp search` on the experiment again with --out {}; it builds what is missing and runs no trial twice"
+CACHE = "set $SWEEPCP_CACHE to where the search had it, or "
 
 
 def experiment_of(run: Run) -> Experiment:
@@ -26,7 +27,8 @@ def stores_of(run: Run, experiment: Experiment) -> dict[str, Store]:
         path = store_path(run.texts[source.name], experiment.base.tokenizer_id())
         if not (path / "store.json").is_file():
             rule = f"a token store in the cache ({path})"
-            raise BadInput(run.path, f"the store of {source.name}", "missing", rule, AGAIN.format(run.path))
+            fix = f"{CACHE}run `sweepcp data build` on the experiment"
+            raise BadInput(run.path, f"the store of {source.name}", "missing", rule, fix)
         found[source.name] = Store(path, source.name)
     return found
 
@@ -39,12 +41,15 @@ def base_of(run: Run, experiment: Experiment) -> str:
     path = pretrained_path(spec, run.texts)
     if not (path / "config.json").is_file():
         rule = f"a model in the cache ({path})"
-        raise BadInput(run.path, "the pretrained base", "missing", rule, AGAIN.format(run.path))
+        fix = f"{CACHE}search on with a larger --trials, which pretrains it again"
+        raise BadInput(run.path, "the pretrained base", "missing", rule, fix)
     return str(path)
 
 
 def job_of(run: Run, model: Path) -> Job:
     """What scores another model, in a folder, on the run's suites with that model's own tokenizer."""
+    shards_of(model, "sweepcp score", "MODEL")
+    read_config(model, "sweepcp score", "MODEL")
     experiment = experiment_of(run)
     stores = stores_of(run, experiment)
     return Job(

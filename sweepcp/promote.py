@@ -12,7 +12,7 @@ from typing import Any
 from sweepcp.base import BaseSpec, count_parameters
 from sweepcp.budget import expense_of, memory_of
 from sweepcp.bundle import FORMAT, Bundle, CorpusPlan, Model, write_manifest
-from sweepcp.candidate import Candidate, first_documents
+from sweepcp.candidate import Candidate, base_of_run, corpora_of_run, first_documents
 from sweepcp.data.apportion import Apportionment, given_at
 from sweepcp.data.store import Store
 from sweepcp.ds_config import zero_config
@@ -20,6 +20,7 @@ from sweepcp.errors import BadInput
 from sweepcp.files import write_json, write_text
 from sweepcp.model_files import fingerprint, read_config, shards_of
 from sweepcp.recipe import Method, Recipe
+from sweepcp.run import Run
 from sweepcp.schema import validate
 from sweepcp.shape import Shape, shape_of
 from sweepcp.suites import MemberSpec, Suites
@@ -38,7 +39,7 @@ def promote(candidate: Candidate, target: Target, file: Path, out: Path) -> Bund
     """
     if out.exists():
         raise BadInput(out, "--out", "exists", "a folder that does not exist yet", "name another, or remove it")
-    model = _model(target, file, candidate.base)
+    model = _model(target, file, candidate.run)
     recipe = _translate(candidate, target, file)
     _check_batch(recipe, target, file)
     if recipe.seq_len > model.shape.max_position_embeddings:
@@ -85,13 +86,13 @@ def _watched(candidate: Candidate, corpora: tuple[CorpusPlan, ...], file: Path) 
     return Suites(domain=tuple(members["domain"]), general=tuple(members["general"]))
 
 
-def _model(target: Target, file: Path, base: BaseSpec | None) -> Model:
-    spec, key = target.model, "model.path"
+def _model(target: Target, file: Path, run: Run | None) -> Model:
+    spec, key, base = target.model, "model.path", None
     if spec.run_base:
-        if base is None:
+        if run is None:
             rule = "a published recipe has no run, and so no base of it"
             raise BadInput(file, "model.run_base", True, rule, "name a path or a hub id, and its max_lr")
-        key = "model.run_base"
+        key, base = "model.run_base", base_of_run(run)
         if base.hub is not None:
             rule = "a base that is a folder"
             raise BadInput(file, key, base.hub, rule, "name the hub id, its revision, max_lr and shape")
@@ -108,7 +109,7 @@ def _model(target: Target, file: Path, base: BaseSpec | None) -> Model:
             parameters=spec.shape.size,
             fingerprint=None,
         )
-    place = str(base.path) if spec.run_base and base else str(spec.path)
+    place = str(base.path if base else spec.path)
     folder = (file.parent / Path(place).expanduser()).resolve()
     shards = shards_of(folder, file, key)
     parameters = count_parameters(BaseSpec(path=str(folder), max_lr=max_lr))
@@ -147,7 +148,7 @@ def _check_batch(recipe: Recipe, target: Target, file: Path) -> None:
 
 
 def _corpora(candidate: Candidate, target: Target, recipe: Recipe, model: Model, file: Path) -> tuple[CorpusPlan, ...]:
-    corpora = target.corpora or candidate.corpora
+    corpora = target.corpora or (corpora_of_run(candidate.run) if candidate.run else None)
     names = [p.source for p in recipe.mixture.portions]
     if corpora is None:
         rule = "a published recipe has no run, so the target names its corpora"
@@ -156,7 +157,7 @@ def _corpora(candidate: Candidate, target: Target, recipe: Recipe, model: Model,
         if name not in names:
             rule = f"a source of the recipe: {', '.join(names)}"
             raise BadInput(file, f"corpora.{name}", name, rule, "correct the name, or remove it")
-    ids = _tokenizer_ids(target, model, candidate.base)
+    ids = _tokenizer_ids(target, model)
     given = given_at(Apportionment([p.share for p in recipe.mixture.portions]).weights, recipe.steps * recipe.sequences)
     found = []
     for portion, sequences in zip(recipe.mixture.portions, given, strict=True):
@@ -193,7 +194,7 @@ def _corpora(candidate: Candidate, target: Target, recipe: Recipe, model: Model,
     return tuple(found)
 
 
-def _tokenizer_ids(target: Target, model: Model, base: BaseSpec | None) -> set[str]:
+def _tokenizer_ids(target: Target, model: Model) -> set[str]:
     """How stores name the tokenizer of the model, whose ids they must hold; empty where the run knows that they do."""
     if target.model.run_base:
         return set()
@@ -233,15 +234,21 @@ def _transfer(
                 said.append(
                     f"{what}: {before:,} in the trial, {now:,} here ({ratio}); that the optimum stays is assumed"
                 )
+        for corpus in corpora:
+            before = proxy.epochs.get(corpus.name, 0.0)
+            if corpus.epochs > max(1.0, 2 * before):
+                said.append(f"{corpus.name}: read {before:.3g} times in the trial, {corpus.epochs:.3g} times here")
     for name in ("warmup", "final_fraction"):
         if getattr(target, name) is not None and getattr(target, name) != getattr(candidate.method, name):
             before, now = getattr(candidate.method, name), getattr(target, name)
             said.append(f"{name}: {before:g} in the recipe, {now:g} here, as the target says")
-    for corpus in corpora:
-        if corpus.epochs > corpus.max_epochs:
-            said.append(f"{corpus.name} is read {corpus.epochs:.1f} times, more than {corpus.max_epochs:g}")
-        if corpus.store is None:
-            said.append(f"{corpus.name} is planned: {corpus.tokens:,} tokens are stated, none were read")
+    said += [
+        f"{corpus.name} is read {corpus.epochs:.1f} times, more than {corpus.max_epochs:g}"
+        for corpus in corpora
+        if corpus.epochs > corpus.max_epochs
+    ]
+    if planned := [corpus.name for corpus in corpora if corpus.store is None]:
+        said.append(f"the tokens of {', '.join(planned)} are stated, none of them was read")
     hub = model.hub
     if hub and (model.revision is None or len(model.revision) != 40):
         said.append(f"{hub}@{model.revision or 'main'} is no commit: what it is may change between ranks and resumes")
