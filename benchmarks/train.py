@@ -95,7 +95,8 @@ def write_inputs(folder: Path, size: Size, processes: int) -> Path:
     tokenizer = BaseSpec(path=str(folder / "model"), max_lr=1.0).tokenizer_id()
     for name in ("code", "docs"):
         tokens = (folder / name / "train.bin").stat().st_size // 2
-        write_json(folder / name / "store.json", {"tokenizer": tokenizer, "train": {"tokens": tokens}})
+        meta = {"tokenizer": tokenizer, "train": {"tokens": tokens}, "held_out": {"documents": 8}}  # none is read here
+        write_json(folder / name / "store.json", meta)
     portions = [
         {"source": name, "role": role, "language": "en", "share": 0.5}
         for name, role in (("code", "domain"), ("docs", "general"))

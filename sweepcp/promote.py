@@ -23,7 +23,7 @@ from sweepcp.recipe import Method, Recipe
 from sweepcp.run import Run
 from sweepcp.schema import validate
 from sweepcp.shape import Shape, shape_of
-from sweepcp.suites import MemberSpec, Suites
+from sweepcp.suites import MIN_HELD_OUT, MemberSpec, Suites
 from sweepcp.target import Target
 from sweepcp.trial import versions
 
@@ -209,6 +209,10 @@ def _read_store(path: Path, name: str, ids: set[str], file: Path, key: str) -> t
         fix = "build it with `sweepcp data build`, which shows its folder"
         raise BadInput(file, f"{key}.store", str(path), "the folder of a token store", fix)
     store = Store(path, name)
+    held_out = store.meta["held_out"]["documents"]
+    if held_out < MIN_HELD_OUT:
+        rule = f"a store with at least {MIN_HELD_OUT} held-out documents, which are watched during the run"
+        raise BadInput(file, f"{key}.store", f"{path} with {held_out}", rule, "build it with a larger `held_out`")
     made_with = store.meta.get("tokenizer")
     if ids and made_with not in ids:
         rule = f"a store that was made with the model's own tokenizer ({', '.join(ids)})"
@@ -235,9 +239,9 @@ def _transfer(
                     f"{what}: {before:,} in the trial, {now:,} here ({ratio}); that the optimum stays is assumed"
                 )
         for corpus in corpora:
-            before = proxy.epochs.get(corpus.name, 0.0)
-            if corpus.epochs > max(1.0, 2 * before):
-                said.append(f"{corpus.name}: read {before:.3g} times in the trial, {corpus.epochs:.3g} times here")
+            there = proxy.epochs.get(corpus.name, 0.0)
+            if corpus.epochs > max(1.0, 2 * there):
+                said.append(f"{corpus.name}: read {there:.3g} times in the trial, {corpus.epochs:.3g} times here")
     for name in ("warmup", "final_fraction"):
         if getattr(target, name) is not None and getattr(target, name) != getattr(candidate.method, name):
             before, now = getattr(candidate.method, name), getattr(target, name)

@@ -22,6 +22,8 @@ FORMAT = 2
 CONTEXT = 64
 """Characters before the gap of a made item."""
 MAKERS = ("cloze", "swap")
+MIN_HELD_OUT = 8
+"""Fewer documents than this leave one half without an error bar too often."""
 
 
 class MemberSpec(Schema):

@@ -17,17 +17,13 @@ from sweepcp.job import Job
 from sweepcp.repetition import check_epochs, matched_part
 from sweepcp.run import Run, RunWriter, load_run, lock
 from sweepcp.search.watch import Watch
-from sweepcp.suites import make_tasks
+from sweepcp.suites import MIN_HELD_OUT, make_tasks
 
 if TYPE_CHECKING:
     from sweepcp.bench import Bench
 
 MAY_CHANGE = ("budget.trials", "budget.concurrency", "budget.sustained_tflops", "budget.usd_per_hour")
 """Keys that a continued search may give anew, besides the rule of choice: they change no trial."""
-
-
-MIN_HELD_OUT = 8
-"""Fewer documents than this leave one half without an error bar too often."""
 
 
 class Stages(Protocol):
