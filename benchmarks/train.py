@@ -22,13 +22,13 @@ from typing import Any
 
 import numpy as np
 
-from sweepcp.bundle import open_bundle
-from sweepcp.candidate import from_publication
 from sweepcp.data.store import Store, write_index
 from sweepcp.data.stream import IGNORED, Stream
 from sweepcp.files import write_json
-from sweepcp.promote import promote
-from sweepcp.target import load_target
+from sweepcp.promote.bundle import open_bundle
+from sweepcp.promote.candidate import from_publication
+from sweepcp.promote.target import load_target
+from sweepcp.promote.translate import promote
 
 WARM, TIMED = 4, 40
 """Steps before the clock, and under it."""
@@ -123,10 +123,10 @@ def write_inputs(folder: Path, size: Size, processes: int) -> Path:
 
 def ours(bundle: Path) -> Iterator[Any]:
     """The loop of `sweepcp train` with its log, a row a step."""
-    from sweepcp.full_log import Log
+    from sweepcp.full.log import Log
+    from sweepcp.full.zero import ZeroEngine, join
     from sweepcp.model_files import shards_of
     from sweepcp.train import train
-    from sweepcp.zero import ZeroEngine, join
 
     opened = open_bundle(bundle)
     found = opened.bundle
@@ -254,11 +254,11 @@ def load_and_export(model: Path) -> None:
     """Growth of this rank's memory while loading, and while exporting; written beside the model by rank."""
     import torch
 
-    from sweepcp.ds_config import zero_config
+    from sweepcp.full.zero import ZeroEngine, join
     from sweepcp.model_files import shards_of
+    from sweepcp.promote.ds_config import zero_config
+    from sweepcp.promote.target import Target
     from sweepcp.recipe import Mixture, Portion, Recipe
-    from sweepcp.target import Target
-    from sweepcp.zero import ZeroEngine, join
 
     ranks = join("cpu")
 
@@ -298,7 +298,7 @@ def peer_load(model: Path) -> None:
     from transformers import AutoModelForCausalLM
     from transformers.integrations import HfDeepSpeedConfig
 
-    from sweepcp.zero import join
+    from sweepcp.full.zero import join
 
     ranks = join("cpu")
     config = {"train_batch_size": 2, "train_micro_batch_size_per_gpu": 1, "zero_optimization": {"stage": 3}}

@@ -196,13 +196,13 @@ def promote(
     weights: WeightsFlag = None,
 ) -> None:
     """Translate the chosen recipe to the target's model, budget and machines, into a launch bundle."""
-    from sweepcp.candidate import from_publication, from_run
     from sweepcp.display import make_console
-    from sweepcp.display_bundle import show_bundle
     from sweepcp.errors import BadInput
-    from sweepcp.promote import promote as make_bundle
+    from sweepcp.promote.candidate import from_publication, from_run
+    from sweepcp.promote.show import show_bundle
+    from sweepcp.promote.target import load_target
+    from sweepcp.promote.translate import promote as make_bundle
     from sweepcp.run import load_run
-    from sweepcp.target import load_target
 
     rule = _rule(max_regression, knee, weights)
     if recipe is not None and run is None:
@@ -235,8 +235,8 @@ def train(
 
     One process on one GPU or CPU: call it as it is. Several: torchrun --nproc-per-node 8 -m sweepcp train BUNDLE
     """
-    from sweepcp.bundle import open_bundle
-    from sweepcp.ready import check_ready
+    from sweepcp.full.ready import check_ready
+    from sweepcp.promote.bundle import open_bundle
 
     opened = open_bundle(bundle.absolute())
     check_ready(opened.path, opened.bundle)
@@ -246,12 +246,12 @@ def train(
             typer.echo(f"finished: {folder}/model and {folder}/scorecard.json")
         return
     if ray:
-        from sweepcp.ray_train import run_with_ray
+        from sweepcp.full.with_ray import run_with_ray
 
         run_with_ray(opened, folder, address)
         return
     from sweepcp.errors import Alarmed
-    from sweepcp.full import full_run
+    from sweepcp.full.run import full_run
     from sweepcp.train import Diverged
 
     try:

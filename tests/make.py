@@ -6,13 +6,13 @@ from pathlib import Path
 import numpy as np
 
 from sweepcp.base import BaseSpec
-from sweepcp.candidate import from_publication
 from sweepcp.data.sources import Source
 from sweepcp.data.store import Store, write_index
-from sweepcp.promote import promote
+from sweepcp.promote.candidate import from_publication
+from sweepcp.promote.target import load_target
+from sweepcp.promote.translate import promote
 from sweepcp.recipe import Mixture, Portion, Recipe
 from sweepcp.scorecard import HalfScore, Items, Scorecard
-from sweepcp.target import load_target
 from sweepcp.trial import Trial
 
 

@@ -6,13 +6,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from sweepcp import checkpoint
 from sweepcp.cli import main
-from sweepcp.zero import ZeroEngine
+from sweepcp.full import checkpoint
+from sweepcp.full.zero import ZeroEngine
 
 FAULT, BUNDLE, *OUT = sys.argv[1:]
 RANK = int(os.environ.get("RANK", "0"))
-step, save, save_file = ZeroEngine.step, checkpoint.save, checkpoint.save_file
+step, save_file = ZeroEngine.step, checkpoint.save_file
 steps = 0
 
 

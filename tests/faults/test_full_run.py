@@ -15,9 +15,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from sweepcp.bundle import open_bundle
 from sweepcp.data.store import Store
 from sweepcp.data.stream import Stream
+from sweepcp.promote.bundle import open_bundle
 from tests.integration.conftest import torchrun
 from tests.make import write_bundle
 

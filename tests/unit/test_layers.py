@@ -16,7 +16,7 @@ LAYERS = [
     {"files"},
     {"schema"},
     {"recipe", "shape", "model_files"},
-    {"scorecard", "target"},
+    {"scorecard", "promote.target"},
     {"trial"},
     {"space", "front"},
     {"run"},
@@ -26,11 +26,11 @@ LAYERS = [
     {"data.read"},
     {"data.build", "data.estimate", "data.mine"},
     {"base", "suites"},
-    {"bundle"},
-    {"budget", "ds_config"},
+    {"promote.bundle"},
+    {"promote.budget", "promote.ds_config"},
     {"ranks", "job"},
-    {"engine", "weights"},
-    {"train", "checkpoint", "zero"},
+    {"engine", "full.weights"},
+    {"train", "full.checkpoint", "full.zero"},
     {"models", "score.held_out", "score.tasks"},
     {"score.scorer"},
     {"bench"},
@@ -39,33 +39,21 @@ LAYERS = [
     {"search.driver", "report"},
     {"experiment"},
     {"repetition", "origin"},
-    {"candidate", "ready", "full_log"},
-    {"promote"},
-    {"full"},
-    {"ray_train"},
+    {"promote.candidate", "full.ready", "full.log"},
+    {"promote.translate"},
+    {"full.run"},
+    {"full.with_ray"},
     {"sweep", "plan"},
     {"check"},
-    {"display", "display_bundle"},
+    {"display", "promote.show"},
     {"cli"},
     {"__main__"},
 ]
 HEIGHT = {name: height for height, names in enumerate(LAYERS) for name in names}
 LIGHT = ("errors", "files", "schedule", "schema", "recipe", "scorecard", "trial", "space", "front", "run", "report")
 LIGHT = (*LIGHT, "experiment", "plan", "display", "base", "suites", "data.build", "data.estimate", "job", "search")
-LIGHT = (
-    *LIGHT,
-    "check",
-    "repetition",
-    "sweep",
-    "target",
-    "shape",
-    "bundle",
-    "candidate",
-    "promote",
-    "origin",
-    "ready",
-    "budget",
-)
+LIGHT = (*LIGHT, "check", "repetition", "sweep", "shape", "model_files", "origin", "full.ready", "promote.show")
+LIGHT = (*LIGHT, *(f"promote.{name}" for name in ("target", "bundle", "candidate", "translate", "budget", "ds_config")))
 
 
 def modules() -> dict[str, Path]:
@@ -73,7 +61,7 @@ def modules() -> dict[str, Path]:
     for path in sorted(PACKAGE.rglob("*.py")):
         parts = path.relative_to(PACKAGE).with_suffix("").parts
         name = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
-        if name not in ("", "data", "score"):
+        if name not in ("", "data", "score", "promote", "full"):
             found[name] = path
     return found
 
@@ -110,8 +98,8 @@ def test_who_may_import_what():
             for root in set(roots) & set(outside):
                 outside[root].add(name)
     assert outside == {
-        "ray": {"search.driver", "data.spread", "ray_train"},
-        "deepspeed": {"zero"},
+        "ray": {"search.driver", "data.spread", "full.with_ray"},
+        "deepspeed": {"full.zero"},
         "lm_eval": {"score.tasks"},
         "optuna": {"search.propose"},
     }

@@ -9,15 +9,15 @@ import pytest
 import torch
 from deepspeed.runtime.config import DeepSpeedConfig
 
-from sweepcp.bundle import open_bundle, write_manifest
-from sweepcp.candidate import from_run
 from sweepcp.data.store import Store
 from sweepcp.data.stream import Stream
 from sweepcp.errors import BadInput
 from sweepcp.files import write_json
 from sweepcp.front import Rule
-from sweepcp.promote import plan_rows
-from sweepcp.ready import check_ready
+from sweepcp.full.ready import check_ready
+from sweepcp.promote.bundle import open_bundle, write_manifest
+from sweepcp.promote.candidate import from_run
+from sweepcp.promote.translate import plan_rows
 from sweepcp.run import RunWriter, load_run
 from sweepcp.trial import Outcome
 from tests.make import recipe, target_content, trial, write_bundle, write_model

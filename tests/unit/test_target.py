@@ -5,14 +5,14 @@ from pathlib import Path
 
 import pytest
 
-from sweepcp.budget import expense_of, memory_of
-from sweepcp.candidate import from_publication
 from sweepcp.errors import BadInput
 from sweepcp.files import shipped
-from sweepcp.promote import promote
+from sweepcp.promote.budget import expense_of, memory_of
+from sweepcp.promote.candidate import from_publication
+from sweepcp.promote.target import Target, load_target
+from sweepcp.promote.translate import promote
 from sweepcp.schema import validate
 from sweepcp.shape import shape_of
-from sweepcp.target import Target, load_target
 from tests.make import SMALL, target_content
 
 SHIPPED = sorted(path.stem for path in shipped("experiments/targets").glob("*.yaml"))

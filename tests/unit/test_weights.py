@@ -10,12 +10,12 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from sweepcp import checkpoint
-from sweepcp.checkpoint import Progress
 from sweepcp.errors import BadInput
+from sweepcp.full import checkpoint
+from sweepcp.full.checkpoint import Progress
+from sweepcp.full.weights import check_tensors, read_span, read_weights, span, write_weights
 from sweepcp.model_files import shards_of
 from sweepcp.ranks import Ranks
-from sweepcp.weights import check_tensors, read_span, read_weights, span, write_weights
 from tests.make import write_model
 
 
@@ -101,30 +101,33 @@ def write_state(folder: Path, step: int, ranks: int) -> Progress:
 @pytest.mark.parametrize("reads", [1, 2, 4])
 def test_a_checkpoint_is_read_by_any_number_of_ranks(tmp_path: Path, wrote: int, reads: int):
     progress = write_state(tmp_path, 5, wrote)
-    parts = [dict(checkpoint.read(tmp_path / "step-00000005", progress, Ranks(rank, reads))) for rank in range(reads)]
+    parts = [
+        dict(checkpoint.read_checkpoint(tmp_path / "step-00000005", progress, Ranks(rank, reads)))
+        for rank in range(reads)
+    ]
     for name, values in STATE.items():
         assert torch.equal(torch.cat([part[name] for part in parts]), values)
 
 
 def test_saving_keeps_the_last_ones_and_moves_the_pointer(tmp_path: Path):
-    checkpoint.begin(tmp_path)
-    assert checkpoint.find(tmp_path, "b", Ranks(), print) is None
+    checkpoint.begin_checkpoints(tmp_path)
+    assert checkpoint.find_checkpoint(tmp_path, "b", Ranks(), print) is None
     blank = Progress(bundle="b", step=0, tokens={}, ranks=1, sizes={}, files={})
     for step in (5, 10, 15):
         state = ((name, len(values), values) for name, values in STATE.items())
-        checkpoint.save(tmp_path, state, blank.model_copy(update={"step": step}), 2, Ranks())
+        checkpoint.save_checkpoint(tmp_path, state, blank.model_copy(update={"step": step}), 2, Ranks())
     assert sorted(p.name for p in tmp_path.iterdir()) == ["latest", "step-00000010", "step-00000015"]
-    found = checkpoint.find(tmp_path, "b", Ranks(), print)
+    found = checkpoint.find_checkpoint(tmp_path, "b", Ranks(), print)
     assert found is not None
     assert (found[1].step, found[1].sizes) == (15, {name: len(values) for name, values in STATE.items()})
 
 
 def test_a_run_does_not_begin_beside_checkpoints(tmp_path: Path):
-    checkpoint.begin(tmp_path)
-    checkpoint.begin(tmp_path)  # killed in between: nothing is lost
+    checkpoint.begin_checkpoints(tmp_path)
+    checkpoint.begin_checkpoints(tmp_path)  # killed in between: nothing is lost
     write_state(tmp_path, 5, 1)
     with pytest.raises(BadInput, match="does not start over by itself"):
-        checkpoint.begin(tmp_path)
+        checkpoint.begin_checkpoints(tmp_path)
 
 
 def test_a_lost_pointer_never_starts_over(tmp_path: Path):
@@ -132,9 +135,9 @@ def test_a_lost_pointer_never_starts_over(tmp_path: Path):
     for lose in (lambda: (tmp_path / "latest").write_text(""), (tmp_path / "latest").unlink):
         lose()
         with pytest.raises(BadInput, match="write `step-00000005` into it"):
-            checkpoint.find(tmp_path, "b", Ranks(), print)
+            checkpoint.find_checkpoint(tmp_path, "b", Ranks(), print)
     with pytest.raises(BadInput, match="does not start over by itself"):
-        checkpoint.find(tmp_path / "none", "b", Ranks(), print)
+        checkpoint.find_checkpoint(tmp_path / "none", "b", Ranks(), print)
 
 
 def test_a_damaged_checkpoint_is_said_and_the_one_before_taken(tmp_path: Path):
@@ -145,20 +148,20 @@ def test_a_damaged_checkpoint_is_said_and_the_one_before_taken(tmp_path: Path):
     content[-1] ^= 1
     file.write_bytes(content)
     said: list[str] = []
-    found = checkpoint.find(tmp_path, "b", Ranks(), said.append)
+    found = checkpoint.find_checkpoint(tmp_path, "b", Ranks(), said.append)
     assert found is not None
     assert found[1].step == 5
     assert "rank-00001.safetensors" in said[0]
     (tmp_path / "step-00000005" / "rank-00000.safetensors").unlink()
     with pytest.raises(BadInput, match="none of them sound"):
-        checkpoint.find(tmp_path, "b", Ranks(), said.append)
+        checkpoint.find_checkpoint(tmp_path, "b", Ranks(), said.append)
 
 
 def test_checkpoints_of_another_bundle_or_version_are_refused(tmp_path: Path):
     write_state(tmp_path, 5, 1)
     with pytest.raises(BadInput, match="name another --out"):
-        checkpoint.find(tmp_path, "other", Ranks(), print)
+        checkpoint.find_checkpoint(tmp_path, "other", Ranks(), print)
     path = tmp_path / "step-00000005" / "manifest.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"new": 1}))
     with pytest.raises(BadInput, match="this version of sweepcp"):
-        checkpoint.find(tmp_path, "b", Ranks(), print)
+        checkpoint.find_checkpoint(tmp_path, "b", Ranks(), print)

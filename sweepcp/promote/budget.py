@@ -1,9 +1,9 @@
 """What the full run needs and takes: memory of a GPU, hours, money."""
 
-from sweepcp.bundle import Expense, Memory
+from sweepcp.promote.bundle import Expense, Memory
+from sweepcp.promote.target import Target
 from sweepcp.recipe import Recipe
 from sweepcp.shape import Shape
-from sweepcp.target import Target
 
 
 def memory_of(shape: Shape, target: Target) -> Memory:

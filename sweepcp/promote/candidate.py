@@ -5,16 +5,16 @@ from pathlib import Path
 from typing import Any
 
 from sweepcp.base import BaseSpec
-from sweepcp.bundle import Lineage, Proxy
 from sweepcp.errors import BadInput
 from sweepcp.front import Rule
 from sweepcp.origin import base_of, experiment_of, stores_of
+from sweepcp.promote.bundle import Lineage, Proxy
+from sweepcp.promote.target import Corpus
 from sweepcp.recipe import Method, Mixture, Positive
 from sweepcp.run import Run
 from sweepcp.schema import locate, read_yaml, validate
 from sweepcp.space import Range
 from sweepcp.suites import MemberSpec, Suites
-from sweepcp.target import Corpus
 from sweepcp.trial import Trial
 
 HELD_OUT_ITEMS, HELD_OUT_CHARS = 500, 20_000

@@ -15,10 +15,10 @@ from transformers.integrations.deepspeed import prevent_arange_dtype_change
 from sweepcp.data.stream import Batch
 from sweepcp.engine import adamw, token_losses
 from sweepcp.errors import BadInput
+from sweepcp.full.weights import read_weights, span, write_weights
 from sweepcp.model_files import Shard
 from sweepcp.ranks import Ranks, world_from_launcher
 from sweepcp.recipe import Recipe
-from sweepcp.weights import read_weights, span, write_weights
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 """What AdamW keeps of every element besides the weight."""

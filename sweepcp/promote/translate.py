@@ -10,21 +10,21 @@ from pathlib import Path
 from typing import Any
 
 from sweepcp.base import BaseSpec, count_parameters
-from sweepcp.budget import expense_of, memory_of
-from sweepcp.bundle import FORMAT, Bundle, CorpusPlan, Model, write_manifest
-from sweepcp.candidate import Candidate, base_of_run, corpora_of_run, first_documents
 from sweepcp.data.apportion import Apportionment, given_at
 from sweepcp.data.store import Store
-from sweepcp.ds_config import zero_config
 from sweepcp.errors import BadInput
 from sweepcp.files import write_json, write_text
 from sweepcp.model_files import fingerprint, read_config, shards_of
+from sweepcp.promote.budget import expense_of, memory_of
+from sweepcp.promote.bundle import FORMAT, Bundle, CorpusPlan, Model, write_manifest
+from sweepcp.promote.candidate import Candidate, base_of_run, corpora_of_run, first_documents
+from sweepcp.promote.ds_config import zero_config
+from sweepcp.promote.target import Target
 from sweepcp.recipe import Method, Recipe
 from sweepcp.run import Run
 from sweepcp.schema import validate
 from sweepcp.shape import Shape, shape_of
 from sweepcp.suites import MIN_HELD_OUT, MemberSpec, Suites
-from sweepcp.target import Target
 from sweepcp.trial import versions
 
 PLAN_LINES = 1000

@@ -2,8 +2,8 @@
 
 from typing import Any
 
+from sweepcp.promote.target import Target
 from sweepcp.recipe import Recipe
-from sweepcp.target import Target
 
 
 def zero_config(recipe: Recipe, target: Target, world: int) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from sweepcp.bundle import Opened
+from sweepcp.promote.bundle import Opened
 
 
 def run_with_ray(opened: Opened, out: Path, address: str | None) -> None:
@@ -29,7 +29,7 @@ def run_with_ray(opened: Opened, out: Path, address: str | None) -> None:
 
 
 def _worker(config: dict[str, Any]) -> None:
-    from sweepcp.bundle import open_bundle
-    from sweepcp.full import full_run
+    from sweepcp.full.run import full_run
+    from sweepcp.promote.bundle import open_bundle
 
     full_run(open_bundle(Path(config["bundle"])), Path(config["out"]), lambda text: print(text, flush=True))

@@ -24,9 +24,9 @@ from safetensors.torch import save_file
 
 from sweepcp.errors import BadInput
 from sweepcp.files import write_json, write_text
+from sweepcp.full.weights import span
 from sweepcp.ranks import Ranks
 from sweepcp.scorecard import Record
-from sweepcp.weights import span
 
 START = "step-0"
 """What `latest` says before the first checkpoint."""
@@ -59,7 +59,7 @@ State = Iterable[tuple[str, int, torch.Tensor]]
 """Name, whole size and this rank's part of every tensor."""
 
 
-def save(folder: Path, state: State, progress: Progress, keep: int, ranks: Ranks) -> None:
+def save_checkpoint(folder: Path, state: State, progress: Progress, keep: int, ranks: Ranks) -> None:
     """Write a checkpoint, all ranks together; then the pointer; then remove all but the last `keep`."""
     place = folder / f"step-{progress.step:08d}"
     if ranks.first:
@@ -86,7 +86,7 @@ def save(folder: Path, state: State, progress: Progress, keep: int, ranks: Ranks
     ranks.wait()
 
 
-def begin(folder: Path) -> None:
+def begin_checkpoints(folder: Path) -> None:
     """Say that there is no checkpoint yet, so that a pointer that is missing later is known to be lost.
 
     Raises `BadInput` when there are checkpoints: a run does not start over beside them.
@@ -99,7 +99,9 @@ def begin(folder: Path) -> None:
     write_text(pointer, START + "\n")
 
 
-def find(folder: Path, bundle: str, ranks: Ranks, say: Callable[[str], None]) -> tuple[Path, Progress] | None:
+def find_checkpoint(
+    folder: Path, bundle: str, ranks: Ranks, say: Callable[[str], None]
+) -> tuple[Path, Progress] | None:
     """The last checkpoint whose files are what its manifest says, all ranks together; None before the first one.
 
     One that is damaged is said aloud and the one before is taken. Raises `BadInput` when the pointer is missing or
@@ -130,7 +132,7 @@ def find(folder: Path, bundle: str, ranks: Ranks, say: Callable[[str], None]) ->
     raise BadInput(folder, "the checkpoints", f"{len(existing)}, none of them sound", rule, fix)
 
 
-def read(place: Path, progress: Progress, ranks: Ranks) -> Iterator[tuple[str, torch.Tensor]]:
+def read_checkpoint(place: Path, progress: Progress, ranks: Ranks) -> Iterator[tuple[str, torch.Tensor]]:
     """This rank's part of every tensor, whatever the number of ranks that wrote them; shape (elements,) each."""
     with ExitStack() as stack:
         files: dict[int, Any] = {}

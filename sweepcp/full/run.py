@@ -4,7 +4,7 @@ base.json         the model at step 0, item by item
 metrics.jsonl     a line a step
 held_out_base.json  watched held-out text at step 0
 held_out.jsonl    held-out changes against step 0, as often as the target asks for
-checkpoints/      see `sweepcp.checkpoint`
+checkpoints/      see `sweepcp.full.checkpoint`
 tensorboard/
 model/            the trained model in the Hugging Face format
 scorecard.json    both suites against step 0; written last: the run is finished
@@ -22,27 +22,26 @@ from types import FrameType
 import numpy as np
 import torch
 
-from sweepcp import checkpoint
 from sweepcp.base import BaseSpec
-from sweepcp.bundle import Opened
-from sweepcp.checkpoint import Progress
 from sweepcp.data.store import Store
 from sweepcp.data.stream import Stream
-from sweepcp.ds_config import zero_config
 from sweepcp.errors import Alarmed, BadInput, Stopped
 from sweepcp.files import alone, write_json, write_text
-from sweepcp.full_log import Log, Say
+from sweepcp.full.checkpoint import Progress, begin_checkpoints, find_checkpoint, read_checkpoint, save_checkpoint
+from sweepcp.full.log import Log, Say
+from sweepcp.full.ready import model_folder
+from sweepcp.full.zero import ZeroEngine, join
 from sweepcp.job import Job
 from sweepcp.model_files import Shard
 from sweepcp.models import load_tokenizer
+from sweepcp.promote.bundle import Opened
+from sweepcp.promote.ds_config import zero_config
 from sweepcp.ranks import Ranks
-from sweepcp.ready import model_folder
 from sweepcp.score.scorer import Scorer
 from sweepcp.scorecard import Items, Scorecard, read_items, scorecard, write_items
 from sweepcp.suites import make_tasks
 from sweepcp.train import Diverged, Row, train
 from sweepcp.trial import Base, versions
-from sweepcp.zero import ZeroEngine, join
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR2)
 """What a scheduler sends before it takes a node away; a run saves, and ends with 128 + signal."""
@@ -141,7 +140,7 @@ class _Run:
         self.ranks.wait()
         if not begun:
             if self.ranks.first:
-                checkpoint.begin(self.checkpoints)
+                begin_checkpoints(self.checkpoints)
             self.say("scoring the model at step 0")
             items, watched = self.scorer.score(), self.watcher.held_out()
             if self.ranks.first:
@@ -150,13 +149,13 @@ class _Run:
             return start, items, watched
         items = list(Base.model_validate_json(path.read_bytes()).items)
         watched = read_items(watched_path)
-        found = checkpoint.find(self.checkpoints, self.opened.id, self.ranks, self.say)
+        found = find_checkpoint(self.checkpoints, self.opened.id, self.ranks, self.say)
         if found is None:
             self.say("no checkpoint was saved before the run was stopped: starting at step 0")
             return start, items, watched
         place, at = found
         self.say(f"going on after step {at.step} of {self.recipe.steps}, from {place.name}")
-        self.engine.set_state(at.step, checkpoint.read(place, at, self.ranks))
+        self.engine.set_state(at.step, read_checkpoint(place, at, self.ranks))
         return at, items, watched
 
     def _base(self, items: list[Items]) -> Base:
@@ -183,7 +182,7 @@ class _Run:
             number = self._agreed_signal()
             stop = alarm and self.target.watch.stop
             if row.step % self.target.checkpoints.every == 0 or last or number or stop:
-                checkpoint.save(self.checkpoints, self.engine.state(), at, self.target.checkpoints.keep, self.ranks)
+                save_checkpoint(self.checkpoints, self.engine.state(), at, self.target.checkpoints.keep, self.ranks)
                 self.log.saved(row.step)
             if number:
                 raise Stopped(number)
@@ -209,14 +208,14 @@ class _Run:
         now and resumed comes to the same point again.
         """
         spikes = self.target.spikes
-        found = checkpoint.find(self.checkpoints, self.opened.id, self.ranks, self.say)
+        found = find_checkpoint(self.checkpoints, self.opened.id, self.ranks, self.say)
         if spikes is None or error.step is None or at.rollbacks == spikes.at_most or found is None:
             raise error
         place, back = found
         stream = Stream(self.recipe, self.stores, at.skipped)
         passed = tuple(stream.place(step) for step in range(back.step + 1, error.step + 1))
         self.say(f"{error}: back to step {back.step}, passing over {len(passed)} steps of the stream")
-        self.engine.set_state(back.step, checkpoint.read(place, back, self.ranks))
+        self.engine.set_state(back.step, read_checkpoint(place, back, self.ranks))
         self.log.back(back.step)
         skipped = tuple(sorted({*at.skipped, *passed}))
         return back.model_copy(update={"skipped": skipped, "rollbacks": at.rollbacks + 1})

@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from sweepcp.bundle import Bundle
+from sweepcp.promote.bundle import Bundle
 
 GIB = 2**30
 

@@ -18,11 +18,11 @@ from pydantic import ValidationError
 
 from sweepcp.errors import BadInput
 from sweepcp.files import write_json
+from sweepcp.promote.target import Target
 from sweepcp.recipe import Recipe, Role
 from sweepcp.scorecard import Record
 from sweepcp.shape import Shape
 from sweepcp.suites import Suites
-from sweepcp.target import Target
 
 FORMAT = 1
 CONTENT = ("bundle.json", "ds_config.json", "plan.jsonl", "proxy.jsonl")

@@ -6,10 +6,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sweepcp.bundle import Bundle, Opened
 from sweepcp.data.store import Store
 from sweepcp.errors import BadInput
 from sweepcp.model_files import Shard, fingerprint, read_config, shards_of
+from sweepcp.promote.bundle import Bundle, Opened
 
 if TYPE_CHECKING:
     from sweepcp.ranks import Ranks

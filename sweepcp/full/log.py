@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
-from sweepcp.bundle import Opened
 from sweepcp.files import write_text
+from sweepcp.promote.bundle import Opened
 from sweepcp.ranks import Ranks
 from sweepcp.scorecard import Scorecard
 from sweepcp.train import Row

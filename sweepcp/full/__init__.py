@@ -1,0 +1,1 @@
+"""The full run under DeepSpeed ZeRO-3."""

@@ -1,0 +1,1 @@
+"""From a recipe to the launch bundle of a full run."""
