@@ -276,16 +276,22 @@ def score(
 ) -> None:
     """Score a model on the suites of a run, beside the run's base."""
     from sweepcp.display import make_console, show_card
-    from sweepcp.origin import job_of
+    from sweepcp.origin import base_items, job_of
     from sweepcp.run import load_run
 
     loaded = load_run(run)
+    base = base_items(loaded)
     job = job_of(loaded, model.absolute())
 
     from sweepcp.bench import Bench
     from sweepcp.scorecard import scorecard
+    from sweepcp.train import Diverged
 
-    card = scorecard(Bench(job).scorer.score(), list(loaded.base.items if loaded.base else ()))
+    try:
+        card = scorecard(Bench(job).scorer.score(), base)
+    except Diverged as error:
+        typer.echo(f"Error: no score: {error}", err=True)
+        raise typer.Exit(1) from None
     if as_json:
         typer.echo(card.model_dump_json(indent=1))
     else:

@@ -38,9 +38,14 @@ def load_tokenizer(base: BaseSpec) -> PreTrainedTokenizerBase:
     """The base's tokenizer."""
     if base.tokenizer == "bytes":
         return byte_tokenizer()
-    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-        base.tokenizer, revision=base.revision or "main", trust_remote_code=False
-    )
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            base.tokenizer, revision=base.revision or "main", trust_remote_code=False
+        )
+    except (OSError, ValueError) as error:
+        rule = "a tokenizer that transformers reads, beside the model"
+        said = str(error).strip().splitlines()[0]
+        raise BadInput(base.tokenizer, "the tokenizer", said, rule, "save it there with `save_pretrained`") from None
     return tokenizer
 
 

@@ -10,6 +10,7 @@ from sweepcp.job import Job
 from sweepcp.model_files import read_config, shards_of
 from sweepcp.run import Run
 from sweepcp.schema import validate
+from sweepcp.scorecard import Items
 from sweepcp.suites import make_tasks
 
 CACHE = "set $SWEEPCP_CACHE to where the search had it, or "
@@ -44,6 +45,14 @@ def base_of(run: Run, experiment: Experiment) -> str:
         fix = f"{CACHE}search on with a larger --trials, which pretrains it again"
         raise BadInput(run.path, "the pretrained base", "missing", rule, fix)
     return str(path)
+
+
+def base_items(run: Run) -> list[Items]:
+    """The base's items; `BadInput` for a run that was stopped before the base was scored."""
+    if run.base is None:
+        rule = "the base, scored at step 0"
+        raise BadInput(run.path, "base.json", "missing", rule, "go on with the search first")
+    return list(run.base.items)
 
 
 def job_of(run: Run, model: Path) -> Job:

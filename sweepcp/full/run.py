@@ -136,8 +136,7 @@ class _Run:
         """Where the run stands, and the items of step 0 of the suites and of watched text; sets the engine's state."""
         start = Progress(bundle=self.opened.id, step=0, tokens={}, ranks=self.ranks.ranks, sizes={}, files={})
         path, watched_path = self.out / "base.json", self.out / "held_out_base.json"
-        begun = path.is_file()
-        self.ranks.wait()
+        begun = self.ranks.any(self.ranks.first and path.is_file())
         if not begun:
             if self.ranks.first:
                 begin_checkpoints(self.checkpoints)

@@ -1,5 +1,6 @@
 """A full run whose processes Ray Train starts."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ def run_with_ray(opened: Opened, out: Path, address: str | None) -> None:
     from ray.train import RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
+    if address is None:
+        os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # Ray's name for: bind to the loopback address
     hardware = opened.bundle.target.hardware
     on_gpu = hardware.device == "cuda"
     ray.init(address=address, include_dashboard=False if address is None else None)
