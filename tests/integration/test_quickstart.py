@@ -232,7 +232,7 @@ def test_sigterm_leaves_a_run_that_goes_on(quickstart: Run, tmp_path: Path):
     driver.terminate()
     _, message = driver.communicate(timeout=60)
     assert driver.returncode == 128 + signal.SIGTERM
-    assert message.strip() == "Stopped. Finished trials are kept; the same command goes on from there."
+    assert message.strip() == "Stopped. What is finished is kept; the same command goes on from there."
     assert 1 <= len(load_run(out).trials) < 4
 
 
