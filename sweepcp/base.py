@@ -8,7 +8,7 @@ from typing import Annotated, Any, Self
 from pydantic import Field, field_validator, model_validator
 
 from sweepcp.files import cache_dir, digest
-from sweepcp.model_files import read_config, shards_of
+from sweepcp.model_files import count, read_config, shards_of
 from sweepcp.recipe import Fraction, Positive, Training, check_whole
 from sweepcp.schema import Schema
 from sweepcp.shape import shape_of
@@ -117,8 +117,7 @@ def count_parameters(base: BaseSpec) -> int | None:
     if base.parameters is not None:
         return base.parameters
     if base.path is not None:
-        shards = shards_of(Path(base.path), base.path, "base.path")
-        return sum(tensor.size for shard in shards for tensor in shard.tensors)
+        return count(shards_of(Path(base.path), base.path, "base.path"))
     if base.pretrain is None:
         return None
     shape = shape_of({"vocab_size": 258} | base.pretrain.config)

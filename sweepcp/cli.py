@@ -205,11 +205,7 @@ def promote(
     from sweepcp.run import load_run
 
     rule = _rule(max_regression, knee, weights)
-    if recipe is not None and run is None:
-        candidate = from_publication(recipe)
-    elif run is not None and recipe is None:
-        candidate = from_run(load_run(run), rule, trial)
-    else:
+    if (run is None) == (recipe is None):
         raise BadInput("promote", "RUN", run, "either a run, or --recipe", "name one of the two")
     if trial is not None and rule is not None:
         raise BadInput("promote", "--trial", trial, "a trial, or a rule that chooses one", "leave one out")
@@ -221,6 +217,7 @@ def promote(
         what = "--out" if target else "--target"
         raise BadInput("promote", what, None, "promotion needs a target and a folder to write", f"add {what}")
     wanted, file = load_target(target)
+    candidate = from_run(load_run(run), rule, trial) if run is not None else from_publication(str(recipe))
     show_bundle(make_console(), make_bundle(candidate, wanted, file, out), out)
 
 

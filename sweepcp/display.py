@@ -15,7 +15,7 @@ from sweepcp.data.mine import Mined
 from sweepcp.data.store import Store
 from sweepcp.front import Front, Rule
 from sweepcp.run import Run
-from sweepcp.scorecard import Scorecard
+from sweepcp.scorecard import HalfScore, Scorecard
 from sweepcp.space import Point
 from sweepcp.trial import Proposer, Trial
 
@@ -192,14 +192,15 @@ def member_table(card: Scorecard, name: str) -> Table:
     return table
 
 
+def _scalars(half: HalfScore) -> str:
+    return f"domain {half.domain:+.2f} ± {half.domain_se:.2f} %, general {half.general:+.2f} ± {half.general_se:.2f} %"
+
+
 def show_card(console: Console, card: Scorecard, name: str) -> None:
     """A model against the base."""
     console.print(member_table(card, name))
     for half, what in ((card.select, "chosen on"), (card.report, "not chosen on")):
-        text = (
-            f"domain {half.domain:+.2f} ± {half.domain_se:.2f} %, general {half.general:+.2f} ± {half.general_se:.2f} %"
-        )
-        console.print(Text(f"{text} on the half of the items that is {what}"), soft_wrap=True)
+        console.print(Text(f"{_scalars(half)} on the half of the items that is {what}"), soft_wrap=True)
 
 
 def show_front(console: Console, run: Run, rule: Rule | None) -> None:
@@ -226,11 +227,7 @@ def show_front(console: Console, run: Run, rule: Rule | None) -> None:
     line = Text(
         f"Choice ({choice.rule}): trial {trial.id}, LR fraction {trial.recipe.lr_fraction:.4g}, {shares}\n", "bold"
     )
-    line.append(
-        f"  domain {card.report.domain:+.2f} ± {card.report.domain_se:.2f} %, "
-        f"general {card.report.general:+.2f} ± {card.report.general_se:.2f} % on the reporting half "
-        "(errors of evaluation only: one seed a trial)"
-    )
+    line.append(f"  {_scalars(card.report)} on the reporting half (errors of evaluation only: one seed a trial)")
     console.print(line, soft_wrap=True)
 
 

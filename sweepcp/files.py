@@ -41,6 +41,12 @@ def digest(value: Any, length: int = 16) -> str:
     return hashlib.sha256(canonical(value).encode()).hexdigest()[:length]
 
 
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file's bytes, 64 hex digits; reads it in pieces."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def write_json(path: Path, value: Any) -> None:
     """Replace `path` atomically: readers see the old file or the new one, also after a crash."""
     write_text(path, json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n")

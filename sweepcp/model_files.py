@@ -84,6 +84,11 @@ def shards_of(folder: Path, where: object, key: str) -> list[Shard]:
     return [read_shard(path) for path in files]
 
 
+def count(shards: list[Shard]) -> int:
+    """Elements of all tensors."""
+    return sum(tensor.size for shard in shards for tensor in shard.tensors)
+
+
 def read_config(folder: Path, where: object, key: str) -> dict[str, Any]:
     """`config.json` of a model; `BadInput` when the model brings its own code."""
     content: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))

@@ -8,7 +8,6 @@ Order of writing: each rank its file, flushed to the disk; all wait; the manifes
 in between, the pointer names a complete checkpoint.
 """
 
-import hashlib
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator
@@ -23,7 +22,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from sweepcp.errors import BadInput
-from sweepcp.files import write_json, write_text
+from sweepcp.files import file_sha256, write_json, write_text
 from sweepcp.full.weights import span
 from sweepcp.ranks import Ranks
 from sweepcp.scorecard import Record
@@ -75,9 +74,9 @@ def save_checkpoint(folder: Path, state: State, progress: Progress, keep: int, r
     save_file(parts or {"nothing": torch.zeros(1)}, file)
     with file.open("rb") as written:
         os.fsync(written.fileno())
-    hashes = _gather(_hash(file), ranks)
+    hashes = _gather(file_sha256(file), ranks)
     if ranks.first:
-        files = {_file(rank): value.hex() for rank, value in enumerate(hashes)}
+        files = {_file(rank): value for rank, value in enumerate(hashes)}
         complete = progress.model_copy(update={"sizes": sizes, "files": files, "ranks": ranks.ranks})
         write_json(place / "manifest.json", complete.model_dump(mode="json"))
         write_text(folder / "latest", place.name + "\n")
@@ -174,17 +173,12 @@ def _damaged(place: Path, progress: Progress, ranks: Ranks) -> str:
     wrong = np.zeros(len(names))
     for number in range(ranks.rank, len(names), ranks.ranks):
         path = place / names[number]
-        wrong[number] = not path.is_file() or _hash(path).hex() != progress.files[names[number]]
+        wrong[number] = not path.is_file() or file_sha256(path) != progress.files[names[number]]
     return next((name for name, bad in zip(names, ranks.total(wrong), strict=True) if bad), "")
 
 
-def _hash(path: Path) -> bytes:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").digest()
-
-
-def _gather(value: bytes, ranks: Ranks) -> list[bytes]:
+def _gather(value: str, ranks: Ranks) -> list[str]:
     """A hash of every rank, on every rank."""
-    table = np.zeros((ranks.ranks, len(value)))
-    table[ranks.rank] = list(value)
-    return [bytes(row.astype(np.uint8)) for row in ranks.total(table)]
+    table = np.zeros((ranks.ranks, len(value) // 2))
+    table[ranks.rank] = list(bytes.fromhex(value))
+    return [row.astype(np.uint8).tobytes().hex() for row in ranks.total(table)]

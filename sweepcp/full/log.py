@@ -30,8 +30,8 @@ class Log:
         self.sinks: list[Callable[[dict[str, float], int], None]] = []
         self.closers: list[Callable[[], None]] = []
         self.spoke = 0.0
+        self.back(done)
         if ranks.first:
-            self.back(done)
             self._open_sinks(done)
         self.since = time.perf_counter()
 

@@ -1,6 +1,5 @@
 """Whether a bundle can be run here, and the files of its model. Checked before anything is written."""
 
-import hashlib
 import os
 from importlib.util import find_spec
 from pathlib import Path
@@ -8,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from sweepcp.data.store import Store
 from sweepcp.errors import BadInput
+from sweepcp.files import file_sha256
 from sweepcp.model_files import Shard, fingerprint, read_config, shards_of
 from sweepcp.promote.bundle import Bundle, Opened
 
@@ -29,7 +29,7 @@ def check_ready(folder: Path, bundle: Bundle) -> None:
         if not content.is_file():
             fix = "mount it there, or promote again with the store's new place"
             raise BadInput(where, key, corpus.store, "the folder of a token store", fix)
-        if hashlib.sha256(content.read_bytes()).hexdigest() != corpus.store_id:
+        if file_sha256(content) != corpus.store_id:
             rule = "the store that the bundle was made with"
             raise BadInput(where, key, f"{corpus.store}, changed", rule, "promote again")
         if Store(Path(corpus.store), corpus.name).train().tokens.size != corpus.tokens:
@@ -55,7 +55,7 @@ def model_folder(opened: Opened, ranks: "Ranks") -> list[Shard]:
     """The shards of the bundle's model; a hub model is fetched by the first rank of each node, the others wait."""
     model, where = opened.bundle.model, opened.path / "bundle.json"
     if model.path is not None:
-        return _check_model(Path(model.path), opened.bundle, where)
+        return shards_of(Path(model.path), where, "model")  # `check_ready` has checked it
     from huggingface_hub import snapshot_download
 
     assert model.hub is not None

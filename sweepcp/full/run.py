@@ -14,6 +14,7 @@ import os
 import signal
 import socket
 import threading
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from statistics import median
@@ -61,9 +62,8 @@ def full_run(opened: Opened, out: Path, say: Say) -> Scorecard:
     ranks = join(target.hardware.device)
     speak = say if ranks.first else lambda text: None
     shards = model_folder(opened, ranks)
-    if not ranks.first:
-        return _Run(opened, out, shards, ranks, speak).go()
-    with alone(out / "train.lock", "one run at a time writes the folder"):
+    rule = "one run at a time writes the folder"
+    with alone(out / "train.lock", rule) if ranks.first else nullcontext():
         return _Run(opened, out, shards, ranks, speak).go()
 
 

@@ -32,7 +32,10 @@ def run_with_ray(opened: Opened, out: Path, address: str | None) -> None:
 
 
 def _worker(config: dict[str, Any]) -> None:
+    from sweepcp.full.ready import check_ready
     from sweepcp.full.run import full_run
     from sweepcp.promote.bundle import open_bundle
 
-    full_run(open_bundle(Path(config["bundle"])), Path(config["out"]), lambda text: print(text, flush=True))
+    opened = open_bundle(Path(config["bundle"]))
+    check_ready(opened.path, opened.bundle)  # on every node, as the other launchers do
+    full_run(opened, Path(config["out"]), lambda text: print(text, flush=True))

@@ -8,7 +8,6 @@ manifest.json    SHA-256 of the files above
 run/             what `sweepcp train` writes; not part of the bundle
 """
 
-import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +16,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from sweepcp.errors import BadInput
-from sweepcp.files import write_json
+from sweepcp.files import file_sha256, write_json
 from sweepcp.promote.target import Target
 from sweepcp.recipe import Recipe, Role
 from sweepcp.scorecard import Record
@@ -161,7 +160,7 @@ class Opened:
 
 def write_manifest(folder: Path) -> None:
     """Hash the bundle's files; written last, so a bundle without a manifest is none."""
-    files = {name: _sha256(folder / name) for name in CONTENT if (folder / name).exists()}
+    files = {name: file_sha256(folder / name) for name in CONTENT if (folder / name).exists()}
     write_json(folder / "manifest.json", {"format": FORMAT, "files": files})
 
 
@@ -181,9 +180,9 @@ def open_bundle(folder: Path) -> Opened:
             raise BadInput(folder / "manifest.json", "files", name, rule, "promote again; do not edit a bundle")
         if not inside.is_file():
             raise BadInput(inside, "the file", "missing", "every file that manifest.json names", again)
-        if _sha256(inside) != expected:
+        if (found := file_sha256(inside)) != expected:
             rule = f"SHA-256 {expected[:16]}…, as manifest.json says; a bundle is not edited"
-            raise BadInput(inside, "the content", f"{_sha256(inside)[:16]}…", rule, again)
+            raise BadInput(inside, "the content", f"{found[:16]}…", rule, again)
     content = _json(folder / "bundle.json", again)
     _check_format(folder / "bundle.json", content)
     try:
@@ -194,7 +193,7 @@ def open_bundle(folder: Path) -> Opened:
     lines = (folder / "proxy.jsonl").read_text(encoding="utf-8").splitlines() if "proxy.jsonl" in files else []
     losses = tuple(json.loads(line)["loss"] for line in lines)
     ds_config = _json(folder / "ds_config.json", again)
-    return Opened(folder, _sha256(folder / "manifest.json"), bundle, ds_config, losses)
+    return Opened(folder, file_sha256(folder / "manifest.json"), bundle, ds_config, losses)
 
 
 def _check_format(path: Path, content: dict[str, Any]) -> None:
@@ -214,8 +213,3 @@ def _json(path: Path, fix: str) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise BadInput(path, "the file", type(content).__name__, "a JSON object", fix)
     return content
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -8,14 +8,14 @@ from sweepcp.recipe import Recipe
 
 def zero_config(recipe: Recipe, target: Target, world: int) -> dict[str, Any]:
     """DeepSpeed's configuration for `world` processes. No scheduler: the LR of every step is the recipe's."""
-    compute, hidden = target.compute, 1 << 20
+    compute, mebi = target.compute, 1 << 20
     on_gpu = target.hardware.device == "cuda"
     zero: dict[str, Any] = {
         "stage": 3,
         "overlap_comm": on_gpu,
         "contiguous_gradients": True,
-        "reduce_bucket_size": 64 * hidden,
-        "stage3_prefetch_bucket_size": 48 * hidden,
+        "reduce_bucket_size": 64 * mebi,
+        "stage3_prefetch_bucket_size": 48 * mebi,
         "stage3_param_persistence_threshold": 100_000,
     }
     if compute.offload != "none":

@@ -1,6 +1,5 @@
 """From the recipe of a trial, or of a publication, to a launch bundle for the full run."""
 
-import hashlib
 import json
 import shutil
 import subprocess
@@ -9,14 +8,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from sweepcp.base import BaseSpec, count_parameters
+from sweepcp.base import BaseSpec
 from sweepcp.data.apportion import Apportionment, given_at
 from sweepcp.data.store import Store
 from sweepcp.errors import BadInput
-from sweepcp.files import write_json, write_text
-from sweepcp.model_files import fingerprint, read_config, shards_of
+from sweepcp.files import file_sha256, write_json, write_text
+from sweepcp.model_files import count, fingerprint, read_config, shards_of
 from sweepcp.promote.budget import expense_of, memory_of
-from sweepcp.promote.bundle import FORMAT, Bundle, CorpusPlan, Model, write_manifest
+from sweepcp.promote.bundle import FORMAT, Bundle, CorpusPlan, Memory, Model, write_manifest
 from sweepcp.promote.candidate import Candidate, base_of_run, corpora_of_run, first_documents
 from sweepcp.promote.ds_config import zero_config
 from sweepcp.promote.target import Target
@@ -49,6 +48,7 @@ def promote(candidate: Candidate, target: Target, file: Path, out: Path) -> Bund
     if (folder := target.checkpoints.folder) is not None:
         place = str((file.parent / Path(folder).expanduser()).resolve())
         target = target.model_copy(update={"checkpoints": target.checkpoints.model_copy(update={"folder": place})})
+    memory = memory_of(model.shape, target)
     bundle = Bundle(
         format=FORMAT,
         name=target.name,
@@ -62,9 +62,9 @@ def promote(candidate: Candidate, target: Target, file: Path, out: Path) -> Bund
         target=target,
         lineage=candidate.lineage,
         proxy=candidate.proxy,
-        memory=memory_of(model.shape, target),
+        memory=memory,
         expense=expense_of(model.shape, recipe, target),
-        assumptions=(*candidate.assumptions, *_transfer(candidate, target, recipe, model, corpora)),
+        assumptions=(*candidate.assumptions, *_transfer(candidate, target, recipe, model, corpora, memory)),
         versions=versions(),
         commit=_commit(),
         made=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -112,9 +112,9 @@ def _model(target: Target, file: Path, run: Run | None) -> Model:
     place = str(base.path if base else spec.path)
     folder = (file.parent / Path(place).expanduser()).resolve()
     shards = shards_of(folder, file, key)
-    parameters = count_parameters(BaseSpec(path=str(folder), max_lr=max_lr))
+    parameters = count(shards)
     shape = shape_of(read_config(folder, file, key), parameters)
-    if shape is None or parameters is None:
+    if shape is None:
         rule = f"a config.json with {', '.join(n for n, f in Shape.model_fields.items() if f.is_required())}"
         raise BadInput(file, key, str(folder), rule, "use a model of this kind")
     return Model(
@@ -157,10 +157,10 @@ def _corpora(candidate: Candidate, target: Target, recipe: Recipe, model: Model,
         if name not in names:
             rule = f"a source of the recipe: {', '.join(names)}"
             raise BadInput(file, f"corpora.{name}", name, rule, "correct the name, or remove it")
-    ids = _tokenizer_ids(target, model)
-    given = given_at(Apportionment([p.share for p in recipe.mixture.portions]).weights, recipe.steps * recipe.sequences)
+    tokenizer = _tokenizer_id(target, model)
+    read = tokens_by(recipe, recipe.steps)
     found = []
-    for portion, sequences in zip(recipe.mixture.portions, given, strict=True):
+    for portion in recipe.mixture.portions:
         corpus = corpora.get(portion.source)
         key = f"corpora.{portion.source}"
         if corpus is None:
@@ -171,9 +171,9 @@ def _corpora(candidate: Candidate, target: Target, recipe: Recipe, model: Model,
         path = None if corpus.store == "planned" else (file.parent / Path(corpus.store).expanduser()).resolve()
         tokens, store_id = corpus.tokens, None
         if path is not None:
-            tokens, store_id = _read_store(path, portion.source, ids, file, key)
+            tokens, store_id = _read_store(path, portion.source, tokenizer, file, key)
         assert tokens is not None
-        epochs = sequences * recipe.seq_len / tokens
+        epochs = read[portion.source] / tokens
         if epochs > corpus.max_epochs and corpus.beyond_max_epochs == "refuse":
             rule = f"no run reads it more than {corpus.max_epochs:g} times ({tokens:,} training tokens)"
             fix = "give it more text, lower tokens, promote a trial with a smaller share, or set max_epochs"
@@ -186,7 +186,7 @@ def _corpora(candidate: Candidate, target: Target, recipe: Recipe, model: Model,
                 store=str(path) if path else None,
                 store_id=store_id,
                 tokens=tokens,
-                read=sequences * recipe.seq_len,
+                read=read[portion.source],
                 epochs=epochs,
                 max_epochs=corpus.max_epochs,
             )
@@ -194,15 +194,15 @@ def _corpora(candidate: Candidate, target: Target, recipe: Recipe, model: Model,
     return tuple(found)
 
 
-def _tokenizer_ids(target: Target, model: Model) -> set[str]:
-    """How stores name the tokenizer of the model, whose ids they must hold; empty where the run knows that they do."""
+def _tokenizer_id(target: Target, model: Model) -> str | None:
+    """How stores name the tokenizer of the model, whose ids they must hold; None where the run knows that they do."""
     if target.model.run_base:
-        return set()
+        return None
     spec = BaseSpec(path=model.path, hub=model.hub, revision=model.revision, max_lr=model.max_lr)
-    return {spec.tokenizer_id()}
+    return spec.tokenizer_id()
 
 
-def _read_store(path: Path, name: str, ids: set[str], file: Path, key: str) -> tuple[int, str]:
+def _read_store(path: Path, name: str, tokenizer: str | None, file: Path, key: str) -> tuple[int, str]:
     """Training tokens and id of a store."""
     content = path / "store.json"
     if not content.is_file():
@@ -214,15 +214,20 @@ def _read_store(path: Path, name: str, ids: set[str], file: Path, key: str) -> t
         rule = f"a store with at least {MIN_HELD_OUT} held-out documents, which are watched during the run"
         raise BadInput(file, f"{key}.store", f"{path} with {held_out}", rule, "build it with a larger `held_out`")
     made_with = store.meta.get("tokenizer")
-    if ids and made_with not in ids:
-        rule = f"a store that was made with the model's own tokenizer ({', '.join(ids)})"
+    if tokenizer is not None and made_with != tokenizer:
+        rule = f"a store that was made with the model's own tokenizer ({tokenizer})"
         fix = "run `sweepcp data build` on an experiment whose base is this model, and name that store"
         raise BadInput(file, f"{key}.store", f"{path}, made with {made_with}", rule, fix)
-    return store.tokens, hashlib.sha256(content.read_bytes()).hexdigest()
+    return store.tokens, file_sha256(content)
 
 
 def _transfer(
-    candidate: Candidate, target: Target, recipe: Recipe, model: Model, corpora: tuple[CorpusPlan, ...]
+    candidate: Candidate,
+    target: Target,
+    recipe: Recipe,
+    model: Model,
+    corpora: tuple[CorpusPlan, ...],
+    memory: Memory,
 ) -> list[str]:
     """What promotion takes for granted, in numbers."""
     said = []
@@ -259,7 +264,7 @@ def _transfer(
     if target.hardware.peak_tflops is not None:
         said.append(f"hours and cost are at an MFU of {target.hardware.mfu:.0%}, stated and not measured")
     limit = target.hardware.memory_gib
-    need = memory_of(model.shape, target).total / 2**30
+    need = memory.total / 2**30
     if limit is not None and need > limit:
         said.append(f"the estimate of {need:.1f} GiB does not fit the {limit:g} GiB of a GPU")
     return said
@@ -267,16 +272,16 @@ def _transfer(
 
 def plan_rows(recipe: Recipe, max_lr: float) -> list[dict[str, Any]]:
     """LR of a step, and tokens of each source up to it: at every step, or at `PLAN_LINES` of them with both ends."""
-    count = min(recipe.steps, PLAN_LINES)
-    steps = sorted({round(1 + i * (recipe.steps - 1) / max(1, count - 1)) for i in range(count)})
+    lines = min(recipe.steps, PLAN_LINES)
+    steps = sorted({round(1 + i * (recipe.steps - 1) / max(1, lines - 1)) for i in range(lines)})
+    return [{"step": step, "lr": recipe.lr(step, max_lr), "tokens": tokens_by(recipe, step)} for step in steps]
+
+
+def tokens_by(recipe: Recipe, step: int) -> dict[str, int]:
+    """Source → tokens that the steps up to `step` read of it."""
     weights = Apportionment([p.share for p in recipe.mixture.portions]).weights
-    names = [p.source for p in recipe.mixture.portions]
-    rows = []
-    for step in steps:
-        given = given_at(weights, step * recipe.sequences)
-        tokens = {name: count * recipe.seq_len for name, count in zip(names, given, strict=True)}
-        rows.append({"step": step, "lr": recipe.lr(step, max_lr), "tokens": tokens})
-    return rows
+    given = given_at(weights, step * recipe.sequences)
+    return {p.source: n * recipe.seq_len for p, n in zip(recipe.mixture.portions, given, strict=True)}
 
 
 def _write(bundle: Bundle, candidate: Candidate, out: Path) -> None:

@@ -8,7 +8,6 @@ import json
 import shutil
 import subprocess
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -18,16 +17,12 @@ from safetensors.torch import load_file
 from sweepcp.data.store import Store
 from sweepcp.data.stream import Stream
 from sweepcp.promote.bundle import open_bundle
-from tests.integration.conftest import torchrun
+from tests.integration.conftest import metrics, torchrun
 from tests.make import write_bundle
 
 FAULTY = Path(__file__).with_name("faulty.py")
 BAD = 11
 """The step of the stream whose data spoil the loss in a test of spikes."""
-
-
-def metrics(out: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
 
 
 def train(bundle: Path, out: Path, processes: int = 2, fault: str = "none") -> subprocess.CompletedProcess[str]:

@@ -1,8 +1,11 @@
 """What the integration tests share: the command line, and a real run of the quickstart."""
 
+import json
 import os
 import subprocess
 import sys
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -31,6 +34,11 @@ def torchrun(processes: int, *args: object, timeout: float = 600) -> subprocess.
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(processes), *map(str, args)]
     env = os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "120"}
     return subprocess.run(command, capture_output=True, text=True, timeout=timeout, env=env)
+
+
+def metrics(folder: Path) -> list[dict[str, Any]]:
+    """The steps of a trial or a full run."""
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
 @pytest.fixture(scope="session")

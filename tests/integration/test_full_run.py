@@ -18,15 +18,11 @@ from sweepcp.recipe import Recipe
 from sweepcp.run import Run
 from sweepcp.scorecard import Scorecard
 from sweepcp.train import train
-from tests.integration.conftest import sweepcp, torchrun
+from tests.integration.conftest import metrics, sweepcp, torchrun
 from tests.make import mixture, recipe, write_bundle, write_corpora, write_model
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "full_run.json"
 STEPS = {"tokens": 50 * 16 * 32}
-
-
-def rows_of(out: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
 
 
 def one_process(model: Path, stores: list[Store]) -> list[dict[str, Any]]:
@@ -72,7 +68,7 @@ def test_zero_3_on_two_processes_gives_the_golden_losses(bundle: Path, golden: l
     assert targets.max() - targets.min() >= 8
     done = torchrun(2, "-m", "sweepcp", "train", bundle)
     assert done.returncode == 0, done.stderr
-    close(rows_of(bundle / "run"), golden)
+    close(metrics(bundle / "run"), golden)
 
 
 def test_a_promoted_trial_comes_to_the_same_scores(quickstart: Run, tmp_path: Path):
@@ -90,7 +86,7 @@ def test_a_promoted_trial_comes_to_the_same_scores(quickstart: Run, tmp_path: Pa
         assert half.domain == pytest.approx(before.domain, abs=0.1)
         assert half.general == pytest.approx(before.general, abs=0.1)
 
-    ours, theirs = rows_of(out), rows_of(quickstart.path / "trials" / trial.id)
+    ours, theirs = metrics(out), metrics(quickstart.path / "trials" / trial.id)
     plan = [json.loads(line) for line in (tmp_path / "bundle" / "plan.jsonl").read_text().splitlines()]
     assert [{key: row[key] for key in ("step", "lr", "tokens")} for row in ours] == plan
     assert [row["tokens"] for row in ours] == [row["tokens"] for row in theirs]

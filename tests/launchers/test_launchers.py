@@ -49,66 +49,38 @@ def test_one_process_by_hand(bundle: Path, tmp_path: Path):
     same(tmp_path, bundle, exact=False)
 
 
+def together(*nodes: tuple[list[str], dict[str, str]]) -> None:
+    """Commands that wait for each other, each with variables of its own."""
+    started = [subprocess.Popen(command, env=ENV | own) for command, own in nodes]
+    assert [node.wait(300) for node in started] == [0] * len(nodes)
+
+
+def deepspeed(bundle: Path, out: Path, *where: str) -> list[str]:
+    launcher = [str(PYTHON.parent / "deepspeed"), *where, "--no_local_rank", "--module", "sweepcp"]
+    return [*launcher, "train", str(bundle), "--out", str(out)]
+
+
 def test_deepspeed_on_one_node(bundle: Path, tmp_path: Path):
-    deepspeed = PYTHON.parent / "deepspeed"
-    port = free_port()
-    run(
-        deepspeed,
-        "--num_gpus",
-        2,
-        "--master_port",
-        port,
-        "--no_local_rank",
-        "--module",
-        "sweepcp",
-        "train",
-        bundle,
-        "--out",
-        tmp_path,
-    )
+    run(*deepspeed(bundle, tmp_path, "--num_gpus", "2", "--master_port", free_port()))
     same(tmp_path, bundle)
 
 
 def test_deepspeed_with_a_hostfile(bundle: Path, tmp_path: Path):
     """Two nodes of one process each, started on each without ssh."""
     (tmp_path / "hostfile").write_text("127.0.0.1 slots=1\nlocalhost slots=1\n")
-    deepspeed, port, out = PYTHON.parent / "deepspeed", free_port(), tmp_path / "run"
-    where = ["--hostfile", str(tmp_path / "hostfile"), "--no_ssh", "--master_addr", "127.0.0.1", "--master_port", port]
-    nodes = [
-        subprocess.Popen(
-            [
-                str(deepspeed),
-                *where,
-                "--node_rank",
-                str(rank),
-                "--no_local_rank",
-                "--module",
-                "sweepcp",
-                "train",
-                bundle,
-                "--out",
-                out,
-            ],
-            env=ENV,
-        )
-        for rank in (0, 1)
-    ]
-    assert [node.wait(300) for node in nodes] == [0, 0]
+    where = ["--hostfile", str(tmp_path / "hostfile"), "--no_ssh", "--master_addr", "127.0.0.1"]
+    where += ["--master_port", free_port()]
+    out = tmp_path / "run"
+    together(*((deepspeed(bundle, out, *where, "--node_rank", rank), {}) for rank in ("0", "1")))
     same(out, bundle)
 
 
 def test_what_srun_sets(bundle: Path, tmp_path: Path):
     """Two tasks with the variables that srun gives them, and the address that a batch script exports."""
     common = {"SLURM_NTASKS": "2", "SLURM_JOB_ID": "4711", "SLURM_STEP_NODELIST": "n[1-2]", "MASTER_ADDR": "127.0.0.1"}
-    common |= {"MASTER_PORT": free_port()}
-    tasks = [
-        subprocess.Popen(
-            [str(PYTHON), *TRAIN, str(bundle), "--out", str(tmp_path)],
-            env=ENV | common | {"SLURM_PROCID": str(rank), "SLURM_LOCALID": "0"},
-        )
-        for rank in (0, 1)
-    ]
-    assert [task.wait(300) for task in tasks] == [0, 0]
+    common |= {"MASTER_PORT": free_port(), "SLURM_LOCALID": "0"}
+    command = [str(PYTHON), *TRAIN, str(bundle), "--out", str(tmp_path)]
+    together(*((command, common | {"SLURM_PROCID": rank}) for rank in ("0", "1")))
     same(tmp_path, bundle)
 
 

@@ -11,6 +11,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from sweepcp.errors import BadInput
+from sweepcp.files import file_sha256
 from sweepcp.full import checkpoint
 from sweepcp.full.checkpoint import Progress
 from sweepcp.full.weights import check_tensors, read_span, read_weights, span, write_weights
@@ -89,7 +90,7 @@ def write_state(folder: Path, step: int, ranks: int) -> Progress:
         cut = {name: values[slice(*span(len(values), rank, ranks))].clone() for name, values in STATE.items()}
         file = place / f"rank-{rank:05d}.safetensors"
         save_file({name: values for name, values in cut.items() if len(values)} or {"nothing": torch.zeros(1)}, file)
-        files[file.name] = checkpoint._hash(file).hex()
+        files[file.name] = file_sha256(file)
     sizes = {name: len(values) for name, values in STATE.items()}
     progress = progress.model_copy(update={"sizes": sizes, "files": files})
     (place / "manifest.json").write_text(progress.model_dump_json())
