@@ -222,6 +222,36 @@ def promote(
 
 
 @app.command()
+def export(
+    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="A folder that `sweepcp promote` wrote.")],
+    to: Annotated[
+        list[str], typer.Option("--to", metavar="NAME", help="A trainer, a launcher; give it twice for both.")
+    ],
+    out: Annotated[Path, typer.Option(help="The folder to write, on storage that all nodes see.")],
+    site: Annotated[str | None, typer.Option(help="What the cluster asks: a site file, or a shipped one.")] = None,
+    verify: Annotated[
+        list[str] | None, typer.Option(metavar="PYTHON", help="Let the trainer that is installed there parse it.")
+    ] = None,
+    strict: Annotated[bool, typer.Option("--strict", help="Refuse whatever the trainer does otherwise.")] = False,
+) -> None:
+    """Write a bundle for the trainer and the launcher that you run already.
+
+    Trainers: deepspeed (sweepcp train), hf-trainer, axolotl, llama-factory, megatron-lm, torchtitan.
+    Launchers: torchrun, slurm, ray, kubeflow, skypilot.
+    """
+    from sweepcp.display import make_console
+    from sweepcp.export.show import show_export
+    from sweepcp.export.site import load_site
+    from sweepcp.export.write import export as write_export
+    from sweepcp.promote.bundle import open_bundle
+
+    placed, file = load_site(site)
+    done = write_export(open_bundle(bundle.absolute()), to, placed, file, out.absolute(), verify or (), strict)
+    show_export(make_console(), done)
+    raise typer.Exit(0 if all(checked.good for checked in done.checked.values()) else 1)
+
+
+@app.command()
 def train(
     bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="A folder that `sweepcp promote` wrote.")],
     out: Annotated[Path | None, typer.Option(help="The folder of the run; by default run/ in the bundle.")] = None,

@@ -7,6 +7,9 @@ from pydantic import Field, model_validator
 from sweepcp.schema import Schema
 
 Count = Annotated[int, Field(ge=1)]
+Size = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
+"""What is fixed in Llama 3's scaling of rotary positions."""
 COUNTED = ("llama", "mistral")
 """Model types whose parameters the formula counts: gated MLP, no biases."""
 
@@ -25,6 +28,12 @@ class Shape(Schema):
     tie_word_embeddings: bool = False
     head_dim: Count | None = None
     """By default hidden_size / num_attention_heads."""
+    rope_theta: Size | None = None
+    """Base of the rotary positions."""
+    rope_type: str = "default"
+    """`default`: not scaled; `llama3`: as Llama 3.1 (frequency factors 1 and 4, 8,192 original positions)."""
+    rope_factor: Size | None = None
+    rms_norm_eps: Size | None = None
     parameters: Count | None = None
     """Stated for model types other than llama and mistral, whose parameters are counted."""
 
@@ -66,6 +75,12 @@ class Shape(Schema):
 def shape_of(config: dict[str, Any], parameters: int | None = None) -> Shape | None:
     """The shape that a transformers configuration describes, None where its keys do not tell its size."""
     heads = config.get("num_attention_heads")
+    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    kind = str(rope.get("rope_type", rope.get("type", "default")))
+    if kind == "llama3" and any(rope.get(key) != value for key, value in LLAMA3.items()):
+        kind = "llama3 with other factors"
+    rotary = {"rope_theta": rope.get("rope_theta", config.get("rope_theta")), "rope_type": kind}
+    config = config | {key: value for key, value in rotary.items() if value} | {"rope_factor": rope.get("factor")}
     known: dict[str, Any] = {"num_key_value_heads": heads, "tie_word_embeddings": False} | {
         name: config[name] for name in Shape.model_fields if name != "parameters" and config.get(name) is not None
     }

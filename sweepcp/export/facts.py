@@ -1,0 +1,129 @@
+"""What a recipe demands of any trainer, and how what a trainer has parsed is compared with it."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sweepcp.promote.bundle import Bundle
+
+SHARE = 1e-3
+"""Shares of tokens may differ by so much."""
+AREA = 1e-3
+"""The sum of the LR over all steps may differ by this part of it, or by one step at the max LR, if that is more."""
+
+FACTS = {
+    "steps": "optimizer steps",
+    "lr": "LR of every step",
+    "batch": "tokens in a batch",
+    "seq_len": "tokens in a sequence",
+    "shares": "share of tokens of each source",
+    "optimizer": "AdamW: betas, epsilon, weight decay",
+    "decayed": "what weight decay applies to",
+    "clip": "largest gradient norm",
+    "loss": "what the loss is averaged over",
+    "precision": "precision",
+    "attention": "attention between documents",
+    "targets": "targets across documents",
+    "order": "order of the sequences",
+    "seed": "seed",
+    "model": "model",
+}
+"""Every fact that is compared, and what it is called."""
+
+
+def facts_of(bundle: Bundle) -> dict[str, Any]:
+    """The facts of a bundle's recipe, by their names in `FACTS`."""
+    recipe = bundle.recipe
+    return {
+        "steps": recipe.steps,
+        "lr": [recipe.lr(step, bundle.model.max_lr) for step in range(1, recipe.steps + 1)],
+        "batch": recipe.batch_tokens,
+        "seq_len": recipe.seq_len,
+        "shares": {p.source: p.share for p in recipe.mixture.portions},
+        "optimizer": [*recipe.betas, 1e-8, recipe.weight_decay],
+        "decayed": "matrices",
+        "clip": recipe.clip,
+        "loss": "targets of the whole batch",
+        "precision": bundle.target.compute.precision,
+        "attention": "across" if recipe.cross_documents else "within",
+        "targets": "across" if recipe.cross_documents else "within",
+        "order": "the stream",
+        "seed": recipe.seed,
+        "model": bundle.model.path or bundle.model.hub,
+    }
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A fact or a setting that was compared."""
+
+    what: str
+    """A name of `FACTS`, or `setting KEY`."""
+    agrees: bool
+    detail: str
+    """The numbers, where there is something to say."""
+
+
+def compare(
+    wanted: dict[str, Any], found: dict[str, Any], settings: dict[str, Any], parsed: dict[str, Any]
+) -> list[Finding]:
+    """Facts and settings that were wanted, against those that a peer has parsed. A fact that is missing disagrees."""
+    findings = [_fact(name, wanted[name], found.get(name)) for name in FACTS]
+    for key, value in settings.items():
+        there = parsed.get(key, "nothing")
+        agrees = same(value, there)
+        findings.append(Finding(f"setting {key}", agrees, "" if agrees else f"written {value!r}, parsed {there!r}"))
+    return findings
+
+
+def same(one: Any, other: Any) -> bool:
+    """Equality of parsed values; numbers to 1e-12 of their size, and never a bool for a number."""
+    if isinstance(one, bool) or isinstance(other, bool):
+        return one is other
+    if isinstance(one, int | float) and isinstance(other, int | float):
+        return math.isclose(one, other, rel_tol=1e-12, abs_tol=0)
+    if isinstance(one, dict) and isinstance(other, dict):
+        return one.keys() == other.keys() and all(same(one[k], other[k]) for k in one)
+    if isinstance(one, list | tuple) and isinstance(other, list | tuple):
+        return len(one) == len(other) and all(map(same, one, other))
+    return type(one) is type(other) and bool(one == other)
+
+
+def _fact(name: str, wanted: Any, found: Any) -> Finding:
+    if found is None:
+        return Finding(name, False, "not stated by the trainer's configuration")
+    if name == "lr":
+        return Finding(name, *same_lr(wanted, found))
+    if name == "shares":
+        return Finding(name, *_same_shares(wanted, found))
+    agrees = same(wanted, found)
+    return Finding(name, agrees, "" if agrees else f"the recipe says {wanted}, the trainer {found}")
+
+
+def same_lr(wanted: Sequence[float], found: Sequence[float]) -> tuple[bool, str]:
+    """Whether two LR curves agree, and by how much they differ.
+
+    Trainers begin to count at 0 or at 1. So each step's LR has to lie between those that the recipe has one step before
+    and one step after, where a rise from 0 precedes step 1, and the areas have to agree to `AREA` or one step.
+    """
+    if len(wanted) != len(found):
+        return False, f"{len(wanted)} steps in the recipe, {len(found)} there"
+    peak = max(wanted)
+    before = [0.0 if wanted[0] < peak or found[0] == 0 else wanted[0], *wanted[:-1]]
+    after = [*wanted[1:], wanted[-1]]
+    slack = 1e-9 * peak
+    for step, (there, near) in enumerate(zip(found, zip(before, wanted, after, strict=True), strict=True), start=1):
+        if not min(near) - slack <= there <= max(near) + slack:
+            return False, f"step {step}: {wanted[step - 1]:.6g} in the recipe, {there:.6g} there"
+    area, there = math.fsum(wanted), math.fsum(found)
+    difference = f"area {there / area - 1:+.3%}"
+    return abs(there - area) <= max(AREA * area, peak * (1 + 1e-9)), difference
+
+
+def _same_shares(wanted: dict[str, float], found: dict[str, float]) -> tuple[bool, str]:
+    if wanted.keys() != found.keys():
+        return False, f"sources {sorted(wanted)} in the recipe, {sorted(found)} there"
+    worst = max(wanted, key=lambda name: abs(wanted[name] - found[name]))
+    agrees = abs(wanted[worst] - found[worst]) <= SHARE
+    return agrees, f"{worst}: {wanted[worst]:.2%} in the recipe, {found[worst]:.2%} there"

@@ -1,0 +1,84 @@
+"""What an export is made from, and what a trainer's part of it is."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from sweepcp.export.site import Site
+from sweepcp.promote.bundle import Bundle, Opened
+
+PLANNED = "/planned"
+"""Stands for the store of a planned corpus: it can be exported and checked, not trained on."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """What every module here writes from."""
+
+    opened: Opened
+    site: Site
+    out: Path
+    """Where the files will stand; absolute, the same on all nodes."""
+    where: Path
+    """The site file, or the bundle where there is none: named in errors."""
+
+    @property
+    def bundle(self) -> Bundle:
+        return self.opened.bundle
+
+    @property
+    def run(self) -> str:
+        """The folder of the run: checkpoints and results."""
+        return str(self.out / "run")
+
+    @property
+    def job(self) -> str:
+        return self.site.job or self.bundle.name
+
+    @property
+    def model(self) -> str:
+        """A folder, or the id on a hub."""
+        return self.bundle.model.path or str(self.bundle.model.hub)
+
+    @property
+    def on_gpu(self) -> bool:
+        return self.bundle.target.hardware.device == "cuda"
+
+    @property
+    def stores(self) -> dict[str, str]:
+        """Source → folder of its token store."""
+        return {c.name: c.store or f"{PLANNED}/{c.name}" for c in self.bundle.corpora}
+
+
+@dataclass(frozen=True)
+class Difference:
+    """What a trainer does otherwise than the recipe says."""
+
+    fact: str
+    """As in `sweepcp.export.facts`."""
+    there: str
+    """What it does instead, and how much that is."""
+
+
+@dataclass(frozen=True)
+class Handoff:
+    """A trainer's part of an export."""
+
+    files: dict[str, str]
+    """Name → text, without its head."""
+    command: tuple[str, ...]
+    """What every process runs, after `python` or `torchrun`."""
+    settings: dict[str, Any]
+    """Key → value, everything that was written and that the peer must have parsed."""
+    differences: tuple[Difference, ...] = ()
+    prepare: tuple[tuple[str, ...], ...] = ()
+    """Commands to run once, before the first start."""
+    env: dict[str, str] = field(default_factory=dict)
+    saves_on_term: bool = False
+    """Whether it saves when it is told to end; if not, what was saved last is what is left."""
+
+
+def accumulation(source: Source) -> int:
+    """Micro batches of one step on one data-parallel process, without tensor and pipeline parallelism."""
+    target = source.bundle.target
+    return source.bundle.recipe.sequences // (target.hardware.world * target.compute.micro_batch)

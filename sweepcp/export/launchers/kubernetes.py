@@ -1,0 +1,75 @@
+"""What pods of all launchers on Kubernetes have in common."""
+
+from typing import Any
+
+from sweepcp.errors import BadInput
+from sweepcp.export.handoff import Handoff, Source
+from sweepcp.export.launchers.shell import environment
+from sweepcp.export.safe import LABEL
+from sweepcp.export.site import Kubernetes, below
+
+VOLUME = "shared"
+
+
+def settings(source: Source) -> Kubernetes:
+    """The site's section. Raises `BadInput` without one, for a job's name that is none there, or paths not mounted."""
+    site = source.site.kubernetes
+    if site is None:
+        rule = "a launcher on Kubernetes needs an image and a volume"
+        raise BadInput(source.where, "kubernetes", None, rule, "add `kubernetes:` to the file, and name it by --site")
+    if not LABEL.fullmatch(source.job):
+        key = "job" if source.site.job else "name"
+        rule = "a name of RFC 1123 and RFC 1035: at most 63 of a-z, 0-9 and `-`, beginning with a letter"
+        raise BadInput(source.where, key, source.job, rule, "set `job:` in the site file")
+    if source.site.secrets and site.secret is None:
+        rule = "secrets come from a Secret of the cluster"
+        raise BadInput(source.where, "kubernetes.secret", None, rule, "name it, with a key for each of `secrets`")
+    on_nodes(source, site.mount)
+    return site
+
+
+def on_nodes(source: Source, mount: str) -> None:
+    """Everything that the job reads and writes is on the storage that the nodes mount."""
+    paths = {"--out": str(source.out), "the bundle": str(source.opened.path), "model.path": source.bundle.model.path}
+    paths |= {f"corpora.{c.name}.store": c.store for c in source.bundle.corpora}
+    for key, path in paths.items():
+        if path is not None:
+            below(path, mount, source.where, key)
+
+
+def variables(source: Source, handoff: Handoff, site: Kubernetes) -> list[dict[str, Any]]:
+    """`env` of a container: values, and references to the Secret's keys."""
+    found: list[dict[str, Any]] = [{"name": n, "value": v} for n, v in environment(source, handoff).items()]
+    for name in source.site.secrets:
+        found.append({"name": name, "valueFrom": {"secretKeyRef": {"name": site.secret, "key": name}}})
+    return found
+
+
+def resources(source: Source, site: Kubernetes) -> dict[str, Any]:
+    """Requests and limits of a node's pod."""
+    wanted: dict[str, Any] = {}
+    if site.cpus is not None:
+        wanted["cpu"] = str(site.cpus)
+    if site.memory is not None:
+        wanted["memory"] = site.memory
+    if source.on_gpu:
+        wanted["nvidia.com/gpu"] = str(source.bundle.target.hardware.per_node)
+    return {"requests": wanted, "limits": wanted} if wanted else {}
+
+
+def volumes(site: Kubernetes) -> list[dict[str, Any]]:
+    """The shared storage, and memory for NCCL and data loaders to share, of which a container has 64 MiB otherwise."""
+    return [
+        {"name": VOLUME, "persistentVolumeClaim": {"claimName": site.claim}},
+        {"name": "shm", "emptyDir": {"medium": "Memory"}},
+    ]
+
+
+def mounts(site: Kubernetes) -> list[dict[str, Any]]:
+    """Where a container finds them."""
+    return [{"name": VOLUME, "mountPath": site.mount}, {"name": "shm", "mountPath": "/dev/shm"}]
+
+
+def about(source: Source) -> dict[str, str]:
+    """Annotations that say where an object comes from."""
+    return {"sweepcp/recipe": source.bundle.recipe_id, "sweepcp/bundle": source.opened.id}

@@ -1,0 +1,96 @@
+"""Slurm: a batch script for all nodes that saves and queues again when its time is up or when it is preempted."""
+
+from string import Template
+
+from sweepcp.export.handoff import Handoff, Source
+from sweepcp.export.launchers.shell import PORT, Raw, exports, lines, torchrun
+
+SCRIPT = Template("""\
+set -uo pipefail
+$exports
+step=
+leave() { # USR1: the time is nearly up; TERM: the nodes are wanted for another job
+    trap '' TERM USR1
+    echo "job $$SLURM_JOB_ID: saving, then back into the queue"
+    scancel --signal=TERM "$$SLURM_JOB_ID" # all steps, and not this script
+    wait "$$step"
+    scontrol requeue "$$SLURM_JOB_ID"
+    exit 0
+}
+trap leave TERM USR1
+
+$master$start &
+step=$$!
+status=0
+wait "$$step" || status=$$?
+if [ "$$status" -eq 0 ]; then
+    exit 0
+fi
+$final
+if [ "$$status" -le 128 ] || [ "$$status" -eq 137 ]; then # a failure; above 128 a signal, and only KILL is one, too
+    echo "failed with status $$status" >>$failures
+    if [ "$$(wc -l <$failures)" -gt $most ]; then
+        echo "job $$SLURM_JOB_ID: status $$status, $most failures before this one: not queued again"
+        exit "$$status"
+    fi
+fi
+echo "job $$SLURM_JOB_ID: status $$status, back into the queue; it goes on from the last checkpoint"
+scontrol requeue "$$SLURM_JOB_ID"
+""")
+FINAL = """\
+if [ "$status" -eq 2 ] || [ "$status" -eq 3 ]; then # wrong input, diverged, alarmed: again would be the same
+    exit "$status"
+fi"""
+MASTER = """\
+MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+"""
+
+
+def write(source: Source, handoff: Handoff) -> dict[str, str]:
+    """`job.sbatch`. `sweepcp train` is started by srun itself, a task a process; other trainers by a torchrun a node."""
+    own = handoff.command[:3] == ("-m", "sweepcp", "train")
+    site, hardware = source.site.slurm, source.bundle.target.hardware
+    tasks = hardware.per_node if own else 1
+    srun = ["srun", "--kill-on-bad-exit=1"]
+    if own:
+        start = [*srun, source.site.python, *handoff.command]
+    else:
+        place = ["--nnodes", str(hardware.nodes), "--node-rank", Raw("$SLURM_NODEID")]
+        place += ["--master-addr", Raw("$MASTER_ADDR"), "--master-port", str(PORT)]
+        inner = lines(torchrun(source, handoff, place, restarts=0)).replace("'", "'\\''")
+        start = [*srun, f"bash -c '{inner}'"]
+    options = [f"#SBATCH --{line}" for line in _options(source, tasks, hardware.per_node // tasks)]
+    text = SCRIPT.substitute(
+        exports=exports(source, handoff),
+        master="" if own else "export MASTER_ADDR\n" + MASTER,
+        start=lines(start) if own else " ".join(start),
+        final=FINAL if own else "",
+        failures=f"{source.out}/failures",
+        most=site.max_failures,
+    )
+    return {"job.sbatch": "\n".join(options) + "\n\n" + text}
+
+
+def how(source: Source) -> str:
+    """How it is started."""
+    return f"sbatch {source.out}/job.sbatch"
+
+
+def _options(source: Source, tasks: int, devices: int) -> list[str]:
+    """What sbatch is asked for; `devices` are those of a task."""
+    site, hardware = source.site.slurm, source.bundle.target.hardware
+    options = [f"job-name={source.job}", f"nodes={hardware.nodes}", f"ntasks-per-node={tasks}"]
+    if source.on_gpu:
+        options.append(f"gres=gpu:{hardware.per_node}")
+    if site.cpus_per_gpu is not None:
+        options.append(f"cpus-per-task={site.cpus_per_gpu * devices}")
+    for name in ("partition", "account", "qos", "time"):
+        if (value := getattr(site, name)) is not None:
+            options.append(f"{name}={value}")
+    options += [
+        f"output={source.out}/slurm-%j.log",
+        "open-mode=append",
+        "requeue",
+        f"signal=B:USR1@{source.site.grace}",
+    ]
+    return options

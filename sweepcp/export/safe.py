@@ -1,0 +1,86 @@
+"""Text that may stand in exported files: allow-lists, so that nothing has to be escaped to be harmless."""
+
+import re
+from collections.abc import Iterable
+from typing import Annotated
+
+from pydantic import AfterValidator, Field
+
+from sweepcp.errors import BadInput
+from sweepcp.promote.bundle import Opened
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
+PATH = re.compile(r"/[A-Za-z0-9_.@+=,/-]*")
+HUB = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*(/[A-Za-z0-9][A-Za-z0-9_.-]*)?")
+LABEL = re.compile(r"[a-z]([a-z0-9-]{0,61}[a-z0-9])?")
+"""A label of RFC 1123 that begins with a letter, which services and job sets ask for (RFC 1035)."""
+VALUE = re.compile(r"[A-Za-z0-9_.:/,=@%+-]*")
+VARIABLE = re.compile(r"[A-Z_][A-Z0-9_]*")
+IMAGE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:/@-]*")
+SECRET = re.compile(
+    r"hf_[A-Za-z0-9]{16,}|sk-[A-Za-z0-9_-]{16,}|gh[pousr]_[A-Za-z0-9]{16,}|github_pat_\w{16,}|glpat-[\w-]{16,}"
+    r"|AKIA[A-Z0-9]{16}|xox[abprs]-[\w-]{10,}|AIza[\w-]{30,}|eyJ[\w-]{16,}\.[\w-]{16,}|-----BEGIN"
+)
+"""How the tokens of hubs, clouds, forges and trackers begin, and JSON web tokens and private keys."""
+SECRET_NAME = re.compile(r"TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIAL|API_?KEY|ACCESS_?KEY|PRIVATE_?KEY")
+
+
+def _matching(pattern: re.Pattern[str], rule: str) -> AfterValidator:
+    def check(text: str) -> str:
+        if not pattern.fullmatch(text):
+            raise ValueError(f"{rule}; fix: use only what matches {pattern.pattern}")
+        if ".." in text.split("/"):
+            raise ValueError(f"{rule}, without `..`; fix: write the path that is meant")
+        if SECRET.search(text):
+            raise ValueError("no secret is ever written; fix: name its environment variable under `secrets`")
+        return text
+
+    return AfterValidator(check)
+
+
+Name = Annotated[str, _matching(NAME, "a name of letters, digits, `_`, `.` and `-`")]
+Label = Annotated[str, _matching(LABEL, "a Kubernetes name: at most 63 of a-z, 0-9 and `-`, beginning with a letter")]
+Place = Annotated[str, _matching(PATH, "an absolute path of letters, digits and `_.@+=,-`")]
+Image = Annotated[str, _matching(IMAGE, "the name of a container image")]
+Value = Annotated[str, _matching(VALUE, "a value of letters, digits and `_.:/,=@%+-`")]
+Variable = Annotated[str, _matching(VARIABLE, "the name of an environment variable, in capitals")]
+Time = Annotated[str, _matching(re.compile(r"(\d+-)?\d{1,2}:\d{2}:\d{2}"), "a time as Slurm writes it, 7-00:00:00")]
+Positive = Annotated[int, Field(ge=1)]
+
+
+def check_texts(opened: Opened) -> None:
+    """Refuse a bundle whose names or paths could be more than that where they are exported. Raises `BadInput`."""
+    bundle, where = opened.bundle, opened.path / "bundle.json"
+    texts: list[tuple[str, str | None, re.Pattern[str], str]] = [
+        ("name", bundle.name, NAME, "promote again from a target with a plain name"),
+        ("target.name", bundle.target.name, NAME, "promote again from a target with a plain name"),
+        ("the folder", str(opened.path), PATH, "move the bundle to a path without spaces and special characters"),
+        ("model.path", bundle.model.path, PATH, "move the model, and promote again"),
+        ("model.hub", bundle.model.hub, HUB, "name the model as organisation/name"),
+        ("model.revision", bundle.model.revision, NAME, "name a commit, and promote again"),
+        ("target.checkpoints.folder", bundle.target.checkpoints.folder, PATH, "name another folder, promote again"),
+    ]
+    for corpus in bundle.corpora:
+        texts.append((f"corpora.{corpus.name}.name", corpus.name, NAME, "rename the source in its experiment"))
+        texts.append((f"corpora.{corpus.name}.store", corpus.store, PATH, "move the store, and promote again"))
+    for key, text, pattern, fix in texts:
+        if text is None:
+            continue
+        if not pattern.fullmatch(text) or ".." in text.split("/"):
+            raise BadInput(where, key, text, f"text that matches {pattern.pattern}, without `..`", fix)
+        refuse_secret(where, key, text)
+
+
+def refuse_secret(where: object, key: str, text: str) -> None:
+    """Raise `BadInput` if a text holds what looks like a token or a private key; the message does not repeat it."""
+    if found := SECRET.search(text):
+        shown = f"{found.group()[:4]}… ({len(text)} characters)"
+        rule = "no secret is ever written into a file"
+        raise BadInput(where, key, shown, rule, "remove it, revoke it, and name its environment variable instead")
+
+
+def check_files(names: Iterable[str]) -> None:
+    """Names of exported files are plain: no folders, nothing that leaves the folder."""
+    for name in names:
+        if not NAME.fullmatch(name):
+            raise ValueError(f"{name!r} is no plain file name")

@@ -1,0 +1,159 @@
+"""transformers' Trainer with DeepSpeed ZeRO-3: its arguments, DeepSpeed's configuration, and a script."""
+
+import json
+from string import Template
+from typing import Any
+
+import yaml
+
+from sweepcp.export.handoff import Handoff, Source, accumulation
+from sweepcp.export.transformers_keys import flat, schedule, schedule_differences, warmup_steps, zero_config
+
+SCRIPT = Template('''\
+import os
+import signal
+import sys
+from pathlib import Path
+
+import torch
+from torch.utils.data import Dataset
+from transformers import AutoModelForCausalLM, AutoTokenizer, HfArgumentParser, Trainer, TrainingArguments
+
+from sweepcp.data.store import Store
+from sweepcp.data.stream import Stream
+from sweepcp.promote.bundle import open_bundle
+
+HERE = Path(__file__).parent
+BUNDLE = $bundle
+BUNDLE_HASH = $hash
+MODEL = $model
+REVISION = $revision
+ATTENTION = $attention
+
+
+class Sequences(Dataset):
+    """The sequences of the run in the order of its stream: shares of tokens are met at every step."""
+
+    def __init__(self, recipe, stores):
+        self.stream, self.sequences, self.steps = Stream(recipe, stores), recipe.sequences, recipe.steps
+
+    def __len__(self):
+        return self.steps * self.sequences
+
+    def __getitem__(self, number):
+        step, row = divmod(number, self.sequences)
+        batch = self.stream.batch(step + 1, row, self.sequences)
+        return torch.tensor(batch.input_ids[0]), torch.tensor(batch.targets[0]), torch.tensor(batch.position_ids[0])
+
+
+def collate(rows):
+    """Positions that restart keep documents apart, which needs: no attention mask, and one row for flash attention."""
+    inputs, targets, positions = (torch.stack(column) for column in zip(*rows))
+    if "flash" in ATTENTION:
+        inputs, targets, positions = (x.flatten()[None] for x in (inputs, targets, positions))
+    return {"input_ids": inputs, "position_ids": positions, "labels": targets, "shift_labels": targets}
+
+
+def last_complete(folder):
+    """The last checkpoint that was written to its end, None without one."""
+    found = [p.parent for p in Path(folder).glob("checkpoint-*/trainer_state.json")]
+    found = [p for p in found if not (p / "checkpoint-is-incomplete.txt").exists()]
+    return str(max(found, key=lambda p: int(p.name.split("-")[1]))) if found else None
+
+
+def main():
+    (args,) = HfArgumentParser((TrainingArguments,)).parse_yaml_file(str(HERE / "training_args.yaml"))
+    opened = open_bundle(Path(BUNDLE))
+    if opened.id != BUNDLE_HASH:
+        sys.exit(f"{BUNDLE} is not the bundle that was exported ({BUNDLE_HASH[:16]}); export again")
+    recipe = opened.bundle.recipe
+    stores = [Store(Path(str(corpus.store)), corpus.name) for corpus in opened.bundle.corpora]
+    dtype = torch.bfloat16 if args.bf16 else torch.float32  # ZeRO keeps fp32 masters of them
+    model = AutoModelForCausalLM.from_pretrained(MODEL, revision=REVISION, dtype=dtype, attn_implementation=ATTENTION)
+    model.config.use_cache = False
+    tokenizer = AutoTokenizer.from_pretrained(MODEL, revision=REVISION)
+    trainer = Trainer(
+        model=model,
+        args=args,
+        data_collator=collate,
+        train_dataset=Sequences(recipe, stores),
+        processing_class=tokenizer,
+    )
+    trainer.train(resume_from_checkpoint=last_complete(args.output_dir))
+    if trainer.state.global_step < args.max_steps:  # a signal: what it saved is what the next start goes on from
+        sys.exit(128 + signal.SIGTERM)
+    trainer.save_model(os.path.join(args.output_dir, "model"))
+
+
+if __name__ == "__main__":
+    main()
+''')
+
+
+def write(source: Source) -> Handoff:
+    """`training_args.yaml`, `ds_config.json` and `train.py`; the script reads the bundle's stores through sweepcp."""
+    bundle, config = source.bundle, zero_config(source)
+    arguments = _arguments(source)
+    script = SCRIPT.substitute(
+        bundle=json.dumps(str(source.opened.path)),
+        hash=json.dumps(source.opened.id),
+        model=json.dumps(source.model),
+        revision=json.dumps(bundle.model.revision) if bundle.model.revision else "None",
+        attention=json.dumps(bundle.target.compute.attention),
+    )
+    constants = {
+        "BUNDLE": str(source.opened.path),
+        "BUNDLE_HASH": source.opened.id,
+        "MODEL": source.model,
+        "REVISION": bundle.model.revision,
+        "ATTENTION": bundle.target.compute.attention,
+    }
+    return Handoff(
+        files={
+            "training_args.yaml": yaml.safe_dump(arguments, sort_keys=False),
+            "ds_config.json": json.dumps(config, indent=1) + "\n",
+            "train.py": script,
+        },
+        command=(f"{source.out}/train.py",),
+        settings=arguments | flat("ds_config.json", config) | constants,
+        differences=schedule_differences(bundle.recipe),
+        env={} if source.on_gpu else {"DS_ACCELERATOR": "cpu"},
+        saves_on_term=True,
+    )
+
+
+def _arguments(source: Source) -> dict[str, Any]:
+    """`TrainingArguments`, by their names."""
+    bundle, recipe, target = source.bundle, source.bundle.recipe, source.bundle.target
+    kind, kwargs = schedule(recipe, bundle.model.max_lr)
+    arguments: dict[str, Any] = {
+        "output_dir": source.run,
+        "max_steps": recipe.steps,
+        "per_device_train_batch_size": target.compute.micro_batch,
+        "gradient_accumulation_steps": accumulation(source),
+        "learning_rate": recipe.lr_fraction * bundle.model.max_lr,
+        "lr_scheduler_type": kind,
+        "lr_scheduler_kwargs": kwargs,
+        "warmup_steps": warmup_steps(recipe),
+        "optim": "adamw_torch_fused",
+        "adam_beta1": recipe.betas[0],
+        "adam_beta2": recipe.betas[1],
+        "adam_epsilon": 1e-8,
+        "weight_decay": recipe.weight_decay,
+        "max_grad_norm": recipe.clip,
+        "bf16": target.compute.precision == "bf16",
+        "gradient_checkpointing": target.compute.recompute,
+        "gradient_checkpointing_kwargs": {"use_reentrant": False},
+        "deepspeed": f"{source.out}/ds_config.json",
+        "train_sampling_strategy": "sequential",
+        "remove_unused_columns": False,
+        "average_tokens_across_devices": True,
+        "seed": recipe.seed,
+        "save_strategy": "steps",
+        "save_steps": target.checkpoints.every,
+        "save_total_limit": target.checkpoints.keep,
+        "enable_jit_checkpoint": True,
+        "logging_steps": 1,
+        "report_to": ["tensorboard", *target.tracking],
+    }
+    return arguments | ({} if source.on_gpu else {"use_cpu": True})

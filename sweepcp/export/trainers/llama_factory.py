@@ -1,0 +1,78 @@
+"""LLaMA-Factory: its YAML for `stage: pt`, on the run's tokens written out sequence by sequence."""
+
+import json
+from typing import Any
+
+import yaml
+
+from sweepcp.export.handoff import Difference, Handoff, Source, accumulation
+from sweepcp.export.transformers_keys import flat, mix, schedule, schedule_differences, warmup_steps, zero_config
+
+ATTENTION = {"sdpa": "sdpa", "eager": "disabled", "flash_attention_2": "fa2"}
+
+
+def write(source: Source) -> Handoff:
+    """`llama_factory.yaml` and `ds_config.json`.
+
+    Its weights are those of documents before packing, so the mix is written out and read as tokenised data.
+    """
+    recipe, config = source.bundle.recipe, zero_config(source)
+    arguments = _arguments(source)
+    differences = [*schedule_differences(recipe)]
+    if not recipe.cross_documents:
+        differences.append(Difference("attention", "documents attend to those before them in their sequence"))
+        kept = "the first token of a document is predicted from the one before it"
+        differences.append(Difference("targets", f"{kept}; the last target of each sequence is left out"))
+    else:
+        differences.append(Difference("targets", "the last target of each sequence is left out"))
+    return Handoff(
+        files={
+            "llama_factory.yaml": yaml.safe_dump(arguments, sort_keys=False),
+            "ds_config.json": json.dumps(config, indent=1) + "\n",
+        },
+        command=("-m", "llamafactory.launcher", f"{source.out}/llama_factory.yaml"),
+        settings=arguments | flat("ds_config.json", config),
+        differences=tuple(differences),
+        prepare=(mix(source, "sequences"),),
+    )
+
+
+def _arguments(source: Source) -> dict[str, Any]:
+    bundle, recipe, target = source.bundle, source.bundle.recipe, source.bundle.target
+    kind, kwargs = schedule(recipe, bundle.model.max_lr)
+    return {
+        "stage": "pt",
+        "do_train": True,
+        "finetuning_type": "full",
+        "model_name_or_path": source.model,
+        "model_revision": bundle.model.revision or "main",
+        "flash_attn": ATTENTION[target.compute.attention],
+        "disable_gradient_checkpointing": not target.compute.recompute,
+        "dataset": "mix",
+        "tokenized_path": f"{source.out}/mix",
+        "cutoff_len": recipe.seq_len,
+        "disable_shuffling": True,
+        "output_dir": source.run,
+        "max_steps": recipe.steps,
+        "per_device_train_batch_size": target.compute.micro_batch,
+        "gradient_accumulation_steps": accumulation(source),
+        "learning_rate": recipe.lr_fraction * bundle.model.max_lr,
+        "lr_scheduler_type": kind,
+        "lr_scheduler_kwargs": kwargs,
+        "warmup_steps": warmup_steps(recipe),
+        "optim": "adamw_torch_fused",
+        "adam_beta1": recipe.betas[0],
+        "adam_beta2": recipe.betas[1],
+        "adam_epsilon": 1e-8,
+        "weight_decay": recipe.weight_decay,
+        "max_grad_norm": recipe.clip,
+        "bf16": target.compute.precision == "bf16",
+        "deepspeed": f"{source.out}/ds_config.json",
+        "average_tokens_across_devices": True,
+        "seed": recipe.seed,
+        "save_strategy": "steps",
+        "save_steps": target.checkpoints.every,
+        "save_total_limit": target.checkpoints.keep,
+        "logging_steps": 1,
+        "report_to": ["tensorboard"],
+    } | ({} if source.on_gpu else {"use_cpu": True})
