@@ -4,13 +4,14 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
 import sweepcp
 
 if TYPE_CHECKING:
+    from sweepcp.data.mix import Rows
     from sweepcp.front import Rule
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None)
@@ -157,6 +158,30 @@ def mine(
 
         result = mine_corpus(loaded.sources, files, corpus, out, precision, address, show)
     show_mined(console, result, out)
+
+
+@data.command()
+def mix(
+    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="A folder that `sweepcp promote` wrote.")],
+    out: Annotated[Path, typer.Option(help="The folder to write: a data set as `datasets` saves it.")],
+    rows: Annotated[str, typer.Option(help="sequences, or documents: what each sequence holds of one.")] = "sequences",
+    workers: Annotated[int, typer.Option(min=1, help="Processes.")] = 1,
+) -> None:
+    """Write a run's tokens in their order, for trainers that cannot mix by tokens. Needs 12 bytes a token, twice."""
+    from sweepcp.data.mix import write_mix
+    from sweepcp.data.store import Store
+    from sweepcp.errors import BadInput
+    from sweepcp.full.ready import check_ready
+    from sweepcp.promote.bundle import open_bundle
+
+    if rows != "sequences" and rows != "documents":
+        raise BadInput("data mix", "--rows", rows, "sequences or documents", "name one of the two")
+    opened = open_bundle(bundle.absolute())
+    check_ready(opened.path, opened.bundle)
+    stores = [Store(Path(str(c.store)), c.name) for c in opened.bundle.corpora]
+    tokens = write_mix(opened.bundle.recipe, stores, out.absolute(), cast("Rows", rows), workers)
+    typer.echo("\n".join(f"{source}: {count:,} tokens" for source, count in tokens.items()))
+    typer.echo(f"{out}")
 
 
 @app.command()

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from sweepcp.data.apportion import Apportionment
+from sweepcp.data.apportion import Apportionment, given_at
 from sweepcp.data.shuffle import shuffled
 from sweepcp.data.store import Store
 from sweepcp.recipe import Recipe
@@ -133,6 +133,13 @@ class Stream:
         """How often `tokens` tokens of portion `index` read its source."""
         source = self.sources.get(index)
         return tokens / (source.blocks * source.seq_len) if source else 0.0
+
+
+def tokens_by(recipe: Recipe, step: int) -> dict[str, int]:
+    """Source → tokens that the steps up to `step` read of it."""
+    weights = Apportionment([p.share for p in recipe.mixture.portions]).weights
+    given = given_at(weights, step * recipe.sequences)
+    return {p.source: n * recipe.seq_len for p, n in zip(recipe.mixture.portions, given, strict=True)}
 
 
 def positions(begins: np.ndarray) -> np.ndarray:

@@ -12,6 +12,9 @@ SHARE = 1e-3
 AREA = 1e-3
 """The sum of the LR over all steps may differ by this part of it, or by one step at the max LR, if that is more."""
 
+UNWRITTEN = "the mix is not written yet"
+"""What a reader says of the shares where the trainer reads a mix that `prepare.sh` has not made."""
+
 FACTS = {
     "steps": "optimizer steps",
     "lr": "LR of every step",
@@ -60,7 +63,8 @@ class Finding:
 
     what: str
     """A name of `FACTS`, or `setting KEY`."""
-    agrees: bool
+    agrees: bool | None
+    """None: it cannot be told yet."""
     detail: str
     """The numbers, where there is something to say."""
 
@@ -93,6 +97,8 @@ def same(one: Any, other: Any) -> bool:
 def _fact(name: str, wanted: Any, found: Any) -> Finding:
     if found is None:
         return Finding(name, False, "not stated by the trainer's configuration")
+    if found == UNWRITTEN:
+        return Finding(name, None, found)
     if name == "lr":
         return Finding(name, *same_lr(wanted, found))
     if name == "shares":

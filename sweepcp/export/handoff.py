@@ -41,6 +41,11 @@ class Source:
         return self.bundle.model.path or str(self.bundle.model.hub)
 
     @property
+    def peak(self) -> float:
+        """The max LR of the run."""
+        return rounded(self.bundle.recipe.lr_fraction * self.bundle.model.max_lr)
+
+    @property
     def on_gpu(self) -> bool:
         return self.bundle.target.hardware.device == "cuda"
 
@@ -76,6 +81,11 @@ class Handoff:
     env: dict[str, str] = field(default_factory=dict)
     saves_on_term: bool = False
     """Whether it saves when it is told to end; if not, what was saved last is what is left."""
+
+
+def rounded(number: float) -> float:
+    """To 12 digits: 0.1 of 1.5e-4 is written as 1.5e-05, and not as 1.4999999999999999e-05."""
+    return float(f"{number:.12g}")
 
 
 def accumulation(source: Source) -> int:

@@ -66,7 +66,7 @@ class Site(Schema):
     """A checkout of Megatron-LM."""
     grace: Annotated[int, Field(ge=30)] = 600
     """Seconds in which a run saves when its time is up, or when its machines are wanted."""
-    env: dict[Variable, Value] = {}
+    env: dict[Variable, Value] = Field(default_factory=dict)
     secrets: tuple[Variable, ...] = ()
     """Names of environment variables that the job gets from where it is submitted, or from a secret."""
     slurm: Slurm = Slurm()

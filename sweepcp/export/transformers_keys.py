@@ -2,19 +2,16 @@
 
 from typing import Any
 
-from sweepcp.export.handoff import Difference, Source
-from sweepcp.files import canonical
+from sweepcp.export.handoff import Difference, Source, rounded
 from sweepcp.recipe import Recipe
 
-LATE = "as all of transformers' schedules, it is one step late: step 1 of a warmup has LR 0"
 
-
-def schedule(recipe: Recipe, max_lr: float) -> tuple[str, dict[str, Any]]:
+def schedule(recipe: Recipe, peak: float) -> tuple[str, dict[str, Any]]:
     """transformers' name of the schedule, and its arguments besides warmup and total."""
     if recipe.schedule == "cosine":
         return "cosine_with_min_lr", {"min_lr_rate": recipe.final_fraction}
     if recipe.schedule == "linear":
-        return "polynomial", {"lr_end": recipe.lr_fraction * max_lr * recipe.final_fraction, "power": 1.0}
+        return "polynomial", {"lr_end": rounded(peak * recipe.final_fraction), "power": 1.0}
     if recipe.schedule == "wsd":
         kwargs = {"num_decay_steps": round(recipe.decay * recipe.steps), "min_lr_ratio": recipe.final_fraction}
         return "warmup_stable_decay", kwargs | {"decay_type": "linear"}
@@ -36,7 +33,7 @@ def warmup_steps(recipe: Recipe) -> int:
 
 def zero_config(source: Source) -> dict[str, Any]:
     """The bundle's configuration of DeepSpeed, with the key that lets transformers save the model whole at the end."""
-    config = {key: value for key, value in source.opened.ds_config.items()}
+    config = source.opened.ds_config
     zero = config["zero_optimization"] | {"stage3_gather_16bit_weights_on_model_save": True}
     return config | {"zero_optimization": zero}
 
@@ -51,9 +48,15 @@ def flat(prefix: str, content: dict[str, Any]) -> dict[str, Any]:
 
 def mix(source: Source, rows: str) -> tuple[str, ...]:
     """The command that writes the run's tokens in the order of its stream."""
-    return ("-m", "sweepcp", "data", "mix", str(source.opened.path), "--out", f"{source.out}/mix", "--rows", rows)
-
-
-def one_line(value: Any) -> str:
-    """JSON in one line, as transformers' parsers take a dictionary."""
-    return canonical(value)
+    return (
+        source.site.python,
+        "-m",
+        "sweepcp",
+        "data",
+        "mix",
+        str(source.opened.path),
+        "--out",
+        f"{source.out}/mix",
+        "--rows",
+        rows,
+    )

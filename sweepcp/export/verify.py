@@ -30,7 +30,12 @@ class Checked:
     @property
     def wrong(self) -> tuple[Finding, ...]:
         """What differs, and was not said to."""
-        return tuple(f for f in self.findings if not f.agrees and f.what not in self.differences)
+        return tuple(f for f in self.findings if f.agrees is False and f.what not in self.differences)
+
+    @property
+    def open(self) -> tuple[Finding, ...]:
+        """What cannot be told yet."""
+        return tuple(f for f in self.findings if f.agrees is None)
 
     @property
     def missing(self) -> tuple[str, ...]:
@@ -43,8 +48,11 @@ class Checked:
         return not self.wrong and not self.missing
 
 
-def read(python: str, name: str, folders: Sequence[Path]) -> dict[str, Any] | None:
-    """What the reader of a peer says of folders, None where the peer is not installed. Raises `BadInput`."""
+def read(python: str, name: str, folders: Sequence[Path]) -> dict[str, Any]:
+    """What the reader of a peer says of folders; `missing`, and why, where the peer is not installed.
+
+    Raises `BadInput` where the reader does not run.
+    """
     reader = READERS / f"{name.replace('-', '_')}.py"
     with tempfile.TemporaryDirectory() as work:
         result = Path(work) / "result.json"
@@ -61,13 +69,13 @@ def read(python: str, name: str, folders: Sequence[Path]) -> dict[str, Any] | No
             rule = f"the parser of {name} runs there"
             raise BadInput("export", "--verify", f"{python}: {last}", rule, "install it there, with what it needs")
         content: dict[str, Any] = json.loads(result.read_text(encoding="utf-8"))
-    return None if "missing" in content else content
+    return content
 
 
-def check_trainer(source: Source, handoff: Handoff, name: str, python: str) -> Checked | None:
-    """Compare what a trainer parsed with the recipe, None where it is not installed."""
+def check_trainer(source: Source, handoff: Handoff, name: str, python: str) -> Checked | str:
+    """Compare what a trainer parsed with the recipe; why not, where it is not installed."""
     content = read(python, name, [source.out])
-    return None if content is None else judge(source, handoff, content["peer"], content["read"][0])
+    return content.get("missing") or judge(source, handoff, content["peer"], content["read"][0])
 
 
 def judge(source: Source, handoff: Handoff, peer: str, content: dict[str, Any]) -> Checked:
@@ -75,7 +83,7 @@ def judge(source: Source, handoff: Handoff, peer: str, content: dict[str, Any]) 
     stated = tuple(difference.fact for difference in handoff.differences)
     if "error" in content:
         return Checked(peer, (Finding("the file", False, content["error"]),), stated)
-    unlike = {f for f in content["facts"]} - FACTS.keys()
+    unlike = set(content["facts"]) - FACTS.keys()
     assert not unlike, unlike
     settings = json.loads(json.dumps(handoff.settings))
     findings = compare(facts_of(source.bundle), content["facts"], settings, content["settings"])
@@ -87,7 +95,7 @@ def check_launcher(source: Source, name: str, python: str) -> Checked | None:
     if not (READERS / f"{name}.py").is_file():
         return None
     content = read(python, name, [source.out])
-    if content is None:
+    if "missing" in content:
         return None
     found = content["read"][0]
     detail = str(found.get("error", ""))

@@ -46,7 +46,7 @@ class Export:
     @property
     def how(self) -> str:
         """How the run is started."""
-        return LAUNCHERS[self.launcher].how(self.source)
+        return str(LAUNCHERS[self.launcher].how(self.source))
 
     def status(self, name: str) -> str:
         """Whether a peer has parsed what was written for it."""
@@ -55,7 +55,8 @@ class Export:
             return "NOT VERIFIED"
         if not checked.good:
             return f"NOT VERIFIED: {checked.peer} parsed something else, see SUMMARY.md"
-        return f"verified: parsed by {checked.peer}"
+        later = "".join(f"; not yet: {FACTS[f.what]}, {f.detail}" for f in checked.open)
+        return f"verified: parsed by {checked.peer}{later}"
 
 
 def export(
@@ -176,6 +177,8 @@ def _record(export: Export) -> str:
         "per_node": hardware.per_node,
         "steps": source.bundle.recipe.steps,
         "stores": source.stores,
+        "model": source.model,
+        "env": export.handoff.env,
         "differences": {d.fact: d.there for d in export.handoff.differences},
         "status": {name: export.status(name) for name in (export.trainer, export.launcher)},
     }
@@ -187,14 +190,19 @@ def _verify(
 ) -> dict[str, Checked]:
     """The trainer must be found in one of the interpreters; the launcher is parsed where it is found, too."""
     found: dict[str, Checked] = {}
+    missing = {}
     for python in pythons:
-        if trainer not in found and (checked := check_trainer(source, handoff, trainer, python)):
-            found[trainer] = checked
+        if trainer not in found:
+            result = check_trainer(source, handoff, trainer, python)
+            if isinstance(result, str):
+                missing[python] = result
+            else:
+                found[trainer] = result
         if launcher not in found and (checked := check_launcher(source, launcher, python)):
             found[launcher] = checked
     if pythons and trainer not in found:
         rule = f"one of them has {trainer} installed"
-        raise BadInput("export", "--verify", list(pythons), rule, "install it there, or name another interpreter")
+        raise BadInput("export", "--verify", missing, rule, "install it there, or name another interpreter")
     return found
 
 

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from sweepcp.base import BaseSpec
-from sweepcp.data.apportion import Apportionment, given_at
 from sweepcp.data.store import Store
+from sweepcp.data.stream import tokens_by
 from sweepcp.errors import BadInput
 from sweepcp.files import file_sha256, write_json, write_text
 from sweepcp.model_files import count, fingerprint, read_config, shards_of
@@ -275,13 +275,6 @@ def plan_rows(recipe: Recipe, max_lr: float) -> list[dict[str, Any]]:
     lines = min(recipe.steps, PLAN_LINES)
     steps = sorted({round(1 + i * (recipe.steps - 1) / max(1, lines - 1)) for i in range(lines)})
     return [{"step": step, "lr": recipe.lr(step, max_lr), "tokens": tokens_by(recipe, step)} for step in steps]
-
-
-def tokens_by(recipe: Recipe, step: int) -> dict[str, int]:
-    """Source → tokens that the steps up to `step` read of it."""
-    weights = Apportionment([p.share for p in recipe.mixture.portions]).weights
-    given = given_at(weights, step * recipe.sequences)
-    return {p.source: n * recipe.seq_len for p, n in zip(recipe.mixture.portions, given, strict=True)}
 
 
 def _write(bundle: Bundle, candidate: Candidate, out: Path) -> None:

@@ -40,9 +40,8 @@ def on_nodes(source: Source, mount: str) -> None:
 def variables(source: Source, handoff: Handoff, site: Kubernetes) -> list[dict[str, Any]]:
     """`env` of a container: values, and references to the Secret's keys."""
     found: list[dict[str, Any]] = [{"name": n, "value": v} for n, v in environment(source, handoff).items()]
-    for name in source.site.secrets:
-        found.append({"name": name, "valueFrom": {"secretKeyRef": {"name": site.secret, "key": name}}})
-    return found
+    secrets = {name: {"secretKeyRef": {"name": site.secret, "key": name}} for name in source.site.secrets}
+    return found + [{"name": name, "valueFrom": place} for name, place in secrets.items()]
 
 
 def resources(source: Source, site: Kubernetes) -> dict[str, Any]:

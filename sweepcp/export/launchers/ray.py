@@ -86,7 +86,7 @@ def _job(source: Source, handoff: Handoff) -> dict[str, Any]:
     site, hardware = kubernetes.settings(source), source.bundle.target.hardware
 
     def pod(name: str, wanted: dict[str, Any]) -> dict[str, Any]:
-        container = {
+        container: dict[str, Any] = {
             "name": name,
             "image": site.image,
             "env": kubernetes.variables(source, handoff, site),

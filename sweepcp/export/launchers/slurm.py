@@ -1,5 +1,6 @@
 """Slurm: a batch script for all nodes that saves and queues again when its time is up or when it is preempted."""
 
+import shlex
 from string import Template
 
 from sweepcp.export.handoff import Handoff, Source
@@ -47,7 +48,7 @@ MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 
 
 def write(source: Source, handoff: Handoff) -> dict[str, str]:
-    """`job.sbatch`. `sweepcp train` is started by srun itself, a task a process; other trainers by a torchrun a node."""
+    """`job.sbatch`. srun itself starts `sweepcp train`, a task a process, and of other trainers a torchrun a node."""
     own = handoff.command[:3] == ("-m", "sweepcp", "train")
     site, hardware = source.site.slurm, source.bundle.target.hardware
     tasks = hardware.per_node if own else 1
@@ -57,8 +58,8 @@ def write(source: Source, handoff: Handoff) -> dict[str, str]:
     else:
         place = ["--nnodes", str(hardware.nodes), "--node-rank", Raw("$SLURM_NODEID")]
         place += ["--master-addr", Raw("$MASTER_ADDR"), "--master-port", str(PORT)]
-        inner = lines(torchrun(source, handoff, place, restarts=0)).replace("'", "'\\''")
-        start = [*srun, f"bash -c '{inner}'"]
+        inner = shlex.quote(lines(torchrun(source, handoff, place, restarts=0)))
+        start = [*srun, f"bash -c {inner}"]
     options = [f"#SBATCH --{line}" for line in _options(source, tasks, hardware.per_node // tasks)]
     text = SCRIPT.substitute(
         exports=exports(source, handoff),
@@ -84,9 +85,8 @@ def _options(source: Source, tasks: int, devices: int) -> list[str]:
         options.append(f"gres=gpu:{hardware.per_node}")
     if site.cpus_per_gpu is not None:
         options.append(f"cpus-per-task={site.cpus_per_gpu * devices}")
-    for name in ("partition", "account", "qos", "time"):
-        if (value := getattr(site, name)) is not None:
-            options.append(f"{name}={value}")
+    stated = {name: getattr(site, name) for name in ("partition", "account", "qos", "time")}
+    options += [f"{name}={value}" for name, value in stated.items() if value is not None]
     options += [
         f"output={source.out}/slurm-%j.log",
         "open-mode=append",

@@ -49,6 +49,19 @@ def stream_facts(recipe):
     return {"seq_len": recipe["seq_len"], "shares": shares, "attention": across, "targets": across}
 
 
+def mix_shares(place):
+    """The shares of a mix that was written out, whose rows are counted by what the trainer loads it with."""
+    if not (place / "mix.json").is_file():
+        return "the mix is not written yet"
+    from datasets import load_from_disk
+
+    content = json.loads((place / "mix.json").read_text(encoding="utf-8"))
+    if len(load_from_disk(str(place))) != content["rows"]:
+        raise ValueError(f"{place} has not the {content['rows']} rows that were written")
+    total = sum(content["tokens"].values())
+    return {source: tokens / total for source, tokens in content["tokens"].items()}
+
+
 def plain(value):
     """A parsed value as JSON has it."""
     if isinstance(value, enum.Enum):
@@ -70,7 +83,10 @@ def flat(prefix, content):
 
 def read_deepspeed(path, world):
     """What DeepSpeed makes of its configuration, by the keys of the file."""
+    import deepspeed.comm
     from deepspeed.runtime.config import DeepSpeedConfig
+
+    deepspeed.comm.get_rank = lambda group=None: 0  # without a process group it would take the world for 1
 
     class World:
         """Of a run that is not started here."""

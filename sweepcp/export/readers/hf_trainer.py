@@ -42,7 +42,9 @@ def read(folder, record):
     order = "the stream" if plain(args.train_sampling_strategy) == "sequential" else "shuffled"
     settings = flat("", {name: getattr(args, name) for name in vars(args)})
     settings = {key.removeprefix("."): value for key, value in settings.items()}
-    settings |= {name: plain(getattr(args, name)) for name in ("lr_scheduler_kwargs", "gradient_checkpointing_kwargs")}
+    settings |= {
+        name: plain(getattr(args, name)) for name in ("lr_scheduler_kwargs", "activation_checkpointing_kwargs")
+    }
     return {"settings": settings | zero | script, "facts": facts | {"order": order, "model": script["MODEL"]}}
 
 

@@ -15,7 +15,7 @@ def write(source: Source) -> Handoff:
     Axolotl has no weights for its data, so the mix is written out: each row is what a sequence holds of a document, and
     packing them in their order gives the sequences of the stream again, with documents apart.
     """
-    recipe, config = source.bundle.recipe, zero_config(source)
+    recipe, config, python = source.bundle.recipe, zero_config(source), source.site.python
     content = _content(source)
     differences = [
         *schedule_differences(recipe),
@@ -34,14 +34,17 @@ def write(source: Source) -> Handoff:
         command=("-m", "axolotl.cli.train", f"{source.out}/axolotl.yaml"),
         settings=settings | flat("ds_config.json", config),
         differences=tuple(differences),
-        prepare=(mix(source, "documents"), ("-m", "axolotl.cli.preprocess", f"{source.out}/axolotl.yaml")),
+        prepare=(
+            mix(source, "documents"),
+            (source.site.python, "-m", "axolotl.cli.preprocess", f"{source.out}/axolotl.yaml"),
+        ),
         env={"AXOLOTL_DO_NOT_TRACK": "1"},
     )
 
 
 def _content(source: Source) -> dict[str, Any]:
     bundle, recipe, target = source.bundle, source.bundle.recipe, source.bundle.target
-    kind, kwargs = schedule(recipe, bundle.model.max_lr)
+    kind, kwargs = schedule(recipe, source.peak)
     content: dict[str, Any] = {"base_model": source.model}
     if bundle.model.revision is not None:
         content["revision_of_model"] = bundle.model.revision
@@ -61,7 +64,7 @@ def _content(source: Source) -> dict[str, Any]:
         "gradient_accumulation_steps": accumulation(source),
         "num_epochs": 1.0,
         "max_steps": recipe.steps,
-        "learning_rate": recipe.lr_fraction * bundle.model.max_lr,
+        "learning_rate": source.peak,
         "lr_scheduler": kind,
         "lr_scheduler_kwargs": kwargs,
         "warmup_steps": warmup_steps(recipe),

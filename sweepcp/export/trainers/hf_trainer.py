@@ -15,6 +15,7 @@ import signal
 import sys
 from pathlib import Path
 
+import deepspeed
 import torch
 from torch.utils.data import Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer, HfArgumentParser, Trainer, TrainingArguments
@@ -63,6 +64,7 @@ def last_complete(folder):
 
 def main():
     (args,) = HfArgumentParser((TrainingArguments,)).parse_yaml_file(str(HERE / "training_args.yaml"))
+    deepspeed.init_distributed("gloo" if args.use_cpu else "nccl")  # before ZeRO spreads the model over the processes
     opened = open_bundle(Path(BUNDLE))
     if opened.id != BUNDLE_HASH:
         sys.exit(f"{BUNDLE} is not the bundle that was exported ({BUNDLE_HASH[:16]}); export again")
@@ -124,14 +126,14 @@ def write(source: Source) -> Handoff:
 
 def _arguments(source: Source) -> dict[str, Any]:
     """`TrainingArguments`, by their names."""
-    bundle, recipe, target = source.bundle, source.bundle.recipe, source.bundle.target
-    kind, kwargs = schedule(recipe, bundle.model.max_lr)
+    recipe, target = source.bundle.recipe, source.bundle.target
+    kind, kwargs = schedule(recipe, source.peak)
     arguments: dict[str, Any] = {
         "output_dir": source.run,
         "max_steps": recipe.steps,
         "per_device_train_batch_size": target.compute.micro_batch,
         "gradient_accumulation_steps": accumulation(source),
-        "learning_rate": recipe.lr_fraction * bundle.model.max_lr,
+        "learning_rate": source.peak,
         "lr_scheduler_type": kind,
         "lr_scheduler_kwargs": kwargs,
         "warmup_steps": warmup_steps(recipe),
@@ -142,8 +144,8 @@ def _arguments(source: Source) -> dict[str, Any]:
         "weight_decay": recipe.weight_decay,
         "max_grad_norm": recipe.clip,
         "bf16": target.compute.precision == "bf16",
-        "gradient_checkpointing": target.compute.recompute,
-        "gradient_checkpointing_kwargs": {"use_reentrant": False},
+        "activation_checkpointing": target.compute.recompute,
+        "activation_checkpointing_kwargs": {"use_reentrant": False},
         "deepspeed": f"{source.out}/ds_config.json",
         "train_sampling_strategy": "sequential",
         "remove_unused_columns": False,

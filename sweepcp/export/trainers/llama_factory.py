@@ -39,7 +39,7 @@ def write(source: Source) -> Handoff:
 
 def _arguments(source: Source) -> dict[str, Any]:
     bundle, recipe, target = source.bundle, source.bundle.recipe, source.bundle.target
-    kind, kwargs = schedule(recipe, bundle.model.max_lr)
+    kind, kwargs = schedule(recipe, source.peak)
     return {
         "stage": "pt",
         "do_train": True,
@@ -48,7 +48,7 @@ def _arguments(source: Source) -> dict[str, Any]:
         "model_revision": bundle.model.revision or "main",
         "flash_attn": ATTENTION[target.compute.attention],
         "disable_gradient_checkpointing": not target.compute.recompute,
-        "dataset": "mix",
+        "dataset": ["mix"],
         "tokenized_path": f"{source.out}/mix",
         "cutoff_len": recipe.seq_len,
         "disable_shuffling": True,
@@ -56,7 +56,7 @@ def _arguments(source: Source) -> dict[str, Any]:
         "max_steps": recipe.steps,
         "per_device_train_batch_size": target.compute.micro_batch,
         "gradient_accumulation_steps": accumulation(source),
-        "learning_rate": recipe.lr_fraction * bundle.model.max_lr,
+        "learning_rate": source.peak,
         "lr_scheduler_type": kind,
         "lr_scheduler_kwargs": kwargs,
         "warmup_steps": warmup_steps(recipe),

@@ -3,7 +3,7 @@
 from string import Template
 
 from sweepcp.errors import BadInput
-from sweepcp.export.handoff import Difference, Handoff, Source
+from sweepcp.export.handoff import Difference, Handoff, Source, rounded
 from sweepcp.export.transformers_keys import warmup_steps
 from sweepcp.recipe import Recipe
 from sweepcp.shape import COUNTED
@@ -52,7 +52,7 @@ def _arguments(source: Source) -> Arguments:
 
 
 def _model(source: Source) -> Arguments:
-    """The architecture, all of it: what the converter writes into a checkpoint lacks the rotary base and its scaling."""
+    """The architecture, all of it: a converted checkpoint states neither the rotary base nor its scaling."""
     shape, where = source.bundle.model.shape, source.opened.path / "bundle.json"
     if shape.model_type not in COUNTED or shape.rope_type not in ("default", "llama3"):
         rule = f"a model of type {' or '.join(COUNTED)}, with rotary positions as they are or scaled as llama3"
@@ -108,15 +108,14 @@ def _data(source: Source) -> Arguments:
 
 def _steps(source: Source) -> Arguments:
     bundle, recipe = source.bundle, source.bundle.recipe
-    peak = recipe.lr_fraction * bundle.model.max_lr
     style = {"cosine": "cosine", "linear": "linear", "wsd": "WSD", "constant": "constant"}[recipe.schedule]
     arguments: Arguments = {
         "--train-iters": recipe.steps,
         "--micro-batch-size": bundle.target.compute.micro_batch,
         "--global-batch-size": recipe.sequences,
         "--calculate-per-token-loss": True,
-        "--lr": peak,
-        "--min-lr": peak * (1.0 if recipe.schedule == "constant" else recipe.final_fraction),
+        "--lr": source.peak,
+        "--min-lr": rounded(source.peak * (1.0 if recipe.schedule == "constant" else recipe.final_fraction)),
         "--lr-decay-style": style,
         "--lr-decay-iters": recipe.steps,
         "--lr-warmup-iters": warmup_steps(recipe),
@@ -190,12 +189,13 @@ def _prepare(source: Source) -> tuple[tuple[str, ...], ...]:
             (python, "-m", "huggingface_hub.cli.hf", "download", model.hub, *revision, "--local-dir", folder)
         )
     kind = "mistral" if model.shape.model_type == "mistral" else "llama3"
-    sizes = ("--target-tensor-parallel-size", str(parallel.tensor))
-    sizes += ("--target-pipeline-parallel-size", str(parallel.pipeline))
-    convert = (python, f"{source.site.megatron}/tools/checkpoint/convert.py", "--model-type", "GPT")
-    convert += ("--loader", "llama_mistral", "--model-size", kind, "--checkpoint-type", "hf", "--load-dir", folder)
-    convert += ("--tokenizer-model", folder, "--make-vocab-size-divisible-by", "1", "--saver", "core")
-    commands.append((*convert, "--save-dir", f"{source.out}/base", *sizes))
+    convert = [python, f"{source.site.megatron}/tools/checkpoint/convert.py", "--model-type", "GPT"]
+    convert += ["--loader", "llama_mistral", "--model-size", kind, "--checkpoint-type", "hf", "--load-dir", folder]
+    convert += ["--tokenizer-model", folder, "--make-vocab-size-divisible-by", "1"]
+    convert += ["--saver", "core", "--save-dir", f"{source.out}/base"]
+    convert += ["--target-tensor-parallel-size", str(parallel.tensor)]
+    convert += ["--target-pipeline-parallel-size", str(parallel.pipeline)]
+    commands.append(tuple(convert))
     return tuple(commands)
 
 

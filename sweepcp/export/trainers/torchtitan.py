@@ -142,8 +142,9 @@ def run() -> Trainer.Config:
 
 
 def write(source: Source) -> Handoff:
-    """`sweepcp_run.py` with the function `run`. Raises `BadInput` for a shape that torchtitan's Llama 3 does not have."""
-    settings, prepare = _settings(source), ()
+    """`sweepcp_run.py` with the function `run`. Raises `BadInput` for a shape that its Llama 3 does not have."""
+    settings = _settings(source)
+    prepare: tuple[tuple[str, ...], ...] = ()
     if (hub := source.bundle.model.hub) is not None:
         revision = ("--revision", source.bundle.model.revision) if source.bundle.model.revision else ()
         download = ("-m", "huggingface_hub.cli.hf", "download", hub, *revision)
@@ -167,7 +168,7 @@ def _settings(source: Source) -> dict[str, Any]:
     replicas = target.hardware.world // (parallel.tensor * parallel.pipeline)
     model = f"{source.out}/model" if bundle.model.hub is not None else source.model
     dtype = "bfloat16" if compute.precision == "bf16" else "float32"
-    adamw = {"lr": recipe.lr_fraction * bundle.model.max_lr, "betas": list(recipe.betas), "eps": 1e-8}
+    adamw = {"lr": source.peak, "betas": list(recipe.betas), "eps": 1e-8}
     groups = {NORMS: adamw | {"weight_decay": 0.0}, ".*": adamw | {"weight_decay": recipe.weight_decay}}
     optimizer: dict[str, Any] = {}
     for i, (pattern, kwargs) in enumerate(groups.items()):
