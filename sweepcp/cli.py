@@ -167,7 +167,7 @@ def mix(
     rows: Annotated[str, typer.Option(help="sequences, or documents: what each sequence holds of one.")] = "sequences",
     workers: Annotated[int, typer.Option(min=1, help="Processes.")] = 1,
 ) -> None:
-    """Write a run's tokens in their order, for trainers that cannot mix by tokens. Needs 12 bytes a token, twice."""
+    """Write a run's tokens in their order, for trainers that cannot mix by tokens. Needs 9 bytes a token, twice."""
     from sweepcp.data.mix import write_mix
     from sweepcp.data.store import Store
     from sweepcp.errors import BadInput
@@ -311,7 +311,7 @@ def train(
     except (Alarmed, Diverged) as error:
         if os.environ["RANK"] == "0":
             typer.echo(f"Error: the run ended: {error}", err=True)
-        raise typer.Exit(1) from None
+        raise typer.Exit(3) from None  # a scheduler starts again what ended with 1
     if os.environ["RANK"] == "0":
         from sweepcp.display import make_console, show_card
         from sweepcp.scorecard import Scorecard

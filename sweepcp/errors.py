@@ -25,7 +25,7 @@ class BaseNotScored(Exception):
 
 
 class Alarmed(Exception):
-    """A full run got worse than it may; its state is saved: exit status 1."""
+    """A full run got worse than it may; its state is saved: exit status 3."""
 
 
 class Stopped(BaseException):

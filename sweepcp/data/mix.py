@@ -24,7 +24,7 @@ def write_mix(recipe: Recipe, stores: list[Store], out: Path, rows: Rows, worker
     train on, and the first token of a row, which has none before it. `mix.json` in the folder has the counts, and is
     written last. Needs as much room again while it is written.
     """
-    from datasets import Dataset
+    from datasets import Dataset, Features, List, Value
 
     if (out / "mix.json").is_file():
         raise BadInput(out, "--out", "holds a mix", "a mix is written once", "use it, or remove it to write it again")
@@ -32,9 +32,11 @@ def write_mix(recipe: Recipe, stores: list[Store], out: Path, rows: Rows, worker
     for unfinished in (out, work):
         shutil.rmtree(unfinished, ignore_errors=True)
     steps = list(range(1, recipe.steps + 1))
+    token, flag = List(Value("int32")), List(Value("int8"))
     made = Dataset.from_generator(
         rows_of,
-        gen_kwargs={"steps": steps, "recipe": recipe, "stores": stores, "rows": rows},
+        features=Features({"input_ids": token, "attention_mask": flag, "labels": token}),
+        gen_kwargs={"steps": steps, "recipe": recipe, "stores": tuple(stores), "rows": rows},
         num_proc=min(workers, len(steps)) if workers > 1 else None,
         cache_dir=str(work),
     )
@@ -45,9 +47,9 @@ def write_mix(recipe: Recipe, stores: list[Store], out: Path, rows: Rows, worker
     return tokens
 
 
-def rows_of(steps: list[int], recipe: Recipe, stores: list[Store], rows: Rows) -> Iterator[dict[str, Any]]:
+def rows_of(steps: list[int], recipe: Recipe, stores: tuple[Store, ...], rows: Rows) -> Iterator[dict[str, Any]]:
     """The rows of some steps, in the order of the stream."""
-    stream = Stream(recipe, stores)
+    stream = Stream(recipe, list(stores))
     for step in steps:
         batch = stream.batch(step)
         for row in range(len(batch.input_ids)):

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Annotated
 
 from pydantic import AfterValidator, Field
@@ -48,8 +49,10 @@ Time = Annotated[str, _matching(re.compile(r"(\d+-)?\d{1,2}:\d{2}:\d{2}"), "a ti
 Positive = Annotated[int, Field(ge=1)]
 
 
-def check_texts(opened: Opened) -> None:
-    """Refuse a bundle whose names or paths could be more than that where they are exported. Raises `BadInput`."""
+def check_texts(opened: Opened, out: Path) -> None:
+    """Refuse a bundle, or a folder, whose names or paths could be more than that in a file. Raises `BadInput`."""
+    if not PATH.fullmatch(str(out)):
+        raise BadInput("export", "--out", str(out), f"a path that matches {PATH.pattern}", "name another folder")
     bundle, where = opened.bundle, opened.path / "bundle.json"
     texts: list[tuple[str, str | None, re.Pattern[str], str]] = [
         ("name", bundle.name, NAME, "promote again from a target with a plain name"),

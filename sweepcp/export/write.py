@@ -11,7 +11,7 @@ from sweepcp.errors import BadInput
 from sweepcp.export.facts import FACTS
 from sweepcp.export.handoff import Handoff, Source
 from sweepcp.export.launchers import kubeflow, ray, skypilot, slurm, torchrun
-from sweepcp.export.launchers.shell import exports, words
+from sweepcp.export.launchers.shell import environment, exports, words
 from sweepcp.export.safe import check_files, check_texts
 from sweepcp.export.site import Site
 from sweepcp.export.trainers import axolotl, deepspeed, hf_trainer, llama_factory, megatron_lm, torchtitan
@@ -74,7 +74,7 @@ def export(
     between the trainer and the recipe.
     """
     trainer, launcher = choose(names)
-    check_texts(opened)
+    check_texts(opened, out)
     source = Source(opened, site, out, where or opened.path / "bundle.json")
     handoff = TRAINERS[trainer].write(source)
     if strict and handoff.differences:
@@ -114,7 +114,7 @@ def render(
     files |= {name: (launcher, text) for name, text in LAUNCHERS[launcher].write(source, handoff).items()}
     if handoff.prepare:
         commands = "\n".join(words(command) for command in handoff.prepare)
-        files["prepare.sh"] = trainer, f"set -euo pipefail\n{exports(source, handoff)}{commands}\n"
+        files["prepare.sh"] = trainer, f"set -euo pipefail\n{exports(source, environment(source, handoff))}{commands}\n"
     check_files(files)
     found = {name: _headed(export, name, of, text) for name, (of, text) in files.items()}
     return found | {"SUMMARY.md": _summary(export, list(files)), "export.json": _record(export)}

@@ -163,7 +163,7 @@ def test_a_spike_is_gone_around_and_stays_so(tmp_path: Path, monkeypatch: pytest
 
 def test_a_loss_that_is_not_finite_ends_the_run(bundle: Path, tmp_path: Path):
     done = train(bundle, tmp_path / "run", fault="nan")
-    assert "exitcode  : 1" in done.stderr
+    assert "exitcode  : 3" in done.stderr
     assert "step 12 of 20: loss nan" in done.stderr
     assert (tmp_path / "run" / "checkpoints" / "latest").read_text().strip() == "step-00000010"
 
@@ -175,7 +175,7 @@ def test_an_alarm_stops_the_run_with_its_state_saved(tmp_path: Path):
         model={"path": str(tmp_path / "model"), "max_lr": 50.0},
     )
     done = train(bundle, tmp_path / "run")
-    assert "exitcode  : 1" in done.stderr
+    assert "exitcode  : 3" in done.stderr
     assert "held-out general" in done.stderr
     assert (tmp_path / "run" / "checkpoints" / "latest").read_text().strip() == "step-00000003"
 

@@ -4,7 +4,7 @@ import yaml
 
 from sweepcp.export.handoff import Handoff, Source
 from sweepcp.export.launchers import kubernetes
-from sweepcp.export.launchers.shell import torchrun
+from sweepcp.export.launchers.shell import environment, patience, torchrun
 
 MANAGER = "sweepcp.export/job"
 
@@ -18,7 +18,7 @@ def write(source: Source, handoff: Handoff) -> dict[str, str]:
         "image": site.image,
         "command": [python],
         "args": arguments,
-        "env": kubernetes.variables(source, handoff, site),
+        "env": kubernetes.variables(source, site, environment(source, handoff) | patience(source)),
         "numNodes": hardware.nodes,
         "numProcPerNode": hardware.per_node,
     }

@@ -3,8 +3,7 @@
 from typing import Any
 
 from sweepcp.errors import BadInput
-from sweepcp.export.handoff import Handoff, Source
-from sweepcp.export.launchers.shell import environment
+from sweepcp.export.handoff import Source
 from sweepcp.export.safe import LABEL
 from sweepcp.export.site import Kubernetes, below
 
@@ -37,9 +36,9 @@ def on_nodes(source: Source, mount: str) -> None:
             below(path, mount, source.where, key)
 
 
-def variables(source: Source, handoff: Handoff, site: Kubernetes) -> list[dict[str, Any]]:
+def variables(source: Source, site: Kubernetes, values: dict[str, str]) -> list[dict[str, Any]]:
     """`env` of a container: values, and references to the Secret's keys."""
-    found: list[dict[str, Any]] = [{"name": n, "value": v} for n, v in environment(source, handoff).items()]
+    found: list[dict[str, Any]] = [{"name": n, "value": v} for n, v in values.items()]
     secrets = {name: {"secretKeyRef": {"name": site.secret, "key": name}} for name in source.site.secrets}
     return found + [{"name": name, "valueFrom": place} for name, place in secrets.items()]
 
@@ -53,7 +52,7 @@ def resources(source: Source, site: Kubernetes) -> dict[str, Any]:
         wanted["memory"] = site.memory
     if source.on_gpu:
         wanted["nvidia.com/gpu"] = str(source.bundle.target.hardware.per_node)
-    return {"requests": wanted, "limits": wanted} if wanted else {}
+    return {"requests": wanted, "limits": dict(wanted)} if wanted else {}
 
 
 def volumes(site: Kubernetes) -> list[dict[str, Any]]:

@@ -8,7 +8,7 @@ import yaml
 
 from sweepcp.export.handoff import Handoff, Source
 from sweepcp.export.launchers import kubernetes
-from sweepcp.export.launchers.shell import PORT, RESTARTS
+from sweepcp.export.launchers.shell import PORT, RESTARTS, environment
 
 SCRIPT = Template("""\
 import os
@@ -89,7 +89,7 @@ def _job(source: Source, handoff: Handoff) -> dict[str, Any]:
         container: dict[str, Any] = {
             "name": name,
             "image": site.image,
-            "env": kubernetes.variables(source, handoff, site),
+            "env": kubernetes.variables(source, site, environment(source, handoff)),
             "volumeMounts": kubernetes.mounts(site),
         }
         if wanted:

@@ -23,22 +23,27 @@ def lines(parts: Iterable[str], indent: str = "") -> str:
     """A command with an option on each line."""
     groups: list[list[str]] = []
     for part in parts:
-        if not groups or part.startswith("-") or len(groups[-1]) > 1 or not groups[-1][0].startswith("-"):
-            groups.append([part])
+        last = groups[-1] if groups else []
+        if len(last) == 1 and last[0].startswith("-") and "=" not in last[0] and not part.startswith("-"):
+            last.append(part)  # an option's value
         else:
-            groups[-1].append(part)
+            groups.append([part])
     return f" \\\n{indent}    ".join(words(group) for group in groups)
 
 
 def environment(source: Source, handoff: Handoff) -> dict[str, str]:
-    """Variables of every process. torchrun passes TERM on, and kills after 30 s unless it is told to wait longer."""
-    own = {"OMP_NUM_THREADS": "1", "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(source.site.grace)}
-    return own | handoff.env | source.site.env
+    """Variables of every process."""
+    return {"OMP_NUM_THREADS": "1"} | handoff.env | source.site.env
 
 
-def exports(source: Source, handoff: Handoff) -> str:
+def patience(source: Source) -> dict[str, str]:
+    """torchrun passes TERM on to its processes, and kills them after 30 s unless it is told to wait longer."""
+    return {"TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(source.site.grace)}
+
+
+def exports(source: Source, variables: dict[str, str]) -> str:
     """Lines that set the variables, and ask for the secrets, which come from where the job is submitted."""
-    found = [f"export {name}={shlex.quote(value)}" for name, value in environment(source, handoff).items()]
+    found = [f"export {name}={shlex.quote(value)}" for name, value in variables.items()]
     found += [
         f': "${{{name}:?is a secret of this job: set it where the job is submitted}}"' for name in source.site.secrets
     ]

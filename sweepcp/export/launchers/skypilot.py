@@ -7,7 +7,7 @@ import yaml
 from sweepcp.errors import BadInput
 from sweepcp.export.handoff import Handoff, Source
 from sweepcp.export.launchers.kubernetes import on_nodes
-from sweepcp.export.launchers.shell import PORT, RESTARTS, Raw, environment, lines, torchrun
+from sweepcp.export.launchers.shell import PORT, RESTARTS, Raw, environment, lines, patience, torchrun
 from sweepcp.export.site import SkyPilot
 
 
@@ -29,7 +29,7 @@ def write(source: Source, handoff: Handoff) -> dict[str, str]:
         "num_nodes": hardware.nodes,
         "resources": resources,
         "volumes": {site.mount: site.volume},
-        "envs": environment(source, handoff),
+        "envs": environment(source, handoff) | patience(source),
     }
     if source.site.secrets:
         task["secrets"] = dict.fromkeys(source.site.secrets)

@@ -4,7 +4,7 @@ import shlex
 from string import Template
 
 from sweepcp.export.handoff import Handoff, Source
-from sweepcp.export.launchers.shell import PORT, Raw, exports, lines, torchrun
+from sweepcp.export.launchers.shell import Raw, environment, exports, lines, patience, torchrun
 
 SCRIPT = Template("""\
 set -uo pipefail
@@ -44,6 +44,7 @@ if [ "$status" -eq 2 ] || [ "$status" -eq 3 ]; then # wrong input, diverged, ala
 fi"""
 MASTER = """\
 MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+MASTER_PORT=$((20000 + SLURM_JOB_ID % 20000)) # of this job alone
 """
 
 
@@ -57,13 +58,13 @@ def write(source: Source, handoff: Handoff) -> dict[str, str]:
         start = [*srun, source.site.python, *handoff.command]
     else:
         place = ["--nnodes", str(hardware.nodes), "--node-rank", Raw("$SLURM_NODEID")]
-        place += ["--master-addr", Raw("$MASTER_ADDR"), "--master-port", str(PORT)]
-        inner = shlex.quote(lines(torchrun(source, handoff, place, restarts=0)))
+        place += ["--master-addr", Raw("$MASTER_ADDR"), "--master-port", Raw("$MASTER_PORT")]
+        inner = shlex.quote("exec " + lines(torchrun(source, handoff, place, restarts=0)))
         start = [*srun, f"bash -c {inner}"]
     options = [f"#SBATCH --{line}" for line in _options(source, tasks, hardware.per_node // tasks)]
     text = SCRIPT.substitute(
-        exports=exports(source, handoff),
-        master="" if own else "export MASTER_ADDR\n" + MASTER,
+        exports=exports(source, environment(source, handoff) | ({} if own else patience(source))),
+        master="" if own else "export MASTER_ADDR MASTER_PORT\n" + MASTER,
         start=lines(start) if own else " ".join(start),
         final=FINAL if own else "",
         failures=f"{source.out}/failures",

@@ -1,7 +1,7 @@
 """torchrun by hand: one script, started on every node."""
 
 from sweepcp.export.handoff import Handoff, Source
-from sweepcp.export.launchers.shell import PORT, Raw, exports, lines, torchrun
+from sweepcp.export.launchers.shell import PORT, Raw, environment, exports, lines, patience, torchrun
 
 
 def write(source: Source, handoff: Handoff) -> dict[str, str]:
@@ -13,8 +13,9 @@ def write(source: Source, handoff: Handoff) -> dict[str, str]:
         ask = ': "${MASTER_ADDR:?name one of the nodes, the same on all}"\n'
         place = ["--nnodes", str(nodes), "--rdzv-backend", "c10d", "--rdzv-endpoint", Raw(f"$MASTER_ADDR:{PORT}")]
         place += ["--rdzv-id", f"{source.job}-{source.bundle.recipe_id}"]
+    variables = environment(source, handoff) | patience(source)
     command = lines(torchrun(source, handoff, place))
-    return {"run.sh": f"set -euo pipefail\n{exports(source, handoff)}{ask}exec {command}\n"}
+    return {"run.sh": f"set -euo pipefail\n{exports(source, variables)}{ask}exec {command}\n"}
 
 
 def how(source: Source) -> str:

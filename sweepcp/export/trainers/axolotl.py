@@ -36,7 +36,7 @@ def write(source: Source) -> Handoff:
         differences=tuple(differences),
         prepare=(
             mix(source, "documents"),
-            (source.site.python, "-m", "axolotl.cli.preprocess", f"{source.out}/axolotl.yaml"),
+            (python, "-m", "axolotl.cli.preprocess", f"{source.out}/axolotl.yaml"),
         ),
         env={"AXOLOTL_DO_NOT_TRACK": "1"},
     )
