@@ -83,7 +83,11 @@ def export(
         raise BadInput("export", "--to", f"{trainer}: {said}", rule, "export to another trainer, or leave --strict out")
     files = render(source, trainer, launcher, handoff, {})
     _write_new(out, files)
-    checked = _verify(source, handoff, trainer, launcher, pythons)
+    try:
+        checked = _verify(source, handoff, trainer, launcher, pythons)
+    except BaseException:
+        shutil.rmtree(out)
+        raise
     if checked:
         files = render(source, trainer, launcher, handoff, checked)
         for name, text in files.items():

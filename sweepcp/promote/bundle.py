@@ -203,9 +203,13 @@ def _check_format(path: Path, content: dict[str, Any]) -> None:
         raise BadInput(path, "format", found, f"{FORMAT}, which this version of sweepcp reads", fix)
 
 
+def _no_number(text: str) -> None:
+    raise ValueError(f"{text} is no number of JSON")
+
+
 def _json(path: Path, fix: str) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"), parse_constant=_no_number)
     except OSError as error:
         raise BadInput(path, "the file", error.strerror, "a bundle holds it", fix) from None
     except ValueError as error:

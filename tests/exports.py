@@ -1,0 +1,113 @@
+"""What the tests of exports share: bundles at fixed places, and files with one key altered."""
+
+import ast
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from sweepcp.export.handoff import Source
+from sweepcp.export.site import load_site
+from sweepcp.export.write import TRAINERS, choose, render
+from sweepcp.promote.bundle import Opened, open_bundle
+from sweepcp.promote.candidate import from_publication
+from sweepcp.promote.target import load_target
+from sweepcp.promote.translate import promote
+
+HASH = "b" * 64
+
+
+def promoted(folder: Path, target: str, recipe: str = "e-llama", **changes: Any) -> Opened:
+    """A published recipe on a shipped target; `changes` are those of the recipe."""
+    candidate = from_publication(recipe)
+    if changes:
+        candidate = replace(candidate, method=candidate.method.model_copy(update=changes))
+    loaded, file = load_target(target)
+    promote(candidate, loaded, file, folder / "bundle")
+    return open_bundle(folder / "bundle")
+
+
+def source(opened: Opened, out: Path, site: str | None = None) -> Source:
+    placed, file = load_site(site)
+    return Source(opened, placed, out, Path("site.yaml") if file else opened.path / "bundle.json")
+
+
+def at_fixed_places(opened: Opened) -> Source:
+    """The source of golden files: nothing in them depends on where and when the bundle was made."""
+    return source(replace(opened, path=Path("/shared/bundle"), id=HASH), Path("/shared/export"), "example")
+
+
+def rendered(made: Source, *names: str) -> dict[str, str]:
+    trainer, launcher = choose(names)
+    return render(made, trainer, launcher, TRAINERS[trainer].write(made), {})
+
+
+def altered(files: dict[str, str], read: set[str]) -> Iterator[tuple[str, dict[str, str]]]:
+    """Every key of the files that a peer reads, one at a time: what it is, and all files with it altered."""
+    for name in sorted(read):
+        text = files[name]
+        changes = _python(text) if name.endswith(".py") else _mapping(name, text)
+        for key, changed in changes:
+            yield f"{name} {key}", files | {name: changed}
+
+
+def _mapping(name: str, text: str) -> Iterator[tuple[str, str]]:
+    content = json.loads(text) if name.endswith(".json") else yaml.safe_load(text)
+    write = json.dumps if name.endswith(".json") else yaml.safe_dump
+    for place in _leaves({key: value for key, value in content.items() if key != "sweepcp"}):
+        changed = json.loads(json.dumps(content))
+        here = changed
+        for key in place[:-1]:
+            here = here[key]
+        here[place[-1]] = other(here[place[-1]])
+        yield ".".join(map(str, place)), write(changed)
+
+
+def _leaves(content: Any, place: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    if isinstance(content, dict | list) and content:
+        for key, value in content.items() if isinstance(content, dict) else enumerate(content):
+            yield from _leaves(value, (*place, key))
+    else:
+        yield place
+
+
+def _python(text: str) -> Iterator[tuple[str, str]]:
+    """Constants that are assigned, the elements of lists that are assigned, and the arguments of `run`."""
+    lines = text.splitlines(keepends=True)
+    for label, node in _constants(ast.parse(text)):
+        assert node.lineno == node.end_lineno
+        line = lines[node.lineno - 1].encode()
+        new = repr(other(node.value)).encode()
+        changed = line[: node.col_offset] + new + line[node.end_col_offset :]
+        yield label, "".join([*lines[: node.lineno - 1], changed.decode(), *lines[node.lineno :]])
+
+
+def _constants(tree: ast.Module) -> Iterator[tuple[str, ast.Constant]]:
+    for node in tree.body:
+        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
+            name = node.targets[0].id
+            values = node.value.elts if isinstance(node.value, ast.List) else [node.value]
+            yield from ((f"{name} {v.value}", v) for v in values if isinstance(v, ast.Constant))
+        if isinstance(node, ast.FunctionDef) and node.name == "run":
+            found = [n for n in ast.walk(node) if isinstance(n, ast.Constant)]
+            yield from ((f"line {n.lineno}: {n.value}", n) for n in found)
+
+
+def other(value: Any) -> Any:
+    """Another value of the same kind."""
+    if isinstance(value, bool):
+        return not value
+    if isinstance(value, int):
+        return value + 1 if value else 7
+    if isinstance(value, float):
+        return value * 1.5 if value else 0.25
+    if isinstance(value, str):
+        try:
+            number = float(value)
+        except ValueError:
+            return f"{value}x"
+        return str(int(number) + 1) if value.lstrip("-").isdigit() else str(number * 1.5 or 0.25)
+    return "x"

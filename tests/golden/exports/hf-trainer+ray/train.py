@@ -1,0 +1,84 @@
+# sweepcp recipe: 16494d4c2447810c
+# sweepcp bundle: bbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbb
+# sweepcp for: hf-trainer on ray
+# sweepcp status: NOT VERIFIED
+# sweepcp run: kubectl apply -f /shared/export/rayjob.yaml
+import os
+import signal
+import sys
+from pathlib import Path
+
+import deepspeed
+import torch
+from torch.utils.data import Dataset
+from transformers import AutoModelForCausalLM, AutoTokenizer, HfArgumentParser, Trainer, TrainingArguments
+
+from sweepcp.data.store import Store
+from sweepcp.data.stream import Stream
+from sweepcp.promote.bundle import open_bundle
+
+HERE = Path(__file__).parent
+BUNDLE = "/shared/bundle"
+BUNDLE_HASH = "bbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbb"
+MODEL = "meta-llama/Llama-3.1-70B"
+REVISION = "main"
+ATTENTION = "flash_attention_2"
+
+
+class Sequences(Dataset):
+    """The sequences of the run in the order of its stream: shares of tokens are met at every step."""
+
+    def __init__(self, recipe, stores):
+        self.stream, self.sequences, self.steps = Stream(recipe, stores), recipe.sequences, recipe.steps
+
+    def __len__(self):
+        return self.steps * self.sequences
+
+    def __getitem__(self, number):
+        step, row = divmod(number, self.sequences)
+        batch = self.stream.batch(step + 1, row, self.sequences)
+        return torch.tensor(batch.input_ids[0]), torch.tensor(batch.targets[0]), torch.tensor(batch.position_ids[0])
+
+
+def collate(rows):
+    """Positions that restart keep documents apart, which needs: no attention mask, and one row for flash attention."""
+    inputs, targets, positions = (torch.stack(column) for column in zip(*rows))
+    if "flash" in ATTENTION:
+        inputs, targets, positions = (x.flatten()[None] for x in (inputs, targets, positions))
+    return {"input_ids": inputs, "position_ids": positions, "labels": targets, "shift_labels": targets}
+
+
+def last_complete(folder):
+    """The last checkpoint that was written to its end, None without one."""
+    found = [p.parent for p in Path(folder).glob("checkpoint-*/trainer_state.json")]
+    found = [p for p in found if not (p / "checkpoint-is-incomplete.txt").exists()]
+    return str(max(found, key=lambda p: int(p.name.split("-")[1]))) if found else None
+
+
+def main():
+    (args,) = HfArgumentParser((TrainingArguments,)).parse_yaml_file(str(HERE / "training_args.yaml"))
+    deepspeed.init_distributed("gloo" if args.use_cpu else "nccl")  # before ZeRO spreads the model over the processes
+    opened = open_bundle(Path(BUNDLE))
+    if opened.id != BUNDLE_HASH:
+        sys.exit(f"{BUNDLE} is not the bundle that was exported ({BUNDLE_HASH[:16]}); export again")
+    recipe = opened.bundle.recipe
+    stores = [Store(Path(str(corpus.store)), corpus.name) for corpus in opened.bundle.corpora]
+    dtype = torch.bfloat16 if args.bf16 else torch.float32  # ZeRO keeps fp32 masters of them
+    model = AutoModelForCausalLM.from_pretrained(MODEL, revision=REVISION, dtype=dtype, attn_implementation=ATTENTION)
+    model.config.use_cache = False
+    tokenizer = AutoTokenizer.from_pretrained(MODEL, revision=REVISION)
+    trainer = Trainer(
+        model=model,
+        args=args,
+        data_collator=collate,
+        train_dataset=Sequences(recipe, stores),
+        processing_class=tokenizer,
+    )
+    trainer.train(resume_from_checkpoint=last_complete(args.output_dir))
+    if trainer.state.global_step < args.max_steps:  # a signal: what it saved is what the next start goes on from
+        sys.exit(128 + signal.SIGTERM)
+    trainer.save_model(os.path.join(args.output_dir, "model"))
+
+
+if __name__ == "__main__":
+    main()

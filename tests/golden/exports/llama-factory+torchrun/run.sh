@@ -1,0 +1,24 @@
+#!/usr/bin/env bash
+# sweepcp recipe: 16494d4c2447810c
+# sweepcp bundle: bbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbb
+# sweepcp for: llama-factory on torchrun
+# sweepcp status: NOT VERIFIED
+# sweepcp run: bash /shared/export/run.sh   (on each of 60 nodes, with MASTER_ADDR set)
+set -euo pipefail
+export OMP_NUM_THREADS=1
+export HF_HOME=/shared/hf
+export NCCL_DEBUG=WARN
+export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=900
+: "${HF_TOKEN:?is a secret of this job: set it where the job is submitted}"
+: "${WANDB_API_KEY:?is a secret of this job: set it where the job is submitted}"
+: "${MASTER_ADDR:?name one of the nodes, the same on all}"
+exec /shared/venv/bin/python \
+    -m torch.distributed.run \
+    --nproc-per-node 8 \
+    --nnodes 60 \
+    --rdzv-backend c10d \
+    --rdzv-endpoint "$MASTER_ADDR:29500" \
+    --rdzv-id e-llama-70b-16494d4c2447810c \
+    --max-restarts 3 \
+    -m llamafactory.launcher \
+    /shared/export/llama_factory.yaml

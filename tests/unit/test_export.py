@@ -1,0 +1,193 @@
+"""What is written for trainers and launchers: golden files, safe text, and files that their formats accept."""
+
+import json
+import os
+import shlex
+import subprocess
+from pathlib import Path
+
+import pytest
+import yaml
+from jsonschema import Draft202012Validator
+from torch.distributed.run import config_from_args, parse_args
+
+from sweepcp.errors import BadInput
+from sweepcp.export.safe import check_files
+from sweepcp.export.write import LAUNCHERS, TRAINERS, choose, export
+from tests.exports import at_fixed_places, promoted, rendered, source
+
+GOLDEN = Path(__file__).parents[1] / "golden" / "exports"
+PAIRS = [
+    ("megatron-lm", "slurm"),
+    ("torchtitan", "kubeflow"),
+    ("deepspeed", "slurm"),
+    ("axolotl", "skypilot"),
+    ("llama-factory", "torchrun"),
+    ("hf-trainer", "ray"),
+]
+CRDS = os.environ.get("SWEEPCP_CRDS")
+
+
+@pytest.fixture(scope="module")
+def e_llama(tmp_path_factory: pytest.TempPathFactory):
+    """e-Llama's recipe for Llama 3.1 70B on 60 × 8 GPUs."""
+    return at_fixed_places(promoted(tmp_path_factory.mktemp("e-llama"), "llama-3.1-70b-60x8"))
+
+
+@pytest.mark.parametrize("pair", PAIRS, ids="+".join)
+def test_files_are_the_golden_ones(e_llama, pair):
+    folder = GOLDEN / "+".join(pair)
+    files = rendered(e_llama, *pair)
+    if os.environ.get("SWEEPCP_WRITE_GOLDEN"):
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, text in files.items():
+            (folder / name).write_text(text)
+    assert files == {path.name: path.read_text() for path in folder.iterdir()}
+
+
+def test_golden_files_cover_every_trainer_and_launcher():
+    assert {name for pair in PAIRS for name in pair} == {*TRAINERS, *LAUNCHERS}
+
+
+@pytest.mark.parametrize("trainer", TRAINERS)
+@pytest.mark.parametrize("launcher", LAUNCHERS)
+def test_every_pair_carries_recipe_bundle_status_and_how_to_run_it(e_llama, trainer, launcher):
+    files = rendered(e_llama, trainer, launcher)
+    for name, text in files.items():
+        assert e_llama.bundle.recipe_id in text, name
+        assert e_llama.opened.id in text, name
+        assert "NOT VERIFIED" in text, name
+        assert name == "export.json" or LAUNCHERS[launcher].how(e_llama) in text, name
+        for secret in ("HF_TOKEN", "WANDB_API_KEY"):
+            assert f"{secret}=" not in text
+    for name in files:
+        if name.endswith(("sh", "sbatch")):
+            subprocess.run(["bash", "-n"], input=files[name], text=True, check=True)
+        if name.endswith("yaml"):
+            assert yaml.safe_load(files[name])
+        if name.endswith(".py"):
+            compile(files[name], name, "exec")
+
+
+def test_a_trainer_alone_gets_torchrun_and_a_launcher_alone_our_own_train():
+    assert choose(["axolotl"]) == ("axolotl", "torchrun")
+    assert choose(["slurm"]) == ("deepspeed", "slurm")
+    assert choose(["kubeflow", "torchtitan"]) == ("torchtitan", "kubeflow")
+
+
+@pytest.mark.parametrize("names", [[], ["axolotl", "torchtitan"], ["slurm", "ray"], ["nanotron"]])
+def test_other_names_are_refused(names):
+    with pytest.raises(BadInput, match="rule:.*one of each|rule:.*megatron-lm"):
+        choose(names)
+
+
+def words(script: str) -> list[str]:
+    """The words of the command that a script ends with."""
+    command = script[script.index("exec ") + 5 :].replace("\\\n", " ")
+    head = '$(echo "$SKYPILOT_NODE_IPS" | head -n 1)'
+    return shlex.split(command.replace(head, "10.0.0.1").replace("$SKYPILOT_NODE_RANK", "0"))
+
+
+@pytest.mark.parametrize("trainer", TRAINERS)
+def test_torchrun_takes_its_arguments(e_llama, trainer):
+    python, module, run, *arguments = words(rendered(e_llama, trainer, "torchrun")["run.sh"])
+    assert (python, module, run) == ("/shared/venv/bin/python", "-m", "torch.distributed.run")
+    args = parse_args(arguments)
+    config, _, _ = config_from_args(args)
+    assert (config.min_nodes, config.max_nodes, config.nproc_per_node, config.max_restarts) == (60, 60, 8, 3)
+    assert config.rdzv_backend == "c10d"
+    assert args.training_script or args.module
+
+
+def test_skypilot_and_kubeflow_start_the_same_command(e_llama):
+    sky = yaml.safe_load(rendered(e_llama, "torchtitan", "skypilot")["task.yaml"])
+    trainer = yaml.safe_load(rendered(e_llama, "torchtitan", "kubeflow")["trainjob.yaml"])["spec"]["trainer"]
+    ours = parse_args(words(sky["run"])[3:])
+    theirs = parse_args(trainer["args"][2:])
+    assert (ours.module, ours.training_script, ours.training_script_args) == (
+        theirs.module,
+        theirs.training_script,
+        theirs.training_script_args,
+    )
+    assert (ours.nnodes, ours.nproc_per_node) == ("60", "8")
+    assert (trainer["numNodes"], trainer["numProcPerNode"]) == (60, 8)
+
+
+def strict(schema: dict) -> dict:
+    """A structural schema of Kubernetes as JSON schema, in which unknown fields are errors."""
+    if schema.get("x-kubernetes-int-or-string"):
+        return {"type": ["integer", "string"]}
+    found = {key: value for key, value in schema.items() if not key.startswith("x-") and key != "format"}
+    for key in ("properties",):
+        if key in found:
+            found[key] = {name: strict(inner) for name, inner in found[key].items()}
+    for key in ("items", "additionalProperties"):
+        if isinstance(found.get(key), dict):
+            found[key] = strict(found[key])
+    if "properties" in found and not schema.get("x-kubernetes-preserve-unknown-fields"):
+        found.setdefault("additionalProperties", False)
+    return found
+
+
+@pytest.mark.skipif(CRDS is None, reason="SWEEPCP_CRDS names no folder with the CRDs of KubeRay and Kubeflow Trainer")
+@pytest.mark.parametrize("trainer", TRAINERS)
+@pytest.mark.parametrize(
+    ("launcher", "file", "definition"),
+    [
+        ("kubeflow", "trainjob.yaml", "trainer.kubeflow.org_trainjobs.yaml"),
+        ("ray", "rayjob.yaml", "ray.io_rayjobs.yaml"),
+    ],
+)
+def test_kubernetes_takes_the_files_with_unknown_fields_refused(e_llama, trainer, launcher, file, definition):
+    content = yaml.safe_load(rendered(e_llama, trainer, launcher)[file])
+    versions = yaml.safe_load((Path(str(CRDS)) / definition).read_text())["spec"]["versions"]
+    name = content["apiVersion"].split("/")[1]
+    (schema,) = (v["schema"]["openAPIV3Schema"] for v in versions if v["name"] == name)
+    schema["properties"]["metadata"] = {"type": "object", "x-kubernetes-preserve-unknown-fields": True}
+    validator = Draft202012Validator(strict(schema))
+    validator.validate(content)
+    content["spec"]["unknown"] = 1
+    assert not validator.is_valid(content)
+
+
+def test_what_torchtitan_cannot_be_is_refused(tmp_path):
+    opened = promoted(tmp_path, "llama-3.1-70b-60x8")
+    shape = opened.bundle.model.shape.model_copy(update={"num_hidden_layers": 79})
+    model = opened.bundle.model.model_copy(update={"shape": shape})
+    object.__setattr__(opened, "bundle", opened.bundle.model_copy(update={"model": model}))
+    with pytest.raises(BadInput, match="whose sizes torchtitan has"):
+        rendered(source(opened, tmp_path / "out"), "torchtitan")
+
+
+@pytest.mark.parametrize("key", ["rope_theta", "rms_norm_eps"])
+def test_megatron_needs_what_it_would_take_another_value_for(tmp_path, key):
+    opened = promoted(tmp_path, "llama-3.1-70b-60x8")
+    shape = opened.bundle.model.shape.model_copy(update={key: None})
+    model = opened.bundle.model.model_copy(update={"shape": shape})
+    object.__setattr__(opened, "bundle", opened.bundle.model_copy(update={"model": model}))
+    with pytest.raises(BadInput, match=key):
+        rendered(source(opened, tmp_path / "out"), "megatron-lm")
+
+
+def test_strict_refuses_a_difference_and_writes_nothing(tmp_path):
+    opened = promoted(tmp_path, "llama-3.1-8b-4x8")
+    made = source(opened, tmp_path / "out")
+    with pytest.raises(BadInput, match="documents attend to those before them"):
+        export(opened, ["llama-factory"], made.site, None, tmp_path / "out", (), True)
+    assert not (tmp_path / "out").exists()
+    done = export(opened, ["torchtitan"], made.site, None, tmp_path / "out", (), True)
+    assert done.handoff.differences == ()
+    with pytest.raises(BadInput, match="exists"):
+        export(opened, ["torchtitan"], made.site, None, tmp_path / "out", (), True)
+
+
+def test_differences_stand_in_the_summary_and_in_the_record(e_llama):
+    files = rendered(e_llama, "llama-factory")
+    assert "attention between documents: documents attend" in files["SUMMARY.md"]
+    assert json.loads(files["export.json"])["differences"]["attention"].startswith("documents attend")
+
+
+def test_files_stay_in_their_folder():
+    for name in ("../x.sh", "/etc/x", "a/b", "", "-x"):
+        with pytest.raises(ValueError, match="no plain file name"):
+            check_files([name])

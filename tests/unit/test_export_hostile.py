@@ -1,0 +1,174 @@
+"""Bundles and sites that would write more than they say: refused with exit status 2, and nothing is written."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sweepcp.files import write_json
+from sweepcp.promote.bundle import write_manifest
+from tests.exports import promoted
+from tests.unit.test_cli import run
+
+
+@pytest.fixture(scope="module")
+def original(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    folder = promoted(tmp_path_factory.mktemp("bundle"), "llama-3.1-8b-4x8").path
+    return {path.name: path.read_text() for path in folder.iterdir()}
+
+
+@pytest.fixture
+def bundle(original: dict[str, str], tmp_path: Path) -> Path:
+    folder = tmp_path / "bundle"
+    folder.mkdir()
+    for name, text in original.items():
+        (folder / name).write_text(text)
+    return folder
+
+
+def hashed_again(bundle: Path, place: str, value: Any) -> None:
+    """Change a value of bundle.json, and the hash of it."""
+    content = json.loads((bundle / "bundle.json").read_text())
+    here, (*way, last) = content, [int(p) if p.isdigit() else p for p in place.split(".")]
+    for key in way:
+        here = here[key]
+    here[last] = value
+    write_json(bundle / "bundle.json", content)
+    write_manifest(bundle)
+
+
+@pytest.fixture
+def refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """Export a bundle, which must end with status 2 and write nothing; gives the message."""
+
+    def refuse(bundle: Path, *arguments: str, out: str = "out") -> str:
+        folder = bundle.parent / out
+        given = arguments or ("--to", "slurm")
+        status, said = run(monkeypatch, capsys, "export", str(bundle), "--out", str(folder), *given)
+        assert status == 2, said
+        assert not folder.exists()
+        assert "fix:" in said
+        return said
+
+    return refuse
+
+
+HOSTILE = [
+    ("name", "job\n#SBATCH --wrap=evil"),
+    ("name", "job$(touch /tmp/evil)"),
+    ("name", "job`id`"),
+    ("name", "a b"),
+    ("name", "-rf"),
+    ("name", "x" * 200),
+    ("target.name", "#SBATCH --uid=0"),
+    ("corpora.0.name", "../../etc/passwd"),
+    ("corpora.0.name", "$(id)"),
+    ("corpora.0.store", "/stores/../../etc"),
+    ("corpora.0.store", "stores/relative"),
+    ("corpora.0.store", "/stores/a;rm -rf ~"),
+    ("corpora.0.store", "/stores/a\n--data-path x"),
+    ("model.hub", "--upload-pack=evil"),
+    ("model.hub", "../../x"),
+    ("model.revision", "main; id"),
+    ("target.checkpoints.folder", "/ckpt/'$(id)'"),
+    ("target.hardware.nodes", -1),
+    ("target.hardware.nodes", 0),
+    ("recipe.lr_fraction", -0.1),
+    ("name", "hf_" + "a1B2" * 8),
+    ("corpora.0.store", "/stores/ghp_" + "a1B2" * 8),
+    ("model.revision", "AKIA" + "ABCD1234" * 2),
+]
+
+
+@pytest.mark.parametrize(("place", "value"), HOSTILE, ids=[f"{p} {str(v)[:20]!r}" for p, v in HOSTILE])
+def test_a_hostile_bundle_is_refused_though_its_hashes_are_right(refused, bundle, place, value):
+    hashed_again(bundle, place, value)
+    said = refused(bundle)
+    if isinstance(value, str) and len(value) > 30 and " " not in value and "/" not in value and "\n" not in value:
+        assert value not in said  # a secret is not repeated
+
+
+@pytest.mark.parametrize("name", ["bundle.json", "ds_config.json"])
+@pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity"])
+def test_numbers_that_are_none_are_refused(refused, bundle, name, number):
+    content = (bundle / name).read_text()
+    old = '"clip": 1.0' if name == "bundle.json" else '"gradient_clipping": 1.0'
+    assert old in content
+    (bundle / name).write_text(content.replace(old, old.replace("1.0", number)))
+    write_manifest(bundle)
+    refused(bundle)
+
+
+def test_a_manifest_that_names_files_elsewhere_is_refused(refused, bundle):
+    manifest = json.loads((bundle / "manifest.json").read_text())
+    for name in ("../../etc/passwd", "/etc/passwd"):
+        write_json(bundle / "manifest.json", manifest | {"files": manifest["files"] | {name: "0" * 64}})
+        assert "files of the bundle itself" in refused(bundle)
+
+
+def test_a_bundle_that_was_edited_is_refused(refused, bundle):
+    path = bundle / "ds_config.json"
+    path.write_text(path.read_text().replace("1.0", "2.0"))
+    assert "SHA-256" in refused(bundle)
+
+
+SITES = [
+    ("job: 'a\\nb'\n", "a name of letters"),
+    ('job: "$(id)"\n', "a name of letters"),
+    ("python: bin/python\n", "python"),
+    ("env: {A: 'x$(id)'}\n", "a value of letters"),
+    ("env: {'A-B': x}\n", "environment variable"),
+    ("env: {HF_TOKEN: abc}\n", "name it under `secrets`"),
+    (f"env: {{A: hf_{'a1B2' * 8}}}\n", "no secret is ever written"),
+    ("secrets: ['A=b']\n", "environment variable"),
+    ("slurm: {partition: 'gpu\\n#SBATCH --uid=0'}\n", "a name of letters"),
+    ("slurm: {time: forever}\n", "a time as Slurm writes it"),
+    ("slurm: {nodes: 3}\n", "unknown key"),
+    ("megatron: /opt/../etc\n", "without `..`"),
+    ("env: {A: x}\nsecrets: [A]\n", "one source"),
+]
+
+
+@pytest.mark.parametrize(("content", "rule"), SITES, ids=[c.strip()[:30] for c, _ in SITES])
+def test_a_hostile_site_is_refused(refused, bundle, content, rule):
+    site = bundle.parent / "site.yaml"
+    site.write_text(content)
+    assert rule in refused(bundle, "--to", "slurm", "--site", str(site))
+
+
+def kubernetes(bundle: Path, job: str, mount: str | None = None, **changes: str) -> Path:
+    section = {"image": "registry/x:1", "claim": "shared", "mount": mount or str(bundle.parent)} | changes
+    site = bundle.parent / "site.yaml"
+    site.write_text(json.dumps({"job": job, "kubernetes": section}))
+    return site
+
+
+@pytest.mark.parametrize("name", ["Upper", "a.b", "a_b", "9a", "a-", "a" * 64])
+def test_names_of_kubernetes_are_those_of_its_rules(refused, bundle, name):
+    for launcher in ("kubeflow", "ray"):
+        site = kubernetes(bundle, name)
+        assert "RFC 1123" in refused(bundle, "--to", launcher, "--site", str(site))
+
+
+def test_paths_that_nodes_do_not_mount_are_refused(refused, bundle):
+    site = kubernetes(bundle, "job", mount="/elsewhere")
+    assert "a path below /elsewhere" in refused(bundle, "--to", "kubeflow", "--site", str(site))
+    site = kubernetes(bundle, "job", claim="Bad_Claim")
+    assert "a Kubernetes name" in refused(bundle, "--to", "kubeflow", "--site", str(site))
+
+
+def test_launchers_say_what_they_need_of_a_site(refused, bundle):
+    assert "add `kubernetes:`" in refused(bundle, "--to", "kubeflow")
+    assert "add `skypilot:`" in refused(bundle, "--to", "skypilot")
+    assert "one of: example" in refused(bundle, "--to", "slurm", "--site", "nowhere")
+
+
+def test_a_folder_with_a_strange_name_is_refused(refused, bundle):
+    assert "--out" in refused(bundle, out="a b")
+
+
+@pytest.mark.parametrize("python", ["/nowhere/python", "/bin/true"])
+def test_an_interpreter_that_is_none_is_refused(refused, bundle, python):
+    assert "--verify" in refused(bundle, "--to", "torchtitan", "--verify", python)
