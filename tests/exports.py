@@ -11,7 +11,9 @@ import yaml
 
 from sweepcp.export.handoff import Source
 from sweepcp.export.site import load_site
+from sweepcp.export.verify import Checked, judge, read
 from sweepcp.export.write import TRAINERS, choose, render
+from sweepcp.files import shipped
 from sweepcp.promote.bundle import Opened, open_bundle
 from sweepcp.promote.candidate import from_publication
 from sweepcp.promote.target import load_target
@@ -28,6 +30,64 @@ def promoted(folder: Path, target: str, recipe: str = "e-llama", **changes: Any)
     loaded, file = load_target(target)
     promote(candidate, loaded, file, folder / "bundle")
     return open_bundle(folder / "bundle")
+
+
+def short(folder: Path, recipe: str = "e-llama", **changes: Any) -> Opened:
+    """e-Llama's recipe on Llama 3.1 8B for 100 steps."""
+    content = yaml.safe_load((shipped("experiments") / "targets" / "llama-3.1-8b-4x8.yaml").read_text())
+    folder.mkdir(exist_ok=True)
+    (folder / "short.yaml").write_text(yaml.safe_dump(content | {"tokens": 100 * content["batch_tokens"]}))
+    return promoted(folder, str(folder / "short.yaml"), recipe, **changes)
+
+
+CASES: dict[str, dict[str, Any]] = {
+    "cosine": {},
+    "linear": {"schedule": "linear"},
+    "wsd": {"schedule": "wsd", "warmup": 0.1, "decay": 0.2},
+    "constant": {"schedule": "constant"},
+    "wsd to a high end": {"schedule": "wsd", "warmup": 0.1, "decay": 0.2, "final_fraction": 0.3},
+    "to zero": {"final_fraction": 0.0},
+    "no warmup": {"warmup": 0.0},
+    "another AdamW": {"betas": (0.8, 0.99), "weight_decay": 0.0, "clip": 0.5},
+    "across documents": {"cross_documents": True},
+}
+"""Changes of e-Llama's recipe; those trainers that cannot follow one have to say so, and the others not."""
+
+
+def cases_of(folder: Path, trainer: str) -> list[tuple[Source, dict[str, str]]]:
+    """The files of every case."""
+    found = []
+    for number, changes in enumerate(CASES.values()):
+        made = source(short(folder / f"bundle-{number}", **changes), folder / f"case-{number}")
+        found.append((made, rendered(made, trainer)))
+    return found
+
+
+def verdicts(python: str, trainer: str, sources: list[tuple[Source, dict[str, str]]]) -> list[Checked]:
+    """What a trainer's own parser makes of files, each written for its own folder; in one process."""
+    for made, files in sources:
+        made.out.mkdir(parents=True)
+        for name, text in files.items():
+            (made.out / name).write_text(text)
+    content = read(python, trainer, [made.out for made, _ in sources])
+    assert "missing" not in content, content
+    handoffs = [TRAINERS[trainer].write(made) for made, _ in sources]
+    found = zip(sources, handoffs, content["read"], strict=True)
+    return [judge(made, handoff, content["peer"], parsed) for (made, _), handoff, parsed in found]
+
+
+def with_each_key_altered(folder: Path, opened: Opened, trainer: str) -> dict[str, tuple[Source, dict[str, str]]]:
+    """What is altered → files for a folder of their own; "nothing" is among them."""
+    read_files = set(TRAINERS[trainer].write(source(opened, folder)).files)
+    found = {"nothing": (source(opened, folder / "none"), {})}
+    found["nothing"] = (found["nothing"][0], rendered(found["nothing"][0], trainer))
+    count = len(list(altered(found["nothing"][1], read_files)))
+    for i in range(count):
+        made = source(opened, folder / str(i))
+        what, files = list(altered(rendered(made, trainer), read_files))[i]
+        found[what.replace(str(made.out), "OUT")] = (made, files)
+    assert len(found) == count + 1
+    return found
 
 
 def source(opened: Opened, out: Path, site: str | None = None) -> Source:
@@ -90,7 +150,7 @@ def _constants(tree: ast.Module) -> Iterator[tuple[str, ast.Constant]]:
         if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
             name = node.targets[0].id
             values = node.value.elts if isinstance(node.value, ast.List) else [node.value]
-            yield from ((f"{name} {v.value}", v) for v in values if isinstance(v, ast.Constant))
+            yield from ((f"{name}[{i}] {v.value}", v) for i, v in enumerate(values) if isinstance(v, ast.Constant))
         if isinstance(node, ast.FunctionDef) and node.name == "run":
             found = [n for n in ast.walk(node) if isinstance(n, ast.Constant)]
             yield from ((f"line {n.lineno}: {n.value}", n) for n in found)

@@ -36,11 +36,15 @@ FACTS = {
 
 
 def facts_of(bundle: Bundle) -> dict[str, Any]:
-    """The facts of a bundle's recipe, by their names in `FACTS`."""
+    """The facts of a bundle's recipe, by their names in `FACTS`.
+
+    Its `lr` begins with what precedes step 1: 0 where there is a warmup, the max LR where there is none.
+    """
     recipe = bundle.recipe
+    before = 0.0 if round(recipe.warmup * recipe.steps) else recipe.lr_fraction * bundle.model.max_lr
     return {
         "steps": recipe.steps,
-        "lr": [recipe.lr(step, bundle.model.max_lr) for step in range(1, recipe.steps + 1)],
+        "lr": [before, *(recipe.lr(step, bundle.model.max_lr) for step in range(1, recipe.steps + 1))],
         "batch": recipe.batch_tokens,
         "seq_len": recipe.seq_len,
         "shares": {p.source: p.share for p in recipe.mixture.portions},
@@ -108,21 +112,20 @@ def _fact(name: str, wanted: Any, found: Any) -> Finding:
 
 
 def same_lr(wanted: Sequence[float], found: Sequence[float]) -> tuple[bool, str]:
-    """Whether two LR curves agree, and by how much they differ.
+    """Whether an LR curve agrees with the recipe's, which begins with what precedes step 1; and how they differ.
 
     Trainers begin to count at 0 or at 1. So each step's LR has to lie between those that the recipe has one step before
-    and one step after, where a rise from 0 precedes step 1, and the areas have to agree to `AREA` or one step.
+    and one step after, and the areas have to agree to `AREA` or one step.
     """
-    if len(wanted) != len(found):
-        return False, f"{len(wanted)} steps in the recipe, {len(found)} there"
+    if len(wanted) != len(found) + 1:
+        return False, f"{len(wanted) - 1} steps in the recipe, {len(found)} there"
     peak = max(wanted)
-    before = [0.0 if wanted[0] < peak or found[0] == 0 else wanted[0], *wanted[:-1]]
-    after = [*wanted[1:], wanted[-1]]
     slack = 1e-9 * peak
-    for step, (there, near) in enumerate(zip(found, zip(before, wanted, after, strict=True), strict=True), start=1):
+    for step, there in enumerate(found, start=1):
+        near = wanted[step - 1 : step + 2]
         if not min(near) - slack <= there <= max(near) + slack:
-            return False, f"step {step}: {wanted[step - 1]:.6g} in the recipe, {there:.6g} there"
-    area, there = math.fsum(wanted), math.fsum(found)
+            return False, f"step {step}: {wanted[step]:.6g} in the recipe, {there:.6g} there"
+    area, there = math.fsum(wanted[1:]), math.fsum(found)
     difference = f"area {there / area - 1:+.3%}"
     return abs(there - area) <= max(AREA * area, peak * (1 + 1e-9)), difference
 

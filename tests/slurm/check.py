@@ -1,4 +1,4 @@
-"""What a job that was preempted must have come to: every step once, as planned, and the weights of an undisturbed run."""
+"""What a job that was preempted must have come to: every step once, as planned, and no failure counted."""
 
 import json
 import sys

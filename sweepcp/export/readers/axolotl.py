@@ -23,10 +23,14 @@ def peer():
 
 
 def read(folder, record):
+    import axolotl.utils.distributed
+    from accelerate.state import AcceleratorState
     from axolotl.cli.config import load_cfg
     from axolotl.core.builders import HFCausalTrainerBuilder
     from axolotl.core.training_args import AxolotlTrainingArguments
 
+    AcceleratorState._reset_state(reset_partial_state=True)  # of the folder before
+    axolotl.utils.distributed.distributed_state = None
     path, world = folder / "ds_config.json", record["nodes"] * record["per_node"]
     os.environ["WORLD_SIZE"] = str(world)
     cfg = load_cfg(str(folder / "axolotl.yaml"))

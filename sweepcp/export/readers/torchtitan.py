@@ -38,8 +38,9 @@ def read(folder, record):
     names = ["tok_embeddings.weight", "layers.0.attention.wq.weight", "layers.0.attention_norm.weight"]
     names += ["layers.0.ffn_norm.weight", "layers.0.feed_forward.w1.weight", "norm.weight", "lm_head.weight"]
     kwargs = {name: first_match(groups, name) for name in names}
-    decayed = {name for name in names if kwargs[name]["weight_decay"]}
     main = kwargs["lm_head.weight"]
+    decayed = {name for name in names if kwargs[name]["weight_decay"] or not main["weight_decay"]}
+    decayed -= {name for name in names if "norm" in name and not kwargs[name]["weight_decay"]}
     optimizer = dummy_optimizer(main["lr"])
     schedule: LRSchedulersContainer = config.lr_scheduler.build(optimizers=[optimizer], training_steps=training.steps)
     adamw = {group.optimizer_name for group in groups} == {"AdamW"}
