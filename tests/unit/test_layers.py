@@ -24,10 +24,20 @@ LAYERS = [
     {"data.sources", "data.store", "data.spread", "data.duplicates", "data.prevalence"},
     {"data.records", "data.overlap", "data.stream"},
     {"data.read"},
-    {"data.build", "data.estimate", "data.mine"},
+    {"data.build", "data.estimate", "data.mine", "data.mix"},
     {"base", "suites"},
     {"promote.bundle"},
     {"promote.budget", "promote.ds_config"},
+    {"export.safe", "export.facts"},
+    {"export.site"},
+    {"export.handoff"},
+    {"export.transformers_keys", "export.launchers.shell"},
+    {"export.launchers.kubernetes"},
+    {f"export.trainers.{name}" for name in ("deepspeed", "hf_trainer", "axolotl", "llama_factory")},
+    {"export.trainers.megatron_lm", "export.trainers.torchtitan"},
+    {f"export.launchers.{name}" for name in ("torchrun", "slurm", "ray", "kubeflow", "skypilot")},
+    {"export.verify"},
+    {"export.write"},
     {"ranks", "job"},
     {"engine", "full.weights"},
     {"train", "full.checkpoint", "full.zero"},
@@ -45,15 +55,19 @@ LAYERS = [
     {"full.with_ray"},
     {"sweep", "plan"},
     {"check"},
-    {"display", "promote.show"},
+    {"display", "promote.show", "export.show"},
     {"cli"},
     {"__main__"},
 ]
+PACKAGES = ("data", "score", "promote", "full", "export", "export.trainers", "export.launchers")
+"""Whose own file imports nothing."""
 HEIGHT = {name: height for height, names in enumerate(LAYERS) for name in names}
 LIGHT = ("errors", "files", "schedule", "schema", "recipe", "scorecard", "trial", "space", "front", "run", "report")
 LIGHT = (*LIGHT, "experiment", "plan", "display", "base", "suites", "data.build", "data.estimate", "job", "search")
 LIGHT = (*LIGHT, "check", "repetition", "sweep", "shape", "model_files", "origin", "full.ready", "promote.show")
 LIGHT = (*LIGHT, *(f"promote.{name}" for name in ("target", "bundle", "candidate", "translate", "budget", "ds_config")))
+
+LIGHT = (*LIGHT, "export.write", "export.verify", "export.show")
 
 
 def modules() -> dict[str, Path]:
@@ -61,7 +75,9 @@ def modules() -> dict[str, Path]:
     for path in sorted(PACKAGE.rglob("*.py")):
         parts = path.relative_to(PACKAGE).with_suffix("").parts
         name = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
-        if name not in ("", "data", "score", "promote", "full"):
+        if name.startswith("export.readers"):
+            continue  # scripts for other interpreters
+        if name and name not in PACKAGES:
             found[name] = path
     return found
 
@@ -71,7 +87,8 @@ def imports(path: Path) -> set[str]:
     found = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("sweepcp."):
-            found.add(node.module.removeprefix("sweepcp."))
+            name = node.module.removeprefix("sweepcp.")
+            found |= {f"{name}.{alias.name}" for alias in node.names} if name in PACKAGES else {name}
     return found
 
 

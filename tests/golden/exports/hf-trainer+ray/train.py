@@ -11,7 +11,8 @@ from pathlib import Path
 import deepspeed
 import torch
 from torch.utils.data import Dataset
-from transformers import AutoModelForCausalLM, AutoTokenizer, HfArgumentParser, Trainer, TrainingArguments
+from transformers import AutoModelForCausalLM, AutoTokenizer, HfArgumentParser
+from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from sweepcp.data.store import Store
 from sweepcp.data.stream import Stream
@@ -48,10 +49,30 @@ def collate(rows):
     return {"input_ids": inputs, "position_ids": positions, "labels": targets, "shift_labels": targets}
 
 
+class SaveOnTerm(TrainerCallback):
+    """Told to end, save after the step, on all ranks the same one.
+
+    Not `enable_jit_checkpoint`: it saves before what it takes for the optimizer's step, which DeepSpeed has done by
+    then, so that a step is done twice after it.
+    """
+
+    def __init__(self):
+        self.told = False
+        signal.signal(signal.SIGTERM, self.receive)
+
+    def receive(self, number, frame):
+        self.told = True
+
+    def on_step_end(self, args, state, control, **kwargs):
+        told = torch.tensor(float(self.told), device=args.device)
+        torch.distributed.all_reduce(told)
+        if told:
+            control.should_save = control.should_training_stop = True
+
+
 def last_complete(folder):
     """The last checkpoint that was written to its end, None without one."""
     found = [p.parent for p in Path(folder).glob("checkpoint-*/trainer_state.json")]
-    found = [p for p in found if not (p / "checkpoint-is-incomplete.txt").exists()]
     return str(max(found, key=lambda p: int(p.name.split("-")[1]))) if found else None
 
 
@@ -73,6 +94,7 @@ def main():
         data_collator=collate,
         train_dataset=Sequences(recipe, stores),
         processing_class=tokenizer,
+        callbacks=[SaveOnTerm()],
     )
     trainer.train(resume_from_checkpoint=last_complete(args.output_dir))
     if trainer.state.global_step < args.max_steps:  # a signal: what it saved is what the next start goes on from
