@@ -33,10 +33,11 @@ def promoted(folder: Path, target: str, recipe: str = "e-llama", **changes: Any)
 
 
 def short(folder: Path, recipe: str = "e-llama", **changes: Any) -> Opened:
-    """e-Llama's recipe on Llama 3.1 8B for 100 steps."""
+    """e-Llama's recipe on Llama 3.1 8B for 100 steps, with a tracker."""
     content = yaml.safe_load((shipped("experiments") / "targets" / "llama-3.1-8b-4x8.yaml").read_text())
     folder.mkdir(exist_ok=True)
-    (folder / "short.yaml").write_text(yaml.safe_dump(content | {"tokens": 100 * content["batch_tokens"]}))
+    content |= {"tokens": 100 * content["batch_tokens"], "tracking": ["wandb"]}
+    (folder / "short.yaml").write_text(yaml.safe_dump(content))
     return promoted(folder, str(folder / "short.yaml"), recipe, **changes)
 
 

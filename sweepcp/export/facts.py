@@ -31,6 +31,7 @@ FACTS = {
     "order": "order of the sequences",
     "seed": "seed",
     "model": "model",
+    "tracking": "trackers",
 }
 """Every fact that is compared, and what it is called."""
 
@@ -58,6 +59,7 @@ def facts_of(bundle: Bundle) -> dict[str, Any]:
         "order": "the stream",
         "seed": recipe.seed,
         "model": bundle.model.path or bundle.model.hub,
+        "tracking": sorted(bundle.target.tracking),
     }
 
 
@@ -126,7 +128,7 @@ def same_lr(wanted: Sequence[float], found: Sequence[float]) -> tuple[bool, str]
         if not min(near) - slack <= there <= max(near) + slack:
             return False, f"step {step}: {wanted[step]:.6g} in the recipe, {there:.6g} there"
     area, there = math.fsum(wanted[1:]), math.fsum(found)
-    difference = f"area {there / area - 1:+.3%}"
+    difference = f"area {there / area - 1:+.4%}"
     return abs(there - area) <= max(AREA * area, peak * (1 + 1e-9)), difference
 
 

@@ -1,5 +1,6 @@
 """What an export is made from, and what a trainer's part of it is."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -81,6 +82,12 @@ class Handoff:
     env: dict[str, str] = field(default_factory=dict)
     saves_on_term: bool = False
     """Whether it saves when it is told to end; if not, what was saved last is what is left."""
+
+
+def untracked(source: Source, known: Iterable[str]) -> tuple[Difference, ...]:
+    """That a trainer has no key for some of the trackers that the target names."""
+    unknown = sorted(set(source.bundle.target.tracking) - set(known))
+    return (Difference("tracking", f"it does not report to {', '.join(unknown)}"),) if unknown else ()
 
 
 def rounded(number: float) -> float:

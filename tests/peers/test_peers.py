@@ -177,6 +177,6 @@ def _cell(finding) -> str:
         return "the mix's"
     if not finding.agrees:
         return "**differs**"
-    if finding.what == "lr" and finding.detail != "area +0.000%":
-        return f"a step apart, {finding.detail}"
+    if finding.what == "lr" and finding.detail != "area +0.0000%":
+        return "a step apart"
     return "same"

@@ -187,6 +187,15 @@ def test_differences_stand_in_the_summary_and_in_the_record(e_llama):
     assert json.loads(files["export.json"])["differences"]["attention"].startswith("documents attend")
 
 
+@pytest.mark.parametrize("trainer", ["axolotl", "megatron-lm", "torchtitan"])
+def test_trackers_that_a_trainer_does_not_know_are_said(tmp_path, trainer):
+    opened = promoted(tmp_path, "llama-3.1-8b-4x8")
+    target = opened.bundle.target.model_copy(update={"tracking": ("wandb", "clearml")})
+    object.__setattr__(opened, "bundle", opened.bundle.model_copy(update={"target": target}))
+    summary = rendered(source(opened, tmp_path / "out"), trainer)["SUMMARY.md"]
+    assert "- trackers: it does not report to clearml" in summary
+
+
 def test_files_stay_in_their_folder():
     for name in ("../x.sh", "/etc/x", "a/b", "", "-x"):
         with pytest.raises(ValueError, match="no plain file name"):

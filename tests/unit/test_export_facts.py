@@ -32,7 +32,7 @@ def wanted_curve(steps=100, schedule="cosine", warmup=0.1, final=0.1):
 @pytest.mark.parametrize("schedule", ["cosine", "linear", "wsd", "constant"])
 def test_a_curve_that_is_a_step_late_agrees_and_one_that_is_two_steps_late_does_not(schedule):
     wanted = wanted_curve(schedule=schedule)
-    assert same_lr(wanted, curve(schedule=schedule)) == (True, "area +0.000%")
+    assert same_lr(wanted, curve(schedule=schedule)) == (True, "area +0.0000%")
     assert same_lr(wanted, curve(schedule=schedule, shift=1))[0]
     assert not same_lr(wanted, curve(schedule=schedule, shift=2))[0]
     none = wanted_curve(schedule=schedule, warmup=0)

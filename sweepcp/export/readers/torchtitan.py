@@ -15,7 +15,6 @@ def peer():
 
 
 def read(folder, record):
-    import torch
     from torchtitan.components.optimizer import LRSchedulersContainer
     from torchtitan.config.manager import ConfigManager
     from torchtitan.distributed.activation_checkpoint import FullAC
@@ -70,11 +69,11 @@ def read(folder, record):
         "precision": dtypes[training.mixed_precision_param] if masters else "no fp32 masters",
         "order": "the stream",
         "seed": config.debug.seed,
+        "tracking": ["wandb"] if config.metrics.enable_wandb else [],
         "model": record["model"] if config.checkpoint.initial_load_path == config.hf_assets_path else "two models",
     }
     if not isolated:
         facts["attention"] = "across"
-    del torch
     return {"settings": settings, "facts": facts}
 
 

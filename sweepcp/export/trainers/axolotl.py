@@ -5,8 +5,10 @@ from typing import Any
 
 import yaml
 
-from sweepcp.export.handoff import Difference, Handoff, Source, accumulation
+from sweepcp.export.handoff import Difference, Handoff, Source, accumulation, untracked
 from sweepcp.export.transformers_keys import flat, mix, schedule, schedule_differences, warmup_steps, zero_config
+
+TRACKERS = {"wandb": "use_wandb", "mlflow": "use_mlflow", "comet_ml": "use_comet", "trackio": "use_trackio"}
 
 
 def write(source: Source) -> Handoff:
@@ -19,6 +21,7 @@ def write(source: Source) -> Handoff:
     content = _content(source)
     differences = [
         *schedule_differences(recipe),
+        *untracked(source, TRACKERS),
         Difference("loss", "the mean of the processes' means: it weighs a target more where a process has fewer"),
         Difference("targets", "the last target of each sequence is left out, and that of a one-token piece is kept"),
     ]
@@ -86,4 +89,4 @@ def _content(source: Source) -> dict[str, Any]:
         "logging_steps": 1,
         "use_tensorboard": True,
     }
-    return content
+    return content | {TRACKERS[name]: True for name in target.tracking if name in TRACKERS}

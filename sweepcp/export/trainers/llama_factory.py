@@ -19,12 +19,13 @@ def write(source: Source) -> Handoff:
     recipe, config = source.bundle.recipe, zero_config(source)
     arguments = _arguments(source)
     differences = [*schedule_differences(recipe)]
-    if not recipe.cross_documents:
+    left_out = "left out are the last target of each sequence and the padding token, which is EOS where there is none"
+    if recipe.cross_documents:
+        differences.append(Difference("targets", left_out))
+    else:
         differences.append(Difference("attention", "documents attend to those before them in their sequence"))
         kept = "the first token of a document is predicted from the one before it"
-        differences.append(Difference("targets", f"{kept}; the last target of each sequence is left out"))
-    else:
-        differences.append(Difference("targets", "the last target of each sequence is left out"))
+        differences.append(Difference("targets", f"{kept}; {left_out}"))
     return Handoff(
         files={
             "llama_factory.yaml": yaml.safe_dump(arguments, sort_keys=False),
@@ -74,5 +75,5 @@ def _arguments(source: Source) -> dict[str, Any]:
         "save_steps": target.checkpoints.every,
         "save_total_limit": target.checkpoints.keep,
         "logging_steps": 1,
-        "report_to": ["tensorboard"],
+        "report_to": list[str](target.tracking) or ["none"],
     } | ({} if source.on_gpu else {"use_cpu": True})

@@ -3,7 +3,7 @@
 from string import Template
 
 from sweepcp.errors import BadInput
-from sweepcp.export.handoff import Difference, Handoff, Source, rounded
+from sweepcp.export.handoff import Difference, Handoff, Source, rounded, untracked
 from sweepcp.export.transformers_keys import warmup_steps
 from sweepcp.recipe import Recipe
 from sweepcp.shape import COUNTED
@@ -39,7 +39,7 @@ def write(source: Source) -> Handoff:
         },
         command=(f"{source.out}/pretrain.py",),
         settings={"MEGATRON": megatron, **arguments},
-        differences=(Difference("order", order),),
+        differences=(Difference("order", order), *untracked(source, ("wandb",))),
         prepare=_prepare(source),
         env={"CUDA_DEVICE_MAX_CONNECTIONS": "1"},
         saves_on_term=True,
@@ -160,6 +160,8 @@ def _machines(source: Source) -> Arguments:
         "--log-throughput": True,
         "--tensorboard-dir": f"{source.run}/tensorboard",
     }
+    if "wandb" in target.tracking:
+        arguments |= {"--wandb-project": source.bundle.name, "--wandb-exp-name": source.job}
     if target.compute.recompute:
         arguments |= {"--recompute-granularity": "full", "--recompute-method": "uniform", "--recompute-num-layers": 1}
     return arguments

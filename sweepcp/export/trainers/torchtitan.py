@@ -6,7 +6,7 @@ from string import Template
 from typing import Any
 
 from sweepcp.errors import BadInput
-from sweepcp.export.handoff import Handoff, Source
+from sweepcp.export.handoff import Handoff, Source, untracked
 from sweepcp.recipe import Recipe
 
 FLAVORS = {
@@ -135,7 +135,10 @@ def run() -> Trainer.Config:
             export_dtype=$checkpoint_export_dtype,
         ),
         activation_checkpoint=$activation_checkpoint,
-        metrics=MetricsProcessor.Config(enable_tensorboard=$metrics_enable_tensorboard),
+        metrics=MetricsProcessor.Config(
+            enable_tensorboard=$metrics_enable_tensorboard,
+            enable_wandb=$metrics_enable_wandb,
+        ),
         debug=DebugConfig(seed=$debug_seed),
     )
 ''')
@@ -155,6 +158,7 @@ def write(source: Source) -> Handoff:
         files={"sweepcp_run.py": MODULE.substitute(literals)},
         command=("-m", "torchtitan.train", "--module", "sweepcp_run", "--config", "run"),
         settings=settings,
+        differences=untracked(source, ("wandb",)),
         prepare=prepare,
         env={"PYTHONPATH": str(source.out)},
     )
@@ -209,6 +213,7 @@ def _settings(source: Source) -> dict[str, Any]:
         "checkpoint.last_save_in_hf": True,
         "checkpoint.export_dtype": dtype,
         "metrics.enable_tensorboard": True,
+        "metrics.enable_wandb": "wandb" in target.tracking,
         "debug.seed": recipe.seed,
     }
 

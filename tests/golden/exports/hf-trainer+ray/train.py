@@ -6,6 +6,7 @@
 import os
 import signal
 import sys
+import threading
 from pathlib import Path
 
 import deepspeed
@@ -58,7 +59,8 @@ class SaveOnTerm(TrainerCallback):
 
     def __init__(self):
         self.told = False
-        signal.signal(signal.SIGTERM, self.receive)
+        if threading.current_thread() is threading.main_thread():  # Ray Train starts from another one
+            signal.signal(signal.SIGTERM, self.receive)
 
     def receive(self, number, frame):
         self.told = True

@@ -118,6 +118,9 @@ def run() -> Trainer.Config:
             export_dtype="bfloat16",
         ),
         activation_checkpoint=FullAC.Config(),
-        metrics=MetricsProcessor.Config(enable_tensorboard=True),
+        metrics=MetricsProcessor.Config(
+            enable_tensorboard=True,
+            enable_wandb=False,
+        ),
         debug=DebugConfig(seed=0),
     )
