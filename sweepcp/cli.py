@@ -257,7 +257,7 @@ def export(
     verify: Annotated[
         list[str] | None, typer.Option(metavar="PYTHON", help="Let the trainer that is installed there parse it.")
     ] = None,
-    strict: Annotated[bool, typer.Option("--strict", help="Refuse whatever the trainer does otherwise.")] = False,
+    strict: Annotated[bool, typer.Option("--strict", help="Refuse any difference from the recipe.")] = False,
 ) -> None:
     """Write a bundle for the trainer and the launcher that you run already.
 

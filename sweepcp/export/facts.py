@@ -31,6 +31,7 @@ FACTS = {
     "order": "order of the sequences",
     "seed": "seed",
     "model": "model",
+    "checkpoints": "steps between checkpoints, and how many are kept",
     "tracking": "trackers",
 }
 """Every fact that is compared, and what it is called."""
@@ -59,6 +60,7 @@ def facts_of(bundle: Bundle) -> dict[str, Any]:
         "order": "the stream",
         "seed": recipe.seed,
         "model": bundle.model.path or bundle.model.hub,
+        "checkpoints": [bundle.target.checkpoints.every, bundle.target.checkpoints.keep],
         "tracking": sorted(bundle.target.tracking),
     }
 

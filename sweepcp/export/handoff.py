@@ -12,6 +12,10 @@ PLANNED = "/planned"
 """Stands for the store of a planned corpus: it can be exported and checked, not trained on."""
 
 
+class Raw(str):
+    """A word of a command with a variable in it, which stands in double quotes."""
+
+
 @dataclass(frozen=True)
 class Source:
     """What every module here writes from."""
@@ -29,8 +33,13 @@ class Source:
 
     @property
     def run(self) -> str:
-        """The folder of the run: checkpoints and results."""
+        """The folder of the run, beside the files."""
         return str(self.out / "run")
+
+    @property
+    def saves(self) -> str:
+        """Where other trainers than `sweepcp train` write: the target's folder for checkpoints, if it names one."""
+        return self.bundle.target.checkpoints.folder or self.run
 
     @property
     def job(self) -> str:
@@ -77,11 +86,21 @@ class Handoff:
     settings: dict[str, Any]
     """Key → value, everything that was written and that the peer must have parsed."""
     differences: tuple[Difference, ...] = ()
+    notes: tuple[str, ...] = ()
+    """What else is to be known: what it does not do that `sweepcp train` does, what it needs."""
     prepare: tuple[tuple[str, ...], ...] = ()
     """Commands to run once, before the first start."""
     env: dict[str, str] = field(default_factory=dict)
     saves_on_term: bool = False
     """Whether it saves when it is told to end; if not, what was saved last is what is left."""
+
+
+def unwatched(source: Source) -> tuple[str, ...]:
+    """What the target asks for that only `sweepcp train` does."""
+    notes = ["held-out text is not watched during the run: score the model after it, with `sweepcp score`"]
+    if source.bundle.target.spikes is not None:
+        notes.append("it does not go back before a spike of the loss")
+    return tuple(notes)
 
 
 def untracked(source: Source, known: Iterable[str]) -> tuple[Difference, ...]:

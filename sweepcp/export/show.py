@@ -23,6 +23,8 @@ def show_export(console: Console, export: Export) -> None:
             console.print(f"  {name} agrees where a difference was stated: {fact}", style="bold red")
     for difference in export.handoff.differences:
         console.print(f"  DIFFERS from the recipe: {FACTS[difference.fact]}: {difference.there}", style="bold yellow")
+    for note in export.handoff.notes:
+        console.print(f"  note: {note}", style="yellow")
     if planned := [c.name for c in bundle.corpora if c.store is None]:
         console.print(f"  it cannot run yet: no token store for {', '.join(planned)}", style="yellow")
     console.print(f"written to {export.source.out}: {', '.join(export.files)}", highlight=False, soft_wrap=True)

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from sweepcp.export.handoff import Difference, Source, rounded
+from sweepcp.export.handoff import Difference, Raw, Source, rounded
 from sweepcp.recipe import Recipe
 
 
@@ -48,15 +48,11 @@ def flat(prefix: str, content: dict[str, Any]) -> dict[str, Any]:
 
 def mix(source: Source, rows: str) -> tuple[str, ...]:
     """The command that writes the run's tokens in the order of its stream."""
-    return (
-        source.site.python,
-        "-m",
-        "sweepcp",
-        "data",
-        "mix",
-        str(source.opened.path),
-        "--out",
-        f"{source.out}/mix",
-        "--rows",
-        rows,
-    )
+    command = (source.site.python, "-m", "sweepcp", "data", "mix", str(source.opened.path))
+    return (*command, "--out", f"{source.out}/mix", "--rows", rows, "--workers", Raw("$(nproc)"))
+
+
+def mix_size(source: Source) -> str:
+    """How much the mix is."""
+    tokens = source.bundle.recipe.tokens
+    return f"prepare.sh writes the run's {tokens:,} tokens: {9 * tokens / 1e12:.3g} TB, and as much again meanwhile"

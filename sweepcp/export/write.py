@@ -162,10 +162,12 @@ def _summary(export: Export, names: list[str]) -> str:
         lines.append(f"- It cannot run yet: {', '.join(planned)} have no token store. Build them, and promote again.")
     if handoff.prepare:
         lines.append(f"- once, where all nodes see the result: `bash {source.out}/prepare.sh`")
-    saves = "saves when it is told to end" if handoff.saves_on_term else "goes on from what it saved last"
-    lines += [f"- `{export.how}`", f"- started again, it goes on from the last checkpoint; {export.trainer} {saves}"]
+    saves = "saves first" if handoff.saves_on_term else "does not save"
+    lines += [f"- `{export.how}`", f"- started again, it goes on from the last checkpoint; told to end, it {saves}"]
     lines += ["", "## What differs from the recipe", ""]
     lines += [f"- {FACTS[d.fact]}: {d.there}" for d in handoff.differences] or ["Nothing that is known."]
+    if handoff.notes:
+        lines += ["", "## What else is to be known", "", *(f"- {note}" for note in handoff.notes)]
     return "\n".join([*lines, "", "## Files", "", *(f"- {name}" for name in names)]) + "\n"
 
 

@@ -3,15 +3,11 @@
 import shlex
 from collections.abc import Iterable
 
-from sweepcp.export.handoff import Handoff, Source
+from sweepcp.export.handoff import Handoff, Raw, Source
 
 PORT = 29500
 RESTARTS = 3
 """After so many failures torchrun gives up; each start goes on from the last checkpoint."""
-
-
-class Raw(str):
-    """A word with a variable in it, which stands in double quotes."""
 
 
 def words(parts: Iterable[str]) -> str:

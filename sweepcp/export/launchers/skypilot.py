@@ -5,9 +5,9 @@ from typing import Any
 import yaml
 
 from sweepcp.errors import BadInput
-from sweepcp.export.handoff import Handoff, Source
+from sweepcp.export.handoff import Handoff, Raw, Source
 from sweepcp.export.launchers.kubernetes import on_nodes
-from sweepcp.export.launchers.shell import PORT, RESTARTS, Raw, environment, lines, patience, torchrun
+from sweepcp.export.launchers.shell import PORT, RESTARTS, environment, lines, patience, torchrun
 from sweepcp.export.site import SkyPilot
 
 

@@ -3,8 +3,8 @@
 import shlex
 from string import Template
 
-from sweepcp.export.handoff import Handoff, Source
-from sweepcp.export.launchers.shell import Raw, environment, exports, lines, patience, torchrun
+from sweepcp.export.handoff import Handoff, Raw, Source
+from sweepcp.export.launchers.shell import environment, exports, lines, patience, torchrun
 
 SCRIPT = Template("""\
 set -uo pipefail

@@ -1,7 +1,7 @@
 """torchrun by hand: one script, started on every node."""
 
-from sweepcp.export.handoff import Handoff, Source
-from sweepcp.export.launchers.shell import PORT, Raw, environment, exports, lines, patience, torchrun
+from sweepcp.export.handoff import Handoff, Raw, Source
+from sweepcp.export.launchers.shell import PORT, environment, exports, lines, patience, torchrun
 
 
 def write(source: Source, handoff: Handoff) -> dict[str, str]:

@@ -159,5 +159,6 @@ def read_transformers(args, world, sequences, seq_len):
         "loss": "targets of the whole batch" if args.average_tokens_across_devices else "the mean of means",
         "precision": "bf16" if args.bf16 else "fp32",
         "seed": args.seed,
+        "checkpoints": [args.save_steps, args.save_total_limit],
         "tracking": sorted(set(args.report_to) - {"tensorboard", "none"}),
     }

@@ -43,6 +43,7 @@ def read(folder, record):
         "order": "the stream",
         "seed": recipe.seed,
         "model": bundle.model.path or bundle.model.hub,
+        "checkpoints": [bundle.target.checkpoints.every, bundle.target.checkpoints.keep],
         "tracking": sorted(bundle.target.tracking),
     }
     return {"settings": settings, "facts": facts}

@@ -88,6 +88,7 @@ def read(folder, record):
         "targets": "within" if args.eod_mask_loss else "across",
         "order": "shuffled",
         "seed": args.seed,
+        "checkpoints": [args.save_interval, "all"],
         "tracking": ["wandb"] if args.wandb_project else [],
         "model": record["model"] if args.pretrained_checkpoint == f"{folder}/base" else args.pretrained_checkpoint,
     }

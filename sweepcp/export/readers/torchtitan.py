@@ -69,6 +69,7 @@ def read(folder, record):
         "precision": dtypes[training.mixed_precision_param] if masters else "no fp32 masters",
         "order": "the stream",
         "seed": config.debug.seed,
+        "checkpoints": [config.checkpoint.interval, config.checkpoint.keep_latest_k],
         "tracking": ["wandb"] if config.metrics.enable_wandb else [],
         "model": record["model"] if config.checkpoint.initial_load_path == config.hf_assets_path else "two models",
     }

@@ -5,8 +5,16 @@ from typing import Any
 
 import yaml
 
-from sweepcp.export.handoff import Difference, Handoff, Source, accumulation, untracked
-from sweepcp.export.transformers_keys import flat, mix, schedule, schedule_differences, warmup_steps, zero_config
+from sweepcp.export.handoff import Difference, Handoff, Source, accumulation, untracked, unwatched
+from sweepcp.export.transformers_keys import (
+    flat,
+    mix,
+    mix_size,
+    schedule,
+    schedule_differences,
+    warmup_steps,
+    zero_config,
+)
 
 TRACKERS = {"wandb": "use_wandb", "mlflow": "use_mlflow", "comet_ml": "use_comet", "trackio": "use_trackio"}
 
@@ -37,6 +45,7 @@ def write(source: Source) -> Handoff:
         command=("-m", "axolotl.cli.train", f"{source.out}/axolotl.yaml"),
         settings=settings | flat("ds_config.json", config),
         differences=tuple(differences),
+        notes=(*unwatched(source), mix_size(source)),
         prepare=(
             mix(source, "documents"),
             (python, "-m", "axolotl.cli.preprocess", f"{source.out}/axolotl.yaml"),
@@ -54,7 +63,7 @@ def _content(source: Source) -> dict[str, Any]:
     content |= {
         "datasets": [{"path": f"{source.out}/mix"}],
         "dataset_prepared_path": f"{source.out}/prepared",
-        "output_dir": source.run,
+        "output_dir": source.saves,
         "sequence_len": recipe.seq_len,
         "sample_packing": True,
         "sample_packing_sequentially": True,

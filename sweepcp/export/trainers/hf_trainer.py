@@ -6,7 +6,7 @@ from typing import Any
 
 import yaml
 
-from sweepcp.export.handoff import Handoff, Source, accumulation
+from sweepcp.export.handoff import Handoff, Source, accumulation, unwatched
 from sweepcp.export.transformers_keys import flat, schedule, schedule_differences, warmup_steps, zero_config
 
 SCRIPT = Template('''\
@@ -143,6 +143,7 @@ def write(source: Source) -> Handoff:
         command=(f"{source.out}/train.py",),
         settings=arguments | flat("ds_config.json", config) | constants,
         differences=schedule_differences(bundle.recipe),
+        notes=unwatched(source),
         env={} if source.on_gpu else {"DS_ACCELERATOR": "cpu"},
         saves_on_term=True,
     )
@@ -153,7 +154,7 @@ def _arguments(source: Source) -> dict[str, Any]:
     recipe, target = source.bundle.recipe, source.bundle.target
     kind, kwargs = schedule(recipe, source.peak)
     arguments: dict[str, Any] = {
-        "output_dir": source.run,
+        "output_dir": source.saves,
         "max_steps": recipe.steps,
         "per_device_train_batch_size": target.compute.micro_batch,
         "gradient_accumulation_steps": accumulation(source),

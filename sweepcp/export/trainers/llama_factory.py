@@ -5,8 +5,16 @@ from typing import Any
 
 import yaml
 
-from sweepcp.export.handoff import Difference, Handoff, Source, accumulation
-from sweepcp.export.transformers_keys import flat, mix, schedule, schedule_differences, warmup_steps, zero_config
+from sweepcp.export.handoff import Difference, Handoff, Source, accumulation, unwatched
+from sweepcp.export.transformers_keys import (
+    flat,
+    mix,
+    mix_size,
+    schedule,
+    schedule_differences,
+    warmup_steps,
+    zero_config,
+)
 
 ATTENTION = {"sdpa": "sdpa", "eager": "disabled", "flash_attention_2": "fa2"}
 
@@ -34,6 +42,7 @@ def write(source: Source) -> Handoff:
         command=("-m", "llamafactory.launcher", f"{source.out}/llama_factory.yaml"),
         settings=arguments | flat("ds_config.json", config),
         differences=tuple(differences),
+        notes=(*unwatched(source), mix_size(source)),
         prepare=(mix(source, "sequences"),),
     )
 
@@ -53,7 +62,7 @@ def _arguments(source: Source) -> dict[str, Any]:
         "tokenized_path": f"{source.out}/mix",
         "cutoff_len": recipe.seq_len,
         "disable_shuffling": True,
-        "output_dir": source.run,
+        "output_dir": source.saves,
         "max_steps": recipe.steps,
         "per_device_train_batch_size": target.compute.micro_batch,
         "gradient_accumulation_steps": accumulation(source),

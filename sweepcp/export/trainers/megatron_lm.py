@@ -3,7 +3,7 @@
 from string import Template
 
 from sweepcp.errors import BadInput
-from sweepcp.export.handoff import Difference, Handoff, Source, rounded, untracked
+from sweepcp.export.handoff import Difference, Handoff, Source, rounded, untracked, unwatched
 from sweepcp.export.transformers_keys import warmup_steps
 from sweepcp.recipe import Recipe
 from sweepcp.shape import COUNTED
@@ -39,7 +39,15 @@ def write(source: Source) -> Handoff:
         },
         command=(f"{source.out}/pretrain.py",),
         settings={"MEGATRON": megatron, **arguments},
-        differences=(Difference("order", order), *untracked(source, ("wandb",))),
+        differences=(
+            Difference("order", order),
+            Difference("checkpoints", "it keeps all of them: remove old ones, or the disk fills"),
+            *untracked(source, ("wandb",)),
+        ),
+        notes=(
+            *unwatched(source),
+            "its checkpoints are of its own format: what serves the model has to convert the last",
+        ),
         prepare=_prepare(source),
         env={"CUDA_DEVICE_MAX_CONNECTIONS": "1"},
         saves_on_term=True,
@@ -98,6 +106,7 @@ def _data(source: Source) -> Arguments:
     return {
         "--data-path": blend,
         "--split": "100,0,0",
+        "--data-cache-path": f"{source.out}/cache",
         "--seq-length": recipe.seq_len,
         "--reset-position-ids": within,
         "--reset-attention-mask": within,
@@ -150,15 +159,15 @@ def _machines(source: Source) -> Arguments:
         "--use-distributed-optimizer": True,
         "--overlap-grad-reduce": True,
         "--overlap-param-gather": True,
-        "--load": source.run,
-        "--save": source.run,
+        "--load": source.saves,
+        "--save": source.saves,
         "--save-interval": target.checkpoints.every,
         "--ckpt-format": "torch_dist",
         "--exit-signal-handler": True,
         "--distributed-timeout-minutes": 30,
         "--log-interval": 1,
         "--log-throughput": True,
-        "--tensorboard-dir": f"{source.run}/tensorboard",
+        "--tensorboard-dir": f"{source.saves}/tensorboard",
     }
     if "wandb" in target.tracking:
         arguments |= {"--wandb-project": source.bundle.name, "--wandb-exp-name": source.job}

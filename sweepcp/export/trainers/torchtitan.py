@@ -6,7 +6,7 @@ from string import Template
 from typing import Any
 
 from sweepcp.errors import BadInput
-from sweepcp.export.handoff import Handoff, Source, untracked
+from sweepcp.export.handoff import Handoff, Source, untracked, unwatched
 from sweepcp.recipe import Recipe
 
 FLAVORS = {
@@ -159,6 +159,7 @@ def write(source: Source) -> Handoff:
         command=("-m", "torchtitan.train", "--module", "sweepcp_run", "--config", "run"),
         settings=settings,
         differences=untracked(source, ("wandb",)),
+        notes=unwatched(source),
         prepare=prepare,
         env={"PYTHONPATH": str(source.out)},
     )
@@ -187,7 +188,7 @@ def _settings(source: Source) -> dict[str, Any]:
         "attention backend": "flex",
         "activation_checkpoint": "FullAC" if compute.recompute else None,
         "hf_assets_path": model,
-        "dump_folder": source.run,
+        "dump_folder": source.saves,
         "dataloader.bundle": str(source.opened.path),
         "dataloader.bundle_hash": source.opened.id,
         "lr_scheduler.warmup_steps": round(recipe.warmup * recipe.steps),

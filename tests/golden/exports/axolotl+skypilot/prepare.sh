@@ -11,5 +11,5 @@ export HF_HOME=/shared/hf
 export NCCL_DEBUG=WARN
 : "${HF_TOKEN:?is a secret of this job: set it where the job is submitted}"
 : "${WANDB_API_KEY:?is a secret of this job: set it where the job is submitted}"
-/shared/venv/bin/python -m sweepcp data mix /shared/bundle --out /shared/export/mix --rows documents
+/shared/venv/bin/python -m sweepcp data mix /shared/bundle --out /shared/export/mix --rows documents --workers "$(nproc)"
 /shared/venv/bin/python -m axolotl.cli.preprocess /shared/export/axolotl.yaml

@@ -10,4 +10,4 @@ export HF_HOME=/shared/hf
 export NCCL_DEBUG=WARN
 : "${HF_TOKEN:?is a secret of this job: set it where the job is submitted}"
 : "${WANDB_API_KEY:?is a secret of this job: set it where the job is submitted}"
-/shared/venv/bin/python -m sweepcp data mix /shared/bundle --out /shared/export/mix --rows sequences
+/shared/venv/bin/python -m sweepcp data mix /shared/bundle --out /shared/export/mix --rows sequences --workers "$(nproc)"

@@ -42,6 +42,7 @@ ARGUMENTS = [
     "0.01", "/planned/web-fr/train",
     "0.01", "/planned/web-it/train",
     "--split", "100,0,0",
+    "--data-cache-path", "/shared/export/cache",
     "--seq-length", "8192",
     "--reset-position-ids",
     "--reset-attention-mask",
