@@ -10,7 +10,7 @@ def show_export(console: Console, export: Export) -> None:
     """Files, status, differences, and how to start."""
     bundle = export.source.bundle
     console.print(f"{bundle.name}: recipe {bundle.recipe_id} for {export.trainer} on {export.launcher}")
-    for name in dict.fromkeys((export.trainer, export.launcher)):
+    for name in (export.trainer, export.launcher):
         status = export.status(name)
         console.print(f"  {name}: {status}", style="bold red" if "NOT" in status else "green")
     for name, checked in export.checked.items():

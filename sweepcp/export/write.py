@@ -29,6 +29,12 @@ TRAINERS = {
 }
 LAUNCHERS = {"torchrun": torchrun, "slurm": slurm, "ray": ray, "kubeflow": kubeflow, "skypilot": skypilot}
 BASH = ("sh", "sbatch")
+CHECKS = {
+    "slurm": ("sbatch --test-only", "job.sbatch"),
+    "kubeflow": ("kubectl apply --dry-run=server -f", "trainjob.yaml"),
+    "ray": ("kubectl apply --dry-run=server -f", "rayjob.yaml"),
+}
+"""How a launcher itself says whether it takes its file."""
 
 
 @dataclass(frozen=True)
@@ -90,8 +96,7 @@ def export(
         raise
     if checked:
         files = render(source, trainer, launcher, handoff, checked)
-        for name, text in files.items():
-            write_text(out / name, text)
+        _write(out, files)
     return Export(source, trainer, launcher, handoff, tuple(files), checked)
 
 
@@ -152,8 +157,11 @@ def _summary(export: Export, names: list[str]) -> str:
         "",
         "## Status",
         "",
-        *(f"- {name}: {export.status(name)}" for name in dict.fromkeys((export.trainer, export.launcher))),
+        *(f"- {name}: {export.status(name)}" for name in (export.trainer, export.launcher)),
     ]
+    command, file = CHECKS.get(export.launcher, ("", ""))
+    if file in names:
+        lines.append(f"- whether {export.launcher} takes its file, it says itself: `{command} {source.out}/{file}`")
     for name, checked in export.checked.items():
         lines += [f"- {name} parsed otherwise: {f.what}: {f.detail}" for f in checked.wrong]
         lines += [f"- {name} agrees where a difference was stated: {fact}" for fact in checked.missing]
@@ -219,10 +227,14 @@ def _write_new(out: Path, files: dict[str, str]) -> None:
     work = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
     try:
         work.chmod(0o755)
-        for name, text in files.items():
-            write_text(work / name, text)
-            if name.endswith(BASH):
-                (work / name).chmod(0o755)
+        _write(work, files)
         work.rename(out)
     finally:
         shutil.rmtree(work, ignore_errors=True)
+
+
+def _write(folder: Path, files: dict[str, str]) -> None:
+    for name, text in files.items():
+        write_text(folder / name, text)
+        if name.endswith(BASH):
+            (folder / name).chmod(0o755)

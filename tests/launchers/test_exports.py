@@ -90,3 +90,18 @@ def test_the_hf_trainer_takes_the_same_steps_and_goes_on_after_term(tmp_path):
     assert len(after) == 20 - max(saved)
     assert len(before) >= max(saved) > 0
     assert after == pytest.approx(found[max(saved) :], abs=2e-3)
+
+
+def test_a_killed_rank_is_started_again_by_itself_and_goes_on(tmp_path):
+    out = written(tmp_path, "torchrun", tokens=200 * 512, checkpoints={"every": 20})
+    process = started(out)
+    for line in process.stdout:
+        if "checkpoint at step 20" in line:
+            found = subprocess.run(["pgrep", "-f", f"sweepcp train {tmp_path}"], capture_output=True, text=True)
+            ranks = [pid for pid in found.stdout.split() if "RANK=1" in Path(f"/proc/{pid}/environ").read_text()]
+            os.kill(int(ranks[0]), signal.SIGKILL)
+            break
+    rest, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, rest[-4000:]
+    assert re.search(r"going on after step \d+ of 200", rest)
+    assert [row["step"] for row in metrics(out / "run")] == list(range(1, 201))
