@@ -174,7 +174,7 @@ def test_the_table_in_the_readme_is_what_the_peers_say(tmp_path):
 
 def _cell(finding) -> str:
     if finding.agrees is None:
-        return "the mix's"
+        return "same, once written"
     if not finding.agrees:
         return "**differs**"
     if finding.what == "lr" and finding.detail != "area +0.0000%":

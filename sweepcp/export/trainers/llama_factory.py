@@ -84,5 +84,5 @@ def _arguments(source: Source) -> dict[str, Any]:
         "save_steps": target.checkpoints.every,
         "save_total_limit": target.checkpoints.keep,
         "logging_steps": 1,
-        "report_to": list[str](target.tracking) or ["none"],
+        "report_to": list(target.tracking),
     } | ({} if source.on_gpu else {"use_cpu": True})
