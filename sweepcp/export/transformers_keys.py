@@ -13,7 +13,8 @@ def schedule(recipe: Recipe, peak: float) -> tuple[str, dict[str, Any]]:
     if recipe.schedule == "linear":
         return "polynomial", {"lr_end": rounded(peak * recipe.final_fraction), "power": 1.0}
     if recipe.schedule == "wsd":
-        kwargs = {"num_decay_steps": round(recipe.decay * recipe.steps), "min_lr_ratio": recipe.final_fraction}
+        fall = min(round(recipe.decay * recipe.steps), recipe.steps - warmup_steps(recipe))
+        kwargs = {"num_decay_steps": fall, "min_lr_ratio": recipe.final_fraction}
         return "warmup_stable_decay", kwargs | {"decay_type": "linear"}
     return "constant_with_warmup", {}
 

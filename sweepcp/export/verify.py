@@ -54,9 +54,10 @@ def read(python: str, name: str, folders: Sequence[Path]) -> dict[str, Any]:
     Raises `BadInput` where the reader does not run.
     """
     reader = READERS / f"{name.replace('-', '_')}.py"
+    program = str(Path(python).absolute()) if "/" in python else python  # it is run in another folder
     with tempfile.TemporaryDirectory() as work:
         result = Path(work) / "result.json"
-        command = [python, str(reader), *map(str, folders), str(result)]
+        command = [program, str(reader), *map(str, folders), str(result)]
         try:
             done = subprocess.run(command, capture_output=True, text=True, cwd=work, timeout=LIMIT, check=False)
         except OSError as error:

@@ -1,5 +1,6 @@
 """Verification by the trainers that sweepcp itself depends on; tests/peers has the others."""
 
+import os
 import sys
 
 import pytest
@@ -43,7 +44,8 @@ def test_the_command_fails_when_something_else_is_parsed(tmp_path):
     )
     python.chmod(0o755)
     bundle, out = short(tmp_path / "bundle").path, tmp_path / "out"
-    done = sweepcp("export", bundle, "--to", "hf-trainer", "--out", out, "--verify", python)
+    relative = os.path.relpath(python)
+    done = sweepcp("export", bundle, "--to", "hf-trainer", "--out", out, "--verify", relative)
     assert done.returncode == 1, done.stdout + done.stderr
     assert "the recipe says [0.9, 0.95, 1e-08, 0.1], the trainer [0.9, 0.95, 1e-08, 0.2]" in done.stdout
     assert "setting weight_decay: written 0.1, parsed 0.2" in done.stdout
