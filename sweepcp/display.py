@@ -1,9 +1,12 @@
 """What a person sees in the terminal: progress, the plan, the front. Every number has its unit."""
 
+from __future__ import annotations
+
 import os
 import shlex
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich import box
 from rich.console import Console
@@ -11,13 +14,14 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 from rich.table import Table
 from rich.text import Text
 
-from sweepcp.data.mine import Mined
-from sweepcp.data.store import Store
-from sweepcp.front import Front, Rule
-from sweepcp.run import Run
-from sweepcp.scorecard import HalfScore, Scorecard
-from sweepcp.space import Point
-from sweepcp.trial import Proposer, Trial
+if TYPE_CHECKING:  # only named here: they would take longer to import than most commands take
+    from sweepcp.data.mine import Mined
+    from sweepcp.data.store import Store
+    from sweepcp.front import Front, Rule
+    from sweepcp.run import Run
+    from sweepcp.scorecard import HalfScore, Scorecard
+    from sweepcp.space import Point
+    from sweepcp.trial import Proposer, Trial
 
 UNIT = "relative change of bits per byte against the base, in %; higher is better"
 COLOURS = {"done": "green", "stopped": "yellow", "diverged": "magenta", "failed": "red"}
@@ -42,7 +46,7 @@ class Screen:
         self.said: dict[str, float] = {}
         self.of = 0
 
-    def __enter__(self) -> "Screen":
+    def __enter__(self) -> Screen:
         self.progress.start()
         return self
 
