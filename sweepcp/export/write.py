@@ -223,8 +223,13 @@ def _verify(
 def _write_new(out: Path, files: dict[str, str]) -> None:
     if out.exists():
         raise BadInput(out, "--out", "exists", "a folder that does not exist yet", "name another, or remove it")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    work = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        work = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
+    except OSError as error:
+        raise BadInput(
+            out, "--out", str(error), "a folder that can be made", "name another, or check its rights"
+        ) from None
     try:
         work.chmod(0o755)
         _write(work, files)
