@@ -16,7 +16,8 @@ def show_export(console: Console, export: Export) -> None:
     for name, checked in export.checked.items():
         facts = [f for f in checked.findings if f.what in FACTS and f.agrees]
         settings = [f for f in checked.findings if f.what.startswith("setting ") and f.agrees]
-        console.print(f"  {checked.peer}: {len(facts)} facts and {len(settings)} settings agree")
+        if facts or settings:
+            console.print(f"  {checked.peer}: {len(facts)} facts and {len(settings)} settings agree")
         for finding in checked.wrong:
             console.print(f"  {name} parsed otherwise: {finding.what}: {finding.detail}", style="bold red")
         for fact in checked.missing:

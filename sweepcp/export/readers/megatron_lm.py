@@ -19,7 +19,10 @@ def peer():
 
         typing.override = typing_extensions.override
     script = constants(Path(sys.argv[1]) / "pretrain.py")
-    sys.path.insert(0, os.environ.get("MEGATRON_LM", script["MEGATRON"]))  # where the site's is not on this machine
+    checkout = os.environ.get("MEGATRON_LM", script["MEGATRON"])
+    if not Path(checkout, "pretrain_gpt.py").is_file():
+        raise ModuleNotFoundError(f"no Megatron-LM in {checkout}: name a checkout in the site file, or by MEGATRON_LM")
+    sys.path.insert(0, checkout)
     torch.cuda.get_device_capability = lambda device=None: (9, 0)  # nothing is trained here: its checks ask for a GPU
     torch.cuda.get_device_properties = lambda device=None: SimpleNamespace(major=9, minor=0)
     import megatron.core
