@@ -1,6 +1,7 @@
 """Run a peer's own parser, in the Python in which it is installed, on what was exported, and compare."""
 
 import json
+import os
 import subprocess
 import tempfile
 from collections.abc import Sequence
@@ -58,8 +59,11 @@ def read(python: str, name: str, folders: Sequence[Path]) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as work:
         result = Path(work) / "result.json"
         command = [program, str(reader), *map(str, folders), str(result)]
+        env = {"OMP_NUM_THREADS": "1"} | os.environ  # tiny tensors, for which more threads only wait for each other
         try:
-            done = subprocess.run(command, capture_output=True, text=True, cwd=work, timeout=LIMIT, check=False)
+            done = subprocess.run(
+                command, capture_output=True, text=True, cwd=work, env=env, timeout=LIMIT, check=False
+            )
         except OSError as error:
             raise BadInput("export", "--verify", python, "a Python interpreter", str(error.strerror)) from None
         except subprocess.TimeoutExpired:
