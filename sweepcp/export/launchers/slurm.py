@@ -19,6 +19,9 @@ leave() { # USR1: the time is nearly up; TERM: the nodes are wanted for another 
     exit 0
 }
 trap leave TERM USR1
+preempted() { # Slurm tells the steps, not this script, and torchrun ends with 1 then, as after a failure
+    scontrol show job "$$SLURM_JOB_ID" | grep -q 'PreemptTime=[0-9]'
+}
 
 $master$start &
 step=$$!
@@ -28,7 +31,8 @@ if [ "$$status" -eq 0 ]; then
     exit 0
 fi
 $final
-if [ "$$status" -le 128 ] || [ "$$status" -eq 137 ]; then # a failure; above 128 a signal, and only KILL is one, too
+# Above 128 is a signal; KILL may be want of memory
+if { [ "$$status" -le 128 ] || [ "$$status" -eq 137 ]; } && ! preempted; then
     echo "failed with status $$status" >>$failures
     if [ "$$(wc -l <$failures)" -gt $most ]; then
         echo "job $$SLURM_JOB_ID: status $$status, $most failures before this one: not queued again"
