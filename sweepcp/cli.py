@@ -169,17 +169,15 @@ def mix(
 ) -> None:
     """Write a run's tokens in their order, for trainers that cannot mix by tokens. Needs 9 bytes a token, twice."""
     from sweepcp.data.mix import write_mix
-    from sweepcp.data.store import Store
     from sweepcp.errors import BadInput
-    from sweepcp.full.ready import check_ready
+    from sweepcp.full.ready import check_ready, stores_of
     from sweepcp.promote.bundle import open_bundle
 
     if rows != "sequences" and rows != "documents":
         raise BadInput("data mix", "--rows", rows, "sequences or documents", "name one of the two")
     opened = open_bundle(bundle.absolute())
     check_ready(opened.path, opened.bundle)
-    stores = [Store(Path(str(c.store)), c.name) for c in opened.bundle.corpora]
-    tokens = write_mix(opened.bundle.recipe, stores, out.absolute(), cast("Rows", rows), workers)
+    tokens = write_mix(opened.bundle.recipe, stores_of(opened.bundle), out.absolute(), cast("Rows", rows), workers)
     typer.echo("\n".join(f"{source}: {count:,} tokens" for source, count in tokens.items()))
     typer.echo(f"{out}")
 

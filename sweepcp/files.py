@@ -4,6 +4,7 @@ import fcntl
 import hashlib
 import json
 import os
+import shutil
 import socket
 import tempfile
 from collections.abc import Iterator
@@ -66,6 +67,34 @@ def write_text(path: Path, text: str) -> None:
     except BaseException:
         Path(name).unlink(missing_ok=True)
         raise
+
+
+def check_new(out: Path) -> None:
+    """Raise `BadInput` if the folder that a command is to make is there."""
+    if out.exists():
+        raise BadInput(out, "--out", "exists", "a folder that does not exist yet", "name another, or remove it")
+
+
+@contextmanager
+def new_folder(out: Path) -> Iterator[Path]:
+    """A folder beside `out` to write into, which becomes `out` at the end, or nothing when that is not reached.
+
+    Raises `BadInput` when `out` exists or cannot be made.
+    """
+    check_new(out)
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        work = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
+    except OSError as error:
+        raise BadInput(
+            out, "--out", str(error), "a folder that can be made", "name another, or check its rights"
+        ) from None
+    try:
+        work.chmod(0o755)
+        yield work
+        work.rename(out)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
 
 
 @contextmanager

@@ -127,6 +127,16 @@ class Recipe(Training):
         return self.tokens // self.batch_tokens
 
     @property
+    def warmup_steps(self) -> int:
+        """Steps over which the LR rises, as `lr_factor` counts them."""
+        return round(self.warmup * self.steps)
+
+    @property
+    def decay_steps(self) -> int:
+        """Steps over which a `wsd` schedule falls, as `lr_factor` counts them."""
+        return min(round(self.decay * self.steps), self.steps - self.warmup_steps)
+
+    @property
     def sequences(self) -> int:
         """Sequences in one batch."""
         return self.batch_tokens // self.seq_len

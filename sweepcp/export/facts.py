@@ -43,7 +43,7 @@ def facts_of(bundle: Bundle) -> dict[str, Any]:
     Its `lr` begins with what precedes step 1: 0 where there is a warmup, the max LR where there is none.
     """
     recipe = bundle.recipe
-    before = 0.0 if round(recipe.warmup * recipe.steps) else recipe.lr_fraction * bundle.model.max_lr
+    before = 0.0 if recipe.warmup_steps else recipe.lr_fraction * bundle.model.max_lr
     return {
         "steps": recipe.steps,
         "lr": [before, *(recipe.lr(step, bundle.model.max_lr) for step in range(1, recipe.steps + 1))],

@@ -1,5 +1,6 @@
 """What an export is made from, and what a trainer's part of it is."""
 
+import json
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -51,6 +52,11 @@ class Source:
         return self.bundle.model.path or str(self.bundle.model.hub)
 
     @property
+    def model_folder(self) -> str:
+        """A folder, to which `fetch_model` brings a model of a hub."""
+        return self.model if self.bundle.model.hub is None else f"{self.out}/model"
+
+    @property
     def peak(self) -> float:
         """The max LR of the run."""
         return rounded(self.bundle.recipe.lr_fraction * self.bundle.model.max_lr)
@@ -95,6 +101,16 @@ class Handoff:
     """Whether it saves when it is told to end; if not, what was saved last is what is left."""
 
 
+def fetch_model(source: Source) -> tuple[tuple[str, ...], ...]:
+    """The command that brings the model to `model_folder`, none where it is there."""
+    model = source.bundle.model
+    if model.hub is None:
+        return ()
+    revision = ("--revision", model.revision) if model.revision else ()
+    download = (source.site.python, "-m", "huggingface_hub.cli.hf", "download", model.hub, *revision)
+    return ((*download, "--local-dir", source.model_folder),)
+
+
 def unwatched(source: Source) -> tuple[str, ...]:
     """What the target asks for that only `sweepcp train` does."""
     notes = ["held-out text is not watched during the run: score the model after it, with `sweepcp score`"]
@@ -107,6 +123,11 @@ def untracked(source: Source, known: Iterable[str]) -> tuple[Difference, ...]:
     """That a trainer has no key for some of the trackers that the target names."""
     unknown = sorted(set(source.bundle.target.tracking) - set(known))
     return (Difference("tracking", f"it does not report to {', '.join(unknown)}"),) if unknown else ()
+
+
+def literal(value: Any) -> str:
+    """A value as Python source, text in double quotes."""
+    return json.dumps(value) if isinstance(value, str) else repr(value)
 
 
 def rounded(number: float) -> float:

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from sweepcp.export.handoff import Difference, Raw, Source, rounded
+from sweepcp.export.handoff import Difference, Raw, Source, accumulation, rounded
 from sweepcp.recipe import Recipe
 
 
@@ -13,23 +13,47 @@ def schedule(recipe: Recipe, peak: float) -> tuple[str, dict[str, Any]]:
     if recipe.schedule == "linear":
         return "polynomial", {"lr_end": rounded(peak * recipe.final_fraction), "power": 1.0}
     if recipe.schedule == "wsd":
-        fall = min(round(recipe.decay * recipe.steps), recipe.steps - warmup_steps(recipe))
-        kwargs = {"num_decay_steps": fall, "min_lr_ratio": recipe.final_fraction}
+        kwargs = {"num_decay_steps": recipe.decay_steps, "min_lr_ratio": recipe.final_fraction}
         return "warmup_stable_decay", kwargs | {"decay_type": "linear"}
     return "constant_with_warmup", {}
 
 
 def schedule_differences(recipe: Recipe) -> tuple[Difference, ...]:
     """What transformers' schedules cannot do: a wsd schedule's warmup that begins lower than its end."""
-    warmup = round(recipe.warmup * recipe.steps)
+    warmup = recipe.warmup_steps
     if recipe.schedule == "wsd" and warmup and recipe.final_fraction > 2 / warmup:
         return (Difference("lr", f"its warmup begins at the final fraction, {recipe.final_fraction:g} of the max LR"),)
     return ()
 
 
-def warmup_steps(recipe: Recipe) -> int:
-    """Steps of the warmup, as `sweepcp.schedule` counts them."""
-    return round(recipe.warmup * recipe.steps)
+def adamw_keys(recipe: Recipe) -> dict[str, Any]:
+    """AdamW and clipping, by the names that transformers and Axolotl give them."""
+    return {
+        "adam_beta1": recipe.betas[0],
+        "adam_beta2": recipe.betas[1],
+        "adam_epsilon": 1e-8,
+        "weight_decay": recipe.weight_decay,
+        "max_grad_norm": recipe.clip,
+    }
+
+
+def training_arguments(source: Source) -> dict[str, Any]:
+    """What `TrainingArguments` call the run's steps, for those that hand their own on to them."""
+    recipe, target = source.bundle.recipe, source.bundle.target
+    kind, kwargs = schedule(recipe, source.peak)
+    return {
+        "output_dir": source.saves,
+        "max_steps": recipe.steps,
+        "per_device_train_batch_size": target.compute.micro_batch,
+        "gradient_accumulation_steps": accumulation(source),
+        "learning_rate": source.peak,
+        "lr_scheduler_type": kind,
+        "lr_scheduler_kwargs": kwargs,
+        "warmup_steps": recipe.warmup_steps,
+        "optim": "adamw_torch_fused",
+        **adamw_keys(recipe),
+        "bf16": target.compute.precision == "bf16",
+    }
 
 
 def zero_config(source: Source) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,7 @@ from sweepcp.export.safe import check_files, check_texts
 from sweepcp.export.site import Site
 from sweepcp.export.trainers import axolotl, deepspeed, hf_trainer, llama_factory, megatron_lm, torchtitan
 from sweepcp.export.verify import Checked, check_launcher, check_trainer
-from sweepcp.files import write_text
+from sweepcp.files import new_folder, write_text
 from sweepcp.promote.bundle import Opened
 
 TRAINERS = {
@@ -88,7 +87,8 @@ def export(
         rule = "with --strict, a trainer that does all that the recipe says"
         raise BadInput("export", "--to", f"{trainer}: {said}", rule, "export to another trainer, or leave --strict out")
     files = render(source, trainer, launcher, handoff, {})
-    _write_new(out, files)
+    with new_folder(out) as work:
+        _write(work, files)
     try:
         checked = _verify(source, handoff, trainer, launcher, pythons)
     except BaseException:
@@ -218,24 +218,6 @@ def _verify(
         rule = f"one of them has {trainer} installed"
         raise BadInput("export", "--verify", missing, rule, "install it there, or name another interpreter")
     return found
-
-
-def _write_new(out: Path, files: dict[str, str]) -> None:
-    if out.exists():
-        raise BadInput(out, "--out", "exists", "a folder that does not exist yet", "name another, or remove it")
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        work = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
-    except OSError as error:
-        raise BadInput(
-            out, "--out", str(error), "a folder that can be made", "name another, or check its rights"
-        ) from None
-    try:
-        work.chmod(0o755)
-        _write(work, files)
-        work.rename(out)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
 
 
 def _write(folder: Path, files: dict[str, str]) -> None:

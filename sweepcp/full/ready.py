@@ -41,6 +41,11 @@ def check_ready(folder: Path, bundle: Bundle) -> None:
         _check_model(Path(bundle.model.path), bundle, where)
 
 
+def stores_of(bundle: Bundle) -> list[Store]:
+    """The token stores of a bundle that `check_ready` has passed."""
+    return [Store(Path(str(corpus.store)), corpus.name) for corpus in bundle.corpora]
+
+
 def _check_model(folder: Path, bundle: Bundle, where: Path) -> list[Shard]:
     shards = shards_of(folder, where, "model")
     read_config(folder, where, "model")

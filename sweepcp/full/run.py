@@ -24,13 +24,12 @@ import numpy as np
 import torch
 
 from sweepcp.base import BaseSpec
-from sweepcp.data.store import Store
 from sweepcp.data.stream import Stream
 from sweepcp.errors import Alarmed, BadInput, Stopped
 from sweepcp.files import alone, write_json, write_text
 from sweepcp.full.checkpoint import Progress, begin_checkpoints, find_checkpoint, read_checkpoint, save_checkpoint
 from sweepcp.full.log import Log, Say
-from sweepcp.full.ready import model_folder
+from sweepcp.full.ready import model_folder, stores_of
 from sweepcp.full.zero import ZeroEngine, join
 from sweepcp.job import Job
 from sweepcp.model_files import Shard
@@ -71,7 +70,7 @@ class _Run:
     def __init__(self, opened: Opened, out: Path, shards: list[Shard], ranks: Ranks, say: Say) -> None:
         self.opened, self.bundle, self.out, self.ranks, self.say = opened, opened.bundle, out, ranks, say
         self.recipe, self.target = self.bundle.recipe, self.bundle.target
-        self.stores = [Store(Path(str(c.store)), c.name) for c in self.bundle.corpora]
+        self.stores = stores_of(self.bundle)
         self.checkpoints = Path(self.target.checkpoints.folder or out / "checkpoints")
         self.received = 0
         compute = self.target.compute

@@ -1,9 +1,7 @@
 """From the recipe of a trial, or of a publication, to a launch bundle for the full run."""
 
 import json
-import shutil
 import subprocess
-import tempfile
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -12,7 +10,7 @@ from sweepcp.base import BaseSpec
 from sweepcp.data.store import Store
 from sweepcp.data.stream import tokens_by
 from sweepcp.errors import BadInput
-from sweepcp.files import file_sha256, write_json, write_text
+from sweepcp.files import check_new, file_sha256, new_folder, write_json, write_text
 from sweepcp.model_files import count, fingerprint, read_config, shards_of
 from sweepcp.promote.budget import expense_of, memory_of
 from sweepcp.promote.bundle import FORMAT, Bundle, CorpusPlan, Memory, Model, write_manifest
@@ -36,8 +34,7 @@ def promote(candidate: Candidate, target: Target, file: Path, out: Path) -> Bund
     Raises `BadInput` for what cannot be run: a batch that the processes do not divide, a sequence longer than the
     model, more epochs than the cap, a source without a corpus.
     """
-    if out.exists():
-        raise BadInput(out, "--out", "exists", "a folder that does not exist yet", "name another, or remove it")
+    check_new(out)
     model = _model(target, file, candidate.run)
     recipe = _translate(candidate, target, file)
     _check_batch(recipe, target, file)
@@ -278,10 +275,7 @@ def plan_rows(recipe: Recipe, max_lr: float) -> list[dict[str, Any]]:
 
 
 def _write(bundle: Bundle, candidate: Candidate, out: Path) -> None:
-    out.parent.mkdir(parents=True, exist_ok=True)
-    work = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
-    try:
-        work.chmod(0o755)
+    with new_folder(out) as work:
         write_json(work / "bundle.json", bundle.model_dump(mode="json"))
         write_json(work / "ds_config.json", zero_config(bundle.recipe, bundle.target, bundle.target.hardware.world))
         rows = plan_rows(bundle.recipe, bundle.model.max_lr)
@@ -289,9 +283,6 @@ def _write(bundle: Bundle, candidate: Candidate, out: Path) -> None:
         if candidate.metrics is not None:
             write_text(work / "proxy.jsonl", candidate.metrics.read_text(encoding="utf-8"))
         write_manifest(work)
-        work.rename(out)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
 
 
 def _commit() -> str | None:

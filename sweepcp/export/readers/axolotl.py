@@ -45,10 +45,8 @@ def read(folder, record):
     ):
         raise ValueError(f"{args.max_steps} steps of {cfg.batch_size} sequences are not what the file says")
     zero, batch = read_deepspeed(path, world)
-    facts = read_transformers(args, world, batch["sequences"], cfg.sequence_len)
-    if batch["clip"] != args.max_grad_norm or batch["precision"] != facts["precision"]:
-        raise ValueError(f"DeepSpeed's clip and precision are {batch['clip']}, {batch['precision']}")
-    parsed = {key.removeprefix("."): value for key, value in flat("", cfg.to_dict()).items()}
+    facts = read_transformers(args, world, batch, cfg.sequence_len)
+    parsed = flat("", cfg.to_dict())
     parsed |= {name: plain(cfg[name]) for name in ("lr_scheduler_kwargs", "gradient_checkpointing_kwargs")}
     if plain(cfg.deepspeed) == json.loads(path.read_text(encoding="utf-8")):
         parsed["deepspeed"] = str(path)

@@ -77,7 +77,8 @@ def flat(prefix, content):
     """Nested keys in a row."""
     found = {}
     for key, value in content.items():
-        found |= flat(f"{prefix}.{key}", value) if isinstance(value, dict) else {f"{prefix}.{key}": plain(value)}
+        place = f"{prefix}.{key}" if prefix else key
+        found |= flat(place, value) if isinstance(value, dict) else {place: plain(value)}
     return found
 
 
@@ -132,13 +133,15 @@ def dummy_optimizer(lr):
     return torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))], lr=lr)
 
 
-def read_transformers(args, world, sequences, seq_len):
+def read_transformers(args, world, batch, seq_len):
     """The facts that follow from transformers' TrainingArguments, by its own scheduler and choice of what decays."""
     from transformers import LlamaConfig, LlamaForCausalLM, Trainer
     from transformers.optimization import get_scheduler
 
-    if args.per_device_train_batch_size * args.gradient_accumulation_steps * world != sequences:
-        raise ValueError("the batch of the arguments is not DeepSpeed's")
+    precision = "bf16" if args.bf16 else "fp32"
+    mine = args.per_device_train_batch_size * args.gradient_accumulation_steps * world, args.max_grad_norm, precision
+    if mine != (batch["sequences"], batch["clip"], batch["precision"]):
+        raise ValueError(f"batch, clip and precision of the arguments are {mine}, DeepSpeed's are {batch}")
     optimizer = dummy_optimizer(args.learning_rate)
     warmup = args.get_warmup_steps(args.max_steps)
     scheduler = get_scheduler(
@@ -152,12 +155,12 @@ def read_transformers(args, world, sequences, seq_len):
     return {
         "steps": args.max_steps,
         "lr": lr_curve(optimizer, scheduler, args.max_steps),
-        "batch": sequences * seq_len,
+        "batch": batch["sequences"] * seq_len,
         "optimizer": [args.adam_beta1, args.adam_beta2, args.adam_epsilon, args.weight_decay] if adamw else [],
         "decayed": "matrices" if decayed == matrices else "something else",
         "clip": args.max_grad_norm,
         "loss": "targets of the whole batch" if args.average_tokens_across_devices else "the mean of means",
-        "precision": "bf16" if args.bf16 else "fp32",
+        "precision": precision,
         "seed": args.seed,
         "checkpoints": [args.save_steps, args.save_total_limit],
         "tracking": sorted(set(args.report_to) - {"tensorboard", "none"}),

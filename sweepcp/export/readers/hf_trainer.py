@@ -36,12 +36,9 @@ def read(folder, record):
     script = constants(folder / "train.py")
     recipe = recipe_of(script["BUNDLE"], script["BUNDLE_HASH"])
     facts = stream_facts(recipe)
-    facts |= read_transformers(args, world, batch["sequences"], recipe["seq_len"])
-    if batch["clip"] != args.max_grad_norm or batch["precision"] != facts["precision"]:
-        raise ValueError(f"DeepSpeed's clip and precision are {batch['clip']}, {batch['precision']}")
+    facts |= read_transformers(args, world, batch, recipe["seq_len"])
     order = "the stream" if plain(args.train_sampling_strategy) == "sequential" else "shuffled"
     settings = flat("", {name: getattr(args, name) for name in vars(args)})
-    settings = {key.removeprefix("."): value for key, value in settings.items()}
     settings |= {
         name: plain(getattr(args, name)) for name in ("lr_scheduler_kwargs", "activation_checkpointing_kwargs")
     }

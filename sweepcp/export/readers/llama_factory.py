@@ -27,9 +27,7 @@ def read(folder, record):
     model, data, args, tuning, _ = get_train_args(dict(content))
     world = record["nodes"] * record["per_node"]
     zero, batch = read_deepspeed(args.deepspeed, world)
-    facts = read_transformers(args, world, batch["sequences"], data.cutoff_len)
-    if batch["clip"] != args.max_grad_norm or batch["precision"] != facts["precision"]:
-        raise ValueError(f"DeepSpeed's clip and precision are {batch['clip']}, {batch['precision']}")
+    facts = read_transformers(args, world, batch, data.cutoff_len)
     mix = data.tokenized_path == f"{folder}/mix" and not data.streaming
     facts |= {
         "seq_len": data.cutoff_len,

@@ -38,8 +38,8 @@ def read(folder, record):
     names += ["layers.0.ffn_norm.weight", "layers.0.feed_forward.w1.weight", "norm.weight", "lm_head.weight"]
     kwargs = {name: first_match(groups, name) for name in names}
     main = kwargs["lm_head.weight"]
-    decayed = {name for name in names if kwargs[name]["weight_decay"] or not main["weight_decay"]}
-    decayed -= {name for name in names if "norm" in name and not kwargs[name]["weight_decay"]}
+    wanted = {name: 0.0 if "norm" in name else main["weight_decay"] for name in names}
+    decayed = {name: kwargs[name]["weight_decay"] for name in names}
     optimizer = dummy_optimizer(main["lr"])
     schedule: LRSchedulersContainer = config.lr_scheduler.build(optimizers=[optimizer], training_steps=training.steps)
     adamw = {group.optimizer_name for group in groups} == {"AdamW"}
@@ -48,7 +48,6 @@ def read(folder, record):
     backend = config.model_spec.model.first_attention.inner_attention
     isolated = isinstance(backend, FlexAttention.Config)
     settings = flat("", as_dict(config))
-    settings = {key.removeprefix("."): value for key, value in settings.items()}
     for i, group in enumerate(groups):
         settings |= {f"optimizer.param_groups.{i}.{key}": plain(value) for key, value in vars_of(group).items()}
     policy = config.activation_checkpoint
@@ -63,7 +62,7 @@ def read(folder, record):
         "batch": training.global_batch_size * training.seq_len,
         "seq_len": training.seq_len,
         "optimizer": [*main["betas"], main["eps"], main["weight_decay"]] if adamw else [],
-        "decayed": "matrices" if decayed == {n for n in names if "norm" not in n} else f"{sorted(decayed)}",
+        "decayed": "matrices" if decayed == wanted else str(decayed),
         "clip": training.max_norm,
         "loss": "targets of the whole batch",
         "precision": dtypes[training.mixed_precision_param] if masters else "no fp32 masters",

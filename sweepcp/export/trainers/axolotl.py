@@ -7,12 +7,12 @@ import yaml
 
 from sweepcp.export.handoff import Difference, Handoff, Source, accumulation, untracked, unwatched
 from sweepcp.export.transformers_keys import (
+    adamw_keys,
     flat,
     mix,
     mix_size,
     schedule,
     schedule_differences,
-    warmup_steps,
     zero_config,
 )
 
@@ -79,13 +79,9 @@ def _content(source: Source) -> dict[str, Any]:
         "learning_rate": source.peak,
         "lr_scheduler": kind,
         "lr_scheduler_kwargs": kwargs,
-        "warmup_steps": warmup_steps(recipe),
+        "warmup_steps": recipe.warmup_steps,
         "optimizer": "adamw_torch_fused",
-        "adam_beta1": recipe.betas[0],
-        "adam_beta2": recipe.betas[1],
-        "adam_epsilon": 1e-8,
-        "weight_decay": recipe.weight_decay,
-        "max_grad_norm": recipe.clip,
+        **adamw_keys(recipe),
         "bf16": target.compute.precision == "bf16",
         "attn_implementation": target.compute.attention,
         "gradient_checkpointing": target.compute.recompute,

@@ -6,8 +6,8 @@ from typing import Any
 
 import yaml
 
-from sweepcp.export.handoff import Handoff, Source, accumulation, unwatched
-from sweepcp.export.transformers_keys import flat, schedule, schedule_differences, warmup_steps, zero_config
+from sweepcp.export.handoff import Handoff, Source, literal, unwatched
+from sweepcp.export.transformers_keys import flat, schedule_differences, training_arguments, zero_config
 
 SCRIPT = Template('''\
 import os
@@ -27,11 +27,11 @@ from sweepcp.data.stream import Stream
 from sweepcp.promote.bundle import open_bundle
 
 HERE = Path(__file__).parent
-BUNDLE = $bundle
-BUNDLE_HASH = $hash
-MODEL = $model
-REVISION = $revision
-ATTENTION = $attention
+BUNDLE = $BUNDLE
+BUNDLE_HASH = $BUNDLE_HASH
+MODEL = $MODEL
+REVISION = $REVISION
+ATTENTION = $ATTENTION
 
 
 class Sequences(Dataset):
@@ -120,13 +120,6 @@ def write(source: Source) -> Handoff:
     """`training_args.yaml`, `ds_config.json` and `train.py`; the script reads the bundle's stores through sweepcp."""
     bundle, config = source.bundle, zero_config(source)
     arguments = _arguments(source)
-    script = SCRIPT.substitute(
-        bundle=json.dumps(str(source.opened.path)),
-        hash=json.dumps(source.opened.id),
-        model=json.dumps(source.model),
-        revision=json.dumps(bundle.model.revision) if bundle.model.revision else "None",
-        attention=json.dumps(bundle.target.compute.attention),
-    )
     constants = {
         "BUNDLE": str(source.opened.path),
         "BUNDLE_HASH": source.opened.id,
@@ -138,7 +131,7 @@ def write(source: Source) -> Handoff:
         files={
             "training_args.yaml": yaml.safe_dump(arguments, sort_keys=False),
             "ds_config.json": json.dumps(config, indent=1) + "\n",
-            "train.py": script,
+            "train.py": SCRIPT.substitute({name: literal(value) for name, value in constants.items()}),
         },
         command=(f"{source.out}/train.py",),
         settings=arguments | flat("ds_config.json", config) | constants,
@@ -152,23 +145,8 @@ def write(source: Source) -> Handoff:
 def _arguments(source: Source) -> dict[str, Any]:
     """`TrainingArguments`, by their names."""
     recipe, target = source.bundle.recipe, source.bundle.target
-    kind, kwargs = schedule(recipe, source.peak)
     arguments: dict[str, Any] = {
-        "output_dir": source.saves,
-        "max_steps": recipe.steps,
-        "per_device_train_batch_size": target.compute.micro_batch,
-        "gradient_accumulation_steps": accumulation(source),
-        "learning_rate": source.peak,
-        "lr_scheduler_type": kind,
-        "lr_scheduler_kwargs": kwargs,
-        "warmup_steps": warmup_steps(recipe),
-        "optim": "adamw_torch_fused",
-        "adam_beta1": recipe.betas[0],
-        "adam_beta2": recipe.betas[1],
-        "adam_epsilon": 1e-8,
-        "weight_decay": recipe.weight_decay,
-        "max_grad_norm": recipe.clip,
-        "bf16": target.compute.precision == "bf16",
+        **training_arguments(source),
         "activation_checkpointing": target.compute.recompute,
         "activation_checkpointing_kwargs": {"use_reentrant": False},
         "deepspeed": f"{source.out}/ds_config.json",

@@ -5,16 +5,8 @@ from typing import Any
 
 import yaml
 
-from sweepcp.export.handoff import Difference, Handoff, Source, accumulation, unwatched
-from sweepcp.export.transformers_keys import (
-    flat,
-    mix,
-    mix_size,
-    schedule,
-    schedule_differences,
-    warmup_steps,
-    zero_config,
-)
+from sweepcp.export.handoff import Difference, Handoff, Source, unwatched
+from sweepcp.export.transformers_keys import flat, mix, mix_size, schedule_differences, training_arguments, zero_config
 
 ATTENTION = {"sdpa": "sdpa", "eager": "disabled", "flash_attention_2": "fa2"}
 
@@ -49,7 +41,6 @@ def write(source: Source) -> Handoff:
 
 def _arguments(source: Source) -> dict[str, Any]:
     bundle, recipe, target = source.bundle, source.bundle.recipe, source.bundle.target
-    kind, kwargs = schedule(recipe, source.peak)
     return {
         "stage": "pt",
         "do_train": True,
@@ -62,21 +53,7 @@ def _arguments(source: Source) -> dict[str, Any]:
         "tokenized_path": f"{source.out}/mix",
         "cutoff_len": recipe.seq_len,
         "disable_shuffling": True,
-        "output_dir": source.saves,
-        "max_steps": recipe.steps,
-        "per_device_train_batch_size": target.compute.micro_batch,
-        "gradient_accumulation_steps": accumulation(source),
-        "learning_rate": source.peak,
-        "lr_scheduler_type": kind,
-        "lr_scheduler_kwargs": kwargs,
-        "warmup_steps": warmup_steps(recipe),
-        "optim": "adamw_torch_fused",
-        "adam_beta1": recipe.betas[0],
-        "adam_beta2": recipe.betas[1],
-        "adam_epsilon": 1e-8,
-        "weight_decay": recipe.weight_decay,
-        "max_grad_norm": recipe.clip,
-        "bf16": target.compute.precision == "bf16",
+        **training_arguments(source),
         "deepspeed": f"{source.out}/ds_config.json",
         "average_tokens_across_devices": True,
         "seed": recipe.seed,

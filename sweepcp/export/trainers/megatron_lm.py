@@ -3,8 +3,7 @@
 from string import Template
 
 from sweepcp.errors import BadInput
-from sweepcp.export.handoff import Difference, Handoff, Source, rounded, untracked, unwatched
-from sweepcp.export.transformers_keys import warmup_steps
+from sweepcp.export.handoff import Difference, Handoff, Source, fetch_model, literal, rounded, untracked, unwatched
 from sweepcp.recipe import Recipe
 from sweepcp.shape import COUNTED
 
@@ -33,8 +32,8 @@ def write(source: Source) -> Handoff:
     return Handoff(
         files={
             "pretrain.py": SCRIPT.substitute(
-                megatron=_quoted(megatron),
-                arguments="\n".join(f"    {', '.join(map(_quoted, line))}," for line in _lines(arguments)),
+                megatron=literal(megatron),
+                arguments="\n".join(f"    {', '.join(map(literal, line))}," for line in _lines(arguments)),
             )
         },
         command=(f"{source.out}/pretrain.py",),
@@ -92,7 +91,7 @@ def _model(source: Source) -> Arguments:
         "--hidden-dropout": 0.0,
         "--pretrained-checkpoint": f"{source.out}/base",
         "--tokenizer-type": "HuggingFaceTokenizer",
-        "--tokenizer-model": f"{source.out}/model" if source.bundle.model.hub is not None else source.model,
+        "--tokenizer-model": source.model_folder,
     }
 
 
@@ -127,7 +126,7 @@ def _steps(source: Source) -> Arguments:
         "--min-lr": rounded(source.peak * (1.0 if recipe.schedule == "constant" else recipe.final_fraction)),
         "--lr-decay-style": style,
         "--lr-decay-iters": recipe.steps,
-        "--lr-warmup-iters": warmup_steps(recipe),
+        "--lr-warmup-iters": recipe.warmup_steps,
         "--lr-warmup-init": 0.0,
         "--optimizer": "adam",
         "--adam-beta1": recipe.betas[0],
@@ -143,8 +142,7 @@ def _steps(source: Source) -> Arguments:
 def _wsd(recipe: Recipe) -> Arguments:
     if recipe.schedule != "wsd":
         return {}
-    fall = min(round(recipe.decay * recipe.steps), recipe.steps - warmup_steps(recipe))
-    return {"--lr-wsd-decay-style": "linear", "--lr-wsd-decay-iters": fall}
+    return {"--lr-wsd-decay-style": "linear", "--lr-wsd-decay-iters": recipe.decay_steps}
 
 
 def _machines(source: Source) -> Arguments:
@@ -191,24 +189,12 @@ def _lines(arguments: Arguments) -> list[list[str]]:
 
 def _prepare(source: Source) -> tuple[tuple[str, ...], ...]:
     """Fetch the model where it is on a hub, and convert it to the parts that the processes load."""
-    model, python, parallel = source.bundle.model, source.site.python, source.bundle.target.parallelism
-    folder, commands = source.model, []
-    if model.hub is not None:
-        folder = f"{source.out}/model"
-        revision = ("--revision", model.revision) if model.revision else ()
-        commands.append(
-            (python, "-m", "huggingface_hub.cli.hf", "download", model.hub, *revision, "--local-dir", folder)
-        )
-    kind = "mistral" if model.shape.model_type == "mistral" else "llama3"
+    folder, python, parallel = source.model_folder, source.site.python, source.bundle.target.parallelism
+    kind = "mistral" if source.bundle.model.shape.model_type == "mistral" else "llama3"
     convert = [python, f"{source.site.megatron}/tools/checkpoint/convert.py", "--model-type", "GPT"]
     convert += ["--loader", "llama_mistral", "--model-size", kind, "--checkpoint-type", "hf", "--load-dir", folder]
     convert += ["--tokenizer-model", folder, "--make-vocab-size-divisible-by", "1"]
     convert += ["--saver", "core", "--save-dir", f"{source.out}/base"]
     convert += ["--target-tensor-parallel-size", str(parallel.tensor)]
     convert += ["--target-pipeline-parallel-size", str(parallel.pipeline)]
-    commands.append(tuple(convert))
-    return tuple(commands)
-
-
-def _quoted(text: str) -> str:
-    return '"' + text + '"'
+    return (*fetch_model(source), tuple(convert))

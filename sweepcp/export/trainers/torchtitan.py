@@ -1,12 +1,11 @@
 """torchtitan: a configuration function, and a loader that reads the stream of the run."""
 
-import json
 import re
 from string import Template
 from typing import Any
 
 from sweepcp.errors import BadInput
-from sweepcp.export.handoff import Handoff, Source, untracked, unwatched
+from sweepcp.export.handoff import Handoff, Source, fetch_model, literal, untracked, unwatched
 from sweepcp.recipe import Recipe
 
 FLAVORS = {
@@ -147,12 +146,7 @@ def run() -> Trainer.Config:
 def write(source: Source) -> Handoff:
     """`sweepcp_run.py` with the function `run`. Raises `BadInput` for a shape that its Llama 3 does not have."""
     settings = _settings(source)
-    prepare: tuple[tuple[str, ...], ...] = ()
-    if (hub := source.bundle.model.hub) is not None:
-        revision = ("--revision", source.bundle.model.revision) if source.bundle.model.revision else ()
-        download = ("-m", "huggingface_hub.cli.hf", "download", hub, *revision)
-        prepare = ((source.site.python, *download, "--local-dir", settings["hf_assets_path"]),)
-    literals = {re.sub(r"\W", "_", key): _literal(value) for key, value in settings.items()}
+    literals = {re.sub(r"\W", "_", key): literal(value) for key, value in settings.items()}
     literals["activation_checkpoint"] = "FullAC.Config()" if source.bundle.target.compute.recompute else "None"
     return Handoff(
         files={"sweepcp_run.py": MODULE.substitute(literals)},
@@ -160,18 +154,17 @@ def write(source: Source) -> Handoff:
         settings=settings,
         differences=untracked(source, ("wandb",)),
         notes=unwatched(source),
-        prepare=prepare,
+        prepare=fetch_model(source),
         env={"PYTHONPATH": str(source.out)},
     )
 
 
 def _settings(source: Source) -> dict[str, Any]:
     """Everything that is set, by its place in `Trainer.Config`."""
-    bundle, recipe, target = source.bundle, source.bundle.recipe, source.bundle.target
+    recipe, target = source.bundle.recipe, source.bundle.target
     parallel, compute = target.parallelism, target.compute
     ratio, kind = _decay(recipe)
     replicas = target.hardware.world // (parallel.tensor * parallel.pipeline)
-    model = f"{source.out}/model" if bundle.model.hub is not None else source.model
     dtype = "bfloat16" if compute.precision == "bf16" else "float32"
     adamw = {"lr": source.peak, "betas": list(recipe.betas), "eps": 1e-8}
     groups = {NORMS: adamw | {"weight_decay": 0.0}, ".*": adamw | {"weight_decay": recipe.weight_decay}}
@@ -187,11 +180,11 @@ def _settings(source: Source) -> dict[str, Any]:
         "model_spec.flavor": _flavor(source),
         "attention backend": "flex",
         "activation_checkpoint": "FullAC" if compute.recompute else None,
-        "hf_assets_path": model,
+        "hf_assets_path": source.model_folder,
         "dump_folder": source.saves,
         "dataloader.bundle": str(source.opened.path),
         "dataloader.bundle_hash": source.opened.id,
-        "lr_scheduler.warmup_steps": round(recipe.warmup * recipe.steps),
+        "lr_scheduler.warmup_steps": recipe.warmup_steps,
         "lr_scheduler.decay_ratio": ratio,
         "lr_scheduler.decay_type": kind,
         "lr_scheduler.min_lr_factor": recipe.final_fraction,
@@ -209,7 +202,7 @@ def _settings(source: Source) -> dict[str, Any]:
         "checkpoint.enable": True,
         "checkpoint.interval": target.checkpoints.every,
         "checkpoint.keep_latest_k": target.checkpoints.keep,
-        "checkpoint.initial_load_path": model,
+        "checkpoint.initial_load_path": source.model_folder,
         "checkpoint.initial_load_in_hf": True,
         "checkpoint.last_save_in_hf": True,
         "checkpoint.export_dtype": dtype,
@@ -234,7 +227,3 @@ def _decay(recipe: Recipe) -> tuple[float | None, str]:
     """Share of the steps over which the LR falls, None for all after the warmup, and how it falls."""
     ratio = {"wsd": recipe.decay, "constant": 0.0}.get(recipe.schedule)
     return ratio, "cosine" if recipe.schedule == "cosine" else "linear"
-
-
-def _literal(value: Any) -> str:
-    return json.dumps(value) if isinstance(value, str) else repr(value)
