@@ -7,7 +7,7 @@ __all__ = ["BadInput", "Run", "load_run"]
 
 if TYPE_CHECKING:
     from sweepcp.errors import BadInput
-    from sweepcp.run import Run, load_run
+    from sweepcp.report.look import Run, load_run
 
 
 def __getattr__(name: str) -> Any:
@@ -15,5 +15,5 @@ def __getattr__(name: str) -> Any:
     from importlib import import_module
 
     if name in __all__:
-        return getattr(import_module("sweepcp.errors" if name == "BadInput" else "sweepcp.run"), name)
+        return getattr(import_module("sweepcp.errors" if name == "BadInput" else "sweepcp.report.look"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

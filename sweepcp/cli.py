@@ -12,7 +12,6 @@ import sweepcp
 
 if TYPE_CHECKING:
     from sweepcp.data.mix import Rows
-    from sweepcp.front import Rule
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None)
 
@@ -83,7 +82,7 @@ def search(
         reasons = {(t.reason or "").strip().splitlines()[-1] for t in run.trials}
         typer.echo(f"No trial is done: {'; '.join(sorted(reasons))}", err=True)
         raise typer.Exit(1)
-    show_front(console, run, None)
+    show_front(console, run)
     show_next(console, folder, experiment)
 
 
@@ -192,19 +191,59 @@ def front(
     weights: WeightsFlag = None,
 ) -> None:
     """Show base, trials, front and choice of a run; choose by another rule without running anything again."""
-    from sweepcp.report import as_dict, write_csv
+    from sweepcp.report.tables import as_dict, write_csv
     from sweepcp.run import load_run
 
-    loaded = load_run(run)
-    rule = _rule(max_regression, knee, weights)
+    loaded = load_run(run).choosing(**_rule(max_regression, knee, weights))
     if csv is not None:
-        write_csv(loaded, rule, csv)
+        write_csv(loaded, csv)
     if as_json:
-        typer.echo(json.dumps(as_dict(loaded, rule), indent=1, ensure_ascii=False, allow_nan=False))
+        typer.echo(json.dumps(as_dict(loaded), indent=1, ensure_ascii=False, allow_nan=False))
     elif csv is None:
         from sweepcp.display import make_console, show_front
 
-        show_front(make_console(), loaded, rule)
+        show_front(make_console(), loaded)
+
+
+@app.command()
+def report(
+    run: RunFolder,
+    html: Annotated[Path | None, typer.Option(metavar="FILE", help="By default report.html in the run folder.")] = None,
+    image: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Draw the front instead: .png, .svg or .pdf.")
+    ] = None,
+    max_regression: MaxRegression = None,
+    knee: Knee = False,
+    weights: WeightsFlag = None,
+) -> None:
+    """Write a run as one page to read and to forward, which loads nothing from elsewhere; or its front as an image."""
+    from sweepcp.report.look import load_run
+    from sweepcp.report.words import answer
+
+    loaded = load_run(run).choosing(**_rule(max_regression, knee, weights))
+    if image is not None:
+        from sweepcp.report.charts import front as front_chart
+        from sweepcp.report.image import save
+
+        save(front_chart(loaded, loaded.certainty), image)
+    if html is not None or image is None:
+        from sweepcp.report.page import write_report
+
+        html = html or run / "report.html"
+        write_report(loaded, html)
+    typer.echo(answer(loaded))
+    typer.echo("\n".join(str(file) for file in (html, image) if file is not None))
+
+
+@app.command()
+def watch(
+    run: RunFolder,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="On the loopback address; 0: any that is free.")] = 8765,
+) -> None:
+    """Show the report of a run in a browser while the search goes on. The page renews itself."""
+    from sweepcp.report.watch import serve
+
+    serve(run, port, lambda text: typer.echo(text))
 
 
 @app.command()
@@ -230,9 +269,9 @@ def promote(
     rule = _rule(max_regression, knee, weights)
     if (run is None) == (recipe is None):
         raise BadInput("promote", "RUN", run, "either a run, or --recipe", "name one of the two")
-    if trial is not None and rule is not None:
+    if trial is not None and rule:
         raise BadInput("promote", "--trial", trial, "a trial, or a rule that chooses one", "leave one out")
-    if recipe is not None and (trial is not None or rule is not None):
+    if recipe is not None and (trial is not None or rule):
         raise BadInput(
             "promote", "--recipe", recipe, "a published recipe is one; no rule chooses", "leave the rule out"
         )
@@ -240,7 +279,7 @@ def promote(
         what = "--out" if target else "--target"
         raise BadInput("promote", what, None, "promotion needs a target and a folder to write", f"add {what}")
     wanted, file = load_target(target)
-    candidate = from_run(load_run(run), rule, trial) if run is not None else from_publication(str(recipe))
+    candidate = from_run(load_run(run).choosing(**rule), trial) if run is not None else from_publication(str(recipe))
     show_bundle(make_console(), make_bundle(candidate, wanted, file, out), out)
 
 
@@ -348,11 +387,9 @@ def score(
         show_card(make_console(), card, str(model))
 
 
-def _rule(max_regression: float | None, knee: bool, weights: str | None) -> "Rule | None":
-    """The rule that the flags state, None if they state none."""
+def _rule(max_regression: float | None, knee: bool, weights: str | None) -> dict[str, object]:
+    """The rule that the flags state, for `Run.choosing`; empty if they state none."""
     from sweepcp.errors import BadInput
-    from sweepcp.front import Rule
-    from sweepcp.schema import validate
 
     stated: dict[str, object] = {}
     if max_regression is not None:
@@ -365,7 +402,7 @@ def _rule(max_regression: float | None, knee: bool, weights: str | None) -> "Rul
         except ValueError:
             raise BadInput("--weights", "--weights", weights, "two numbers", "write --weights 1,2") from None
         stated["weights"] = {"domain": domain, "general": general}
-    return validate(Rule, stated, "the rule's flags") if stated else None
+    return stated
 
 
 @app.command()

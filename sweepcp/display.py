@@ -17,7 +17,6 @@ from rich.text import Text
 if TYPE_CHECKING:  # only named here: they would take longer to import than most commands take
     from sweepcp.data.mine import Mined
     from sweepcp.data.store import Store
-    from sweepcp.front import Front, Rule
     from sweepcp.run import Run
     from sweepcp.scorecard import HalfScore, Scorecard
     from sweepcp.space import Point
@@ -142,14 +141,14 @@ def show_mined(console: Console, result: Mined, out: Path) -> None:
         console.print(Text(f"Better: set label to true or false in {out / 'sample.jsonl'}, and run the same again."))
 
 
-def front_table(run: Run, front: Front) -> Table:
+def front_table(run: Run) -> Table:
     """The base, the front from least to most domain gain, and the other done trials by number."""
     title = f"Front of {run.experiment['name']}"
     table = Table(title=title, caption=UNIT, header_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
     for name in ("trial", "LR fraction", "domain share", "domain", "general", "domain*", "general*", "proposed by", ""):
         table.add_column(name, justify="left" if name in ("trial", "proposed by", "") else "right")
     table.add_row("base", "", "", "0.00", "0.00", "0.00", "0.00", "", "")
-    by_id = {t.id: t for t in run.trials}
+    front, by_id = run.front, run.by_id
     others = [t.id for t in run.trials if t.status == "done" and t.id not in front.ids]
     for ids, style in ((front.ids, ""), (others, "dim")):
         table.add_section()
@@ -207,10 +206,10 @@ def show_card(console: Console, card: Scorecard, name: str) -> None:
         console.print(Text(f"{_scalars(half)} on the half of the items that is {what}"), soft_wrap=True)
 
 
-def show_front(console: Console, run: Run, rule: Rule | None) -> None:
+def show_front(console: Console, run: Run) -> None:
     """Tables, choice and counts."""
-    result = run.front(rule)
-    console.print(front_table(run, result))
+    result = run.front
+    console.print(front_table(run))
     console.print(Text("Chosen on one half of the items (domain, general), reported on the other (domain*, general*)."))
     counts = ", ".join(f"{sum(t.status == s for t in run.trials)} {s}" for s in COLOURS)
     reference = f"({result.reference['domain']:g}, {result.reference['general']:g})"
@@ -219,11 +218,11 @@ def show_front(console: Console, run: Run, rule: Rule | None) -> None:
     )
     choice = result.choice
     if choice.id is None:
-        near = next((t for t in run.trials if t.id == choice.nearest), None)
+        near = run.by_id.get(choice.nearest or "")
         what = f"; nearest is {near.id} with domain {near.domain:+.2f} %, general {near.general:+.2f} %" if near else ""
         console.print(Text(f"No choice: no trial meets the rule ({choice.rule}){what}."), style="bold yellow")
         return
-    trial = next(t for t in run.trials if t.id == choice.id)
+    trial = run.by_id[choice.id]
     card = trial.scorecard
     assert card is not None
     console.print(member_table(card, f"Trial {trial.id}"))

@@ -100,28 +100,29 @@ def front(trials: list[Trial], rule: Rule, reference: Reference) -> Front:
     volume = float(moocore.hypervolume(scores(best), ref=point, maximise=True)) if best else 0.0
     return Front(
         ids=tuple(t.id for t in best),
-        choice=choose(best, rule),
+        choice=_choice(best, rule),
         hypervolume=volume,
         reference=reference.model_dump(),
     )
 
 
-def choose(best: list[Trial], rule: Rule) -> Choice:
-    """One trial of the front by the rule. Ties go to the lower number."""
-    points = scores(best)
-    index: int | None = None
-    nearest: str | None = None
-    if rule.max_regression is not None and len(best):
+def choose(points: np.ndarray, rule: Rule) -> int | None:
+    """Index of the point of a front that the rule chooses, the first of equals; shape (n, 2). None if none meets it."""
+    if len(points) == 0:
+        return None
+    if rule.max_regression is not None:
         allowed = points[:, 1] >= -rule.max_regression
-        if allowed.any():
-            index = int(np.argmax(np.where(allowed, points[:, 0], -np.inf)))
-        else:
-            nearest = best[int(np.argmax(points[:, 1]))].id
-    elif rule.weights is not None and len(best):
-        index = int(np.argmax(points @ np.array([rule.weights.domain, rule.weights.general])))
-    elif len(best):
-        index = knee(points)
+        return int(np.argmax(np.where(allowed, points[:, 0], -np.inf))) if allowed.any() else None
+    if rule.weights is not None:
+        return int(np.argmax(points @ np.array([rule.weights.domain, rule.weights.general])))
+    return knee(points)
+
+
+def _choice(best: list[Trial], rule: Rule) -> Choice:
+    points = scores(best)
+    index = choose(points, rule)
     chosen = best[index] if index is not None else None
+    nearest = best[int(np.argmax(points[:, 1]))].id if best and chosen is None else None
     card = chosen.scorecard if chosen else None
     return Choice(
         rule=str(rule),

@@ -8,25 +8,27 @@ trials/<id>/trial.json     written last: the trial is finished
 front.json                 front and choice by the experiment's rule
 """
 
+import fcntl
 import json
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, Literal, Self, TypeVar
 
 from pydantic import ValidationError
 
 from sweepcp.errors import BadInput
 from sweepcp.files import alone, write_json, write_text
-from sweepcp.front import Front, Reference, Rule, front
-from sweepcp.scorecard import Record, write_items
+from sweepcp.front import Choice, Front, Reference, Rule, front
+from sweepcp.schema import validate
+from sweepcp.scorecard import Items, Record, read_items, write_items
+from sweepcp.space import Space
 from sweepcp.trial import Base, Outcome, Trial
 
-if TYPE_CHECKING:
-    import pandas
-
+LOCK = "driver.lock"
 R = TypeVar("R", bound=Record)
 
 
@@ -41,28 +43,72 @@ class Run:
     """Source → fingerprint of its texts."""
     base: Base | None
     trials: list[Trial]
+    unfinished: dict[str, int]
+    """Trials that have begun and not ended → optimizer steps that they have written down."""
+    writing: bool
+    """Whether a search writes the folder now."""
+    rule: Rule
+    """How one trial of the front is chosen: as the experiment says, or by `choosing`."""
+
+    @cached_property
+    def front(self) -> Front:
+        """The front of the finished trials, and the choice."""
+        return front(self.trials, self.rule, Reference.model_validate(self.experiment["choose"]["reference"]))
+
+    def choosing(self, **rule: Any) -> Self:
+        """The run with another rule of choice; as it is when none is stated.
+
+        `max_regression=1.0`, `knee=True` or `weights={"domain": 1, "general": 2}`; raises `BadInput` for another.
+        """
+        return replace(self, rule=validate(Rule, rule, "the rule of choice")) if rule else self
+
+    def choose(self, **rule: Any) -> Choice:
+        """What a rule chooses, see `choosing`; its `id` is None when no trial meets the rule."""
+        return self.choosing(**rule).front.choice
+
+    @cached_property
+    def space(self) -> Space:
+        """What was searched."""
+        return validate(Space, self.experiment["space"], self.path / "experiment.json")
+
+    @cached_property
+    def by_id(self) -> dict[str, Trial]:
+        """Trials by their ids."""
+        return {trial.id: trial for trial in self.trials}
 
     @property
-    def rule(self) -> Rule:
-        """The experiment's rule of choice."""
-        choose = {k: v for k, v in self.experiment["choose"].items() if k != "reference"}
-        return Rule.model_validate_json(json.dumps(choose))
+    def chosen(self) -> Trial | None:
+        """The trial that the rule chooses."""
+        return self.by_id.get(self.front.choice.id or "")
 
-    def front(self, rule: Rule | None = None) -> Front:
-        """The front of the finished trials and the choice, by the experiment's rule or another."""
-        reference = Reference.model_validate(self.experiment["choose"]["reference"])
-        return front(self.trials, rule or self.rule, reference)
+    @property
+    def state(self) -> Literal["finished", "running", "interrupted"]:
+        """Finished: every trial of the budget has ended."""
+        wanted = self.experiment["budget"]["trials"]
+        if sum(t.number < wanted for t in self.trials) == wanted:
+            return "finished"
+        return "running" if self.writing else "interrupted"
 
-    def to_pandas(self, rule: Rule | None = None) -> "pandas.DataFrame":
-        """One row a trial: id, status, proposer, recipe fields, shares by source, scores on both halves in %, cost."""
-        import pandas
+    def steps(self, trial_id: str) -> list[dict[str, Any]]:
+        """The steps of a trial as they were written down: step, LR, loss, norm of the gradient, tokens by source.
 
-        return pandas.DataFrame(self.rows(rule))
+        A line that is being written is left out.
+        """
+        file = self._folder(trial_id) / "metrics.jsonl"
+        text = file.read_text(encoding="utf-8") if file.exists() else ""
+        return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
 
-    def rows(self, rule: Rule | None = None) -> list[dict[str, Any]]:
-        """What `to_pandas` shows, as plain dictionaries."""
-        result = self.front(rule)
-        return [_row(t, t.id in result.ids, t.id == result.choice.id) for t in self.trials]
+    def items(self, trial_id: str) -> list[Items] | None:
+        """The results of single items of a trial; None for a trial that is not done, or whose file is gone."""
+        file = self._folder(trial_id) / "items.json"
+        return read_items(file) if file.exists() else None
+
+    def _folder(self, trial_id: str) -> Path:
+        return self.path / "trials" / trial_id
+
+    def rows(self) -> list[dict[str, Any]]:
+        """A row a trial: id, status, proposer, recipe, shares by source, scores on both halves in %, cost."""
+        return [_row(t, t.id in self.front.ids, t.id == self.front.choice.id) for t in self.trials]
 
 
 def _row(trial: Trial, on_front: bool, chosen: bool) -> dict[str, Any]:
@@ -73,7 +119,9 @@ def _row(trial: Trial, on_front: bool, chosen: bool) -> dict[str, Any]:
         "status": trial.status,
         "proposed_by": trial.proposed_by,
         "domain": trial.domain,
+        "domain_se": card.select.domain_se if card else None,
         "general": trial.general,
+        "general_se": card.select.general_se if card else None,
         "reported_domain": card.report.domain if card else None,
         "reported_domain_se": card.report.domain_se if card else None,
         "reported_general": card.report.general if card else None,
@@ -96,14 +144,36 @@ def load_run(path: str | Path) -> Run:
     content = _read(folder / "experiment.json")
     files = sorted((folder / "trials").glob("*/trial.json"))
     trials = sorted((_record(Trial, file) for file in files), key=lambda t: t.number)
+    ended = {trial.id for trial in trials}
+    begun = (path for path in sorted((folder / "trials").glob("*")) if path.is_dir() and path.name not in ended)
     base = folder / "base.json"
+    choose = {k: v for k, v in content["experiment"]["choose"].items() if k != "reference"}
     return Run(
         path=folder,
         experiment=content["experiment"],
         texts=content["texts"],
         base=_record(Base, base) if base.exists() else None,
         trials=trials,
+        unfinished={path.name: _lines(path / "metrics.jsonl") for path in begun},
+        writing=_held(folder / LOCK),
+        rule=Rule.model_validate_json(json.dumps(choose)),
     )
+
+
+def _lines(path: Path) -> int:
+    return path.read_bytes().count(b"\n") if path.exists() else 0
+
+
+def _held(path: Path) -> bool:
+    """Whether a process holds the lock file."""
+    if not path.exists():
+        return False
+    with path.open(encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except OSError:
+            return True
+    return False
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -172,5 +242,5 @@ class RunWriter:
 @contextmanager
 def lock(path: Path) -> Iterator[RunWriter]:
     """Hold the run folder for writing; `BadInput` names the holder if another process has it."""
-    with alone(path / "driver.lock", "one search at a time writes a run"):
+    with alone(path / LOCK, "one search at a time writes a run"):
         yield RunWriter(path)

@@ -59,7 +59,7 @@ def sweep(experiment: Experiment, files: dict[str, Found], out: Path, address: s
         if left:
             _search(writer, begun, experiment, files, texts, address, view)
         run = load_run(out)
-        writer.front(run.front())
+        writer.front(run.front)
         return run
 
 

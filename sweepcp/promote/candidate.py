@@ -2,18 +2,16 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from sweepcp.base import BaseSpec
+from sweepcp.doubts import doubts
 from sweepcp.errors import BadInput
-from sweepcp.front import Rule
 from sweepcp.origin import base_of, experiment_of, stores_of
 from sweepcp.promote.bundle import Lineage, Proxy
 from sweepcp.promote.target import Corpus
 from sweepcp.recipe import Method, Mixture, Positive
 from sweepcp.run import Run
 from sweepcp.schema import locate, read_yaml, validate
-from sweepcp.space import Range
 from sweepcp.suites import MemberSpec, Suites
 from sweepcp.trial import Trial
 
@@ -53,9 +51,9 @@ class Candidate:
         return self.run.path / "trials" / str(self.lineage.trial) / "metrics.jsonl" if self.run else None
 
 
-def from_run(run: Run, rule: Rule | None, trial_id: str | None) -> Candidate:
-    """The trial of a run that its rule chooses, or another rule or an id. Raises `BadInput` unless it is done."""
-    trial = _chosen(run, rule, trial_id)
+def from_run(run: Run, trial_id: str | None) -> Candidate:
+    """The trial of a run that its rule chooses, or the one of an id. Raises `BadInput` unless it is done."""
+    trial = _chosen(run, trial_id)
     experiment = experiment_of(run)
     recipe, card = trial.recipe, trial.scorecard
     assert card is not None
@@ -71,10 +69,10 @@ def from_run(run: Run, rule: Rule | None, trial_id: str | None) -> Candidate:
             experiment=experiment.name,
             trial=trial.id,
             trial_recipe=trial.recipe_id,
-            chosen_by="--trial" if trial_id else str(rule or run.rule),
+            chosen_by="--trial" if trial_id else str(run.rule),
             published=None,
         ),
-        assumptions=_edges(trial, run, experiment.space.axes),
+        assumptions=doubts(run, trial),
         proxy=Proxy(
             parameters=run.base.parameters,
             tokens=recipe.tokens,
@@ -146,10 +144,10 @@ def first_documents(source: str) -> MemberSpec:
     return MemberSpec(held_out=source, items=HELD_OUT_ITEMS, chars=HELD_OUT_CHARS)
 
 
-def _chosen(run: Run, rule: Rule | None, trial_id: str | None) -> Trial:
-    by_id = {t.id: t for t in run.trials}
+def _chosen(run: Run, trial_id: str | None) -> Trial:
+    by_id = run.by_id
     if trial_id is None:
-        choice = run.front(rule).choice
+        choice = run.front.choice
         if choice.id is None:
             near = f"; nearest is {choice.nearest}" if choice.nearest else ""
             fix = "search on, choose by another rule (--max-regression, --knee, --weights), or name a --trial"
@@ -163,17 +161,3 @@ def _chosen(run: Run, rule: Rule | None, trial_id: str | None) -> Trial:
         found = f"{trial_id} is {trial.status}" + (f": {reason[-1]}" if reason else "")
         raise BadInput(run.path, "--trial", found, "a trial that is done, and so was scored", "name another trial")
     return trial
-
-
-def _edges(trial: Trial, run: Run, axes: dict[str, Any]) -> list[str]:
-    """Where the trial lies at the end of what was searched."""
-    said = ["the errors of the trial are those of evaluation: it was trained on one seed"]
-    for name, value in trial.point.items():
-        axis = axes[name]
-        ends = (axis.low, axis.high) if isinstance(axis, Range) else ()
-        if value in ends:
-            said.append(f"{name} {value:g} is at the end of what was searched: the best may lie beyond")
-    done = sum(t.status == "done" for t in run.trials)
-    if done < 10:
-        said.append(f"the choice is one of {done} trials that are done")
-    return said

@@ -60,9 +60,9 @@ def _tpe(space: Space, trials: Sequence[Trial], pending: Sequence[Point], number
     distributions = {name: _distribution(axis) for name, axis in space.axes.items()}
     for trial in trials:
         if trial.status == "done" and trial.domain is not None and trial.general is not None:
-            study.add_trial(_frozen(space, trial.point, [trial.domain, trial.general]))
+            study.add_trial(frozen(space, trial.point, [trial.domain, trial.general]))
     for point in pending:
-        study.add_trial(_frozen(space, point, None))
+        study.add_trial(frozen(space, point, None))
     asked = study.ask(distributions).params
     return {
         name: axis.from_unit(asked[name]) if isinstance(axis, Range) else asked[name]
@@ -70,7 +70,7 @@ def _tpe(space: Space, trials: Sequence[Trial], pending: Sequence[Point], number
     }
 
 
-def _frozen(space: Space, point: Point, values: list[float] | None) -> FrozenTrial:
+def frozen(space: Space, point: Point, values: list[float] | None) -> FrozenTrial:
     """A trial as Optuna keeps it: with values complete, without them running."""
     axes = space.axes
     return create_trial(

@@ -73,7 +73,7 @@ def test_zero_3_on_two_processes_gives_the_golden_losses(bundle: Path, golden: l
 
 def test_a_promoted_trial_comes_to_the_same_scores(quickstart: Run, tmp_path: Path):
     """The target's model, tokens and batch are the trial's, so the full run must be the trial again."""
-    trial = next(t for t in quickstart.trials if t.id == quickstart.front().choice.id)
+    trial = next(t for t in quickstart.trials if t.id == quickstart.front.choice.id)
     done = sweepcp("promote", quickstart.path, "--target", "quickstart-cpu", "--out", tmp_path / "bundle")
     assert done.returncode == 0, done.stderr
     assert "torchrun --nproc-per-node 2 -m sweepcp train" in done.stdout

@@ -44,7 +44,7 @@ def bench(quickstart: Run) -> Bench:
 
 def test_the_front_shows_the_trade_off(quickstart: Run):
     assert len(quickstart.trials) == 16
-    result = quickstart.front()
+    result = quickstart.front
     assert len(result.ids) >= 3
     by_id = {t.id: t for t in quickstart.trials}
     first, last = by_id[result.ids[0]], by_id[result.ids[-1]]
@@ -63,7 +63,7 @@ def test_the_front_is_what_pandas_makes_of_the_files(quickstart: Run):
     best = done[done["general"] > done["general"].cummax().shift(fill_value=-np.inf)]
     assert set(best["id"]) == set(json.loads((quickstart.path / "front.json").read_text())["ids"])
     allowed = done[done["general"] >= -2.0]
-    assert allowed.loc[allowed["domain"].idxmax(), "id"] == quickstart.front().choice.id
+    assert allowed.loc[allowed["domain"].idxmax(), "id"] == quickstart.front.choice.id
 
 
 def test_scores_follow_from_the_items_on_disk(quickstart: Run):
@@ -108,11 +108,11 @@ def test_a_changed_experiment_is_refused_with_the_difference(quickstart: Run):
 
 def test_front_commands(quickstart: Run, tmp_path: Path):
     content = json.loads(sweepcp("front", quickstart.path, "--json").stdout)
-    assert [t["on_front"] for t in content["trials"]] == [t.id in quickstart.front().ids for t in quickstart.trials]
+    assert [t["on_front"] for t in content["trials"]] == [t.id in quickstart.front.ids for t in quickstart.trials]
     assert content["reference"] == {"domain": -10.0, "general": -50.0}
     assert json.loads(sweepcp("front", quickstart.path, "--json", "--knee").stdout)["choice"]["rule"].startswith("knee")
     weighted = json.loads(sweepcp("front", quickstart.path, "--json", "--weights", "1,100").stdout)
-    assert weighted["choice"]["id"] == quickstart.front().ids[0]
+    assert weighted["choice"]["id"] == quickstart.front.ids[0]
     strict = sweepcp("front", quickstart.path, "--max-regression", "0")
     assert strict.returncode == 0
     assert sweepcp("front", quickstart.path, "--csv", tmp_path / "t.csv").returncode == 0

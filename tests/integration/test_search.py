@@ -36,7 +36,7 @@ def test_the_known_front_is_found_and_every_trial_recorded(tmp_path: Path):
         assert (t.domain, t.general) == pytest.approx(analytic.answer(t.recipe.lr_fraction, t.recipe.general_share))
         assert (tmp_path / "trials" / t.id / "metrics.jsonl").read_text().count("\n") == 1
     known = np.array([analytic.answer(0.3, s) for s in np.linspace(0, 1, 50)])
-    best = [t for t in run.trials if t.id in run.front().ids]
+    best = [t for t in run.trials if t.id in run.front.ids]
     gaps = [np.abs(known - [t.domain, t.general]).sum(axis=1).min() for t in best]
     assert min(gaps) < 1.5
 
@@ -49,14 +49,14 @@ def test_each_kind_of_failure_costs_its_own_trial_only(tmp_path: Path):
     assert [got[n][0] for n in range(8)] == ["failed", "failed", "diverged", "failed", "failed", "done", "done", "done"]
     for number, text in enumerate(["out of memory", "died", "loss nan", "finite", "cannot be compared"]):
         assert text in got[number][1]
-    assert set(run.front().ids) <= {"0005", "0006", "0007"}
+    assert set(run.front.ids) <= {"0005", "0006", "0007"}
 
 
 def test_all_trials_failing_is_no_front(tmp_path: Path):
     analytic.run(tmp_path, 3, faults={0.0: "raise"})
     run = load_run(tmp_path)
     assert {t.status for t in run.trials} == {"failed"}
-    assert run.front().choice.id is None
+    assert run.front.choice.id is None
 
 
 def test_a_base_that_cannot_be_scored_ends_the_search(tmp_path: Path):

@@ -13,7 +13,6 @@ from sweepcp.data.store import Store
 from sweepcp.data.stream import Stream
 from sweepcp.errors import BadInput
 from sweepcp.files import write_json
-from sweepcp.front import Rule
 from sweepcp.full.ready import check_ready
 from sweepcp.promote.bundle import open_bundle, write_manifest
 from sweepcp.promote.candidate import from_run
@@ -194,10 +193,10 @@ def test_only_a_done_trial_is_promoted(tmp_path: Path):
     run = load_run(tmp_path)
     for id_, status in (("0001", "diverged"), ("0002", "stopped"), ("0003", "failed")):
         with pytest.raises(BadInput, match=f"{id_} is {status}: it broke"):
-            from_run(run, None, id_)
+            from_run(run, id_)
     with pytest.raises(BadInput, match="name a trial of this run"):
-        from_run(run, None, "0009")
+        from_run(run, "0009")
     with pytest.raises(BadInput, match="general regression ≤ 1 %; nearest is 0000"):
-        from_run(run, None, None)
+        from_run(run, None)
     with pytest.raises(BadInput, match="≤ 2 %"):
-        from_run(run, Rule(max_regression=2.0), None)
+        from_run(run.choosing(max_regression=2.0), None)

@@ -9,7 +9,7 @@ import pytest
 import sweepcp
 from sweepcp.errors import BadInput
 from sweepcp.experiment import load_experiment
-from sweepcp.report import as_dict, write_csv
+from sweepcp.report.tables import as_dict, write_csv
 from sweepcp.run import RunWriter, lock
 from sweepcp.trial import Outcome
 from tests.make import trial
@@ -33,7 +33,7 @@ def test_a_run_is_read_back_as_it_was_written(folder: Path):
     assert run.trials == [trial(0, 7, -1), trial(1, 12, -9), trial(2, None, None)]
     assert run.base is None
     assert str(run.rule) == "most domain gain, general regression ≤ 2 %"
-    assert run.front().choice.id == "0000"
+    assert run.front.choice.id == "0000"
 
 
 def test_tables(folder: Path, tmp_path: Path):
@@ -43,12 +43,12 @@ def test_tables(folder: Path, tmp_path: Path):
     assert frame["on_front"].tolist() == [True, True, False]
     assert frame["chosen"].tolist() == [True, False, False]
     assert frame.loc[0, "share:docs"] == 0.5
-    write_csv(run, None, tmp_path / "t.csv")
+    write_csv(run, tmp_path / "t.csv")
     assert pd.read_csv(tmp_path / "t.csv")["general"].tolist()[:2] == [-1, -9]
 
 
 def test_json_holds_what_was_promised(folder: Path):
-    content = as_dict(sweepcp.load_run(folder), None)
+    content = as_dict(sweepcp.load_run(folder))
     json.dumps(content, allow_nan=False)
     assert set(content) >= {"base", "trials", "choice", "hypervolume", "reference"}
     first, _, failed = content["trials"]

@@ -4,14 +4,13 @@ import csv
 from pathlib import Path
 from typing import Any
 
-from sweepcp.front import Rule
 from sweepcp.run import Run
 from sweepcp.scorecard import scorecard
 
 
-def as_dict(run: Run, rule: Rule | None) -> dict[str, Any]:
+def as_dict(run: Run) -> dict[str, Any]:
     """Base, trials, front, choice and hypervolume of a run, ready for JSON."""
-    result = run.front(rule)
+    result = run.front
     trials = []
     for trial in run.trials:
         content = trial.model_dump(mode="json", exclude={"format"}) | {"on_front": trial.id in result.ids}
@@ -40,9 +39,9 @@ def as_dict(run: Run, rule: Rule | None) -> dict[str, Any]:
     }
 
 
-def write_csv(run: Run, rule: Rule | None, path: Path) -> None:
-    """One row a trial, the columns of `Run.to_pandas`."""
-    rows = run.rows(rule)
+def write_csv(run: Run, path: Path) -> None:
+    """A row a trial, the columns of `Run.rows`."""
+    rows = run.rows()
     columns = list(dict.fromkeys(key for row in rows for key in row))
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, columns)

@@ -1,0 +1,21 @@
+"""What a search leaves open about a trial."""
+
+from sweepcp.run import Run
+from sweepcp.space import Range
+from sweepcp.trial import Trial
+
+FEW = 10
+"""Done trials below which a choice is called one of few."""
+
+
+def doubts(run: Run, trial: Trial) -> list[str]:
+    """One seed, the ends of what was searched, few trials: as sentences."""
+    said = ["the errors of the trial are those of evaluation: it was trained on one seed"]
+    for name, value in trial.point.items():
+        axis = run.space.axes[name]
+        if isinstance(axis, Range) and value in (axis.low, axis.high):
+            said.append(f"{name} {value:g} is at the end of what was searched: the best may lie beyond")
+    done = sum(t.status == "done" for t in run.trials)
+    if done < FEW:
+        said.append(f"the choice is one of {done} trials that are done")
+    return said

@@ -1,0 +1,362 @@
+"""The charts of a run: numbers and words, see `chart`. Scalars are relative changes against the base in %."""
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from operator import attrgetter
+
+import moocore
+import numpy as np
+from scipy.stats import spearmanr
+
+from sweepcp.front import Rule, choose, on_front, scores
+from sweepcp.report.chart import Axis, Chart, Panel, Series
+from sweepcp.report.frames import step_frame
+from sweepcp.report.resample import DRAWS, Certainty
+from sweepcp.report.trend import Trend
+from sweepcp.report.words import answer, percent, trial_text
+from sweepcp.run import Run
+from sweepcp.space import Choices, Range, Value
+from sweepcp.trial import Trial
+
+NAN = math.nan
+DOMAIN_OF: Callable[[Trial], float] = attrgetter("domain")
+GENERAL_OF: Callable[[Trial], float] = attrgetter("general")
+"""The scores of a done trial on the half that is chosen on, in %."""
+DOMAIN = Axis("domain change, % (higher is better)")
+GENERAL = Axis("general change, % (higher is better)")
+FRACTION = Axis("LR fraction of the base's max LR", log=True)
+SHARE = Axis("domain share, % of tokens")
+MAYBE = 0.05
+"""From this share of resamples on a dominated trial may belong to the front."""
+WINDOWS = 300
+"""Points of a curve at most; longer ones are means of as many steps as that takes."""
+
+
+def front(run: Run, sure: Certainty | None) -> Chart:
+    """Every done trial by its two scores: the front with standard errors, the base, the choice on both halves."""
+    done = _done(run)
+    series = [_stairs(run, "", "front")]
+    if run.rule.max_regression is not None and done:
+        heights = [DOMAIN_OF(t) for t in done] + [0.0]
+        bound = [-run.rule.max_regression] * 2
+        line = [min(heights), max(heights)]
+        series.append(Series("bound of the rule", bound, line, draw="line", colour="bad", dashed=True))
+    series += _groups(run, done, sure, GENERAL_OF, DOMAIN_OF, errors=True)
+    if run.base is not None:
+        hover = [f"the base, {run.base.model}\nuntouched, scored once"]
+        series.append(Series("base", [0.0], [0.0], colour="base", mark="base", hover=hover))
+    if run.chosen is not None and run.chosen.scorecard is not None:
+        own, other = run.chosen.scorecard.select, run.chosen.scorecard.report
+        path = Series("", [own.general, other.general], [own.domain, other.domain], draw="line", colour="chosen")
+        point = Series(
+            "chosen, other half",
+            [other.general],
+            [other.domain],
+            colour="chosen",
+            mark="second",
+            hover=[f"{trial_text(run, run.chosen, sure)}\nhere: as measured on the other half"],
+            x_error=[other.general_se],
+            y_error=[other.domain_se],
+        )
+        series += [path, point]
+    notes = [f"{answer(run)}.", "Error bars are standard errors of evaluation; every trial was trained on one seed."]
+    if sure is not None:
+        notes.append(
+            f"Perhaps: on the front in at least {percent(MAYBE)} of {DRAWS} resamples of the items; evaluation noise only."
+        )
+    if without := len(run.trials) - len(done):
+        notes.append(f"{without} of {len(run.trials)} trials have no score and so no place here.")
+    return Chart("Front", [Panel(GENERAL, DOMAIN, series)], notes)
+
+
+def plane(run: Run, sure: Certainty | None) -> Chart:
+    """Every trial that has ended, by its recipe: where the search has looked, and where trials broke."""
+    series = _groups(run, run.trials, sure, _fraction, _share)
+    notes = ["Axes other than these two are in the text of each point."] if len(run.space.axes) > 2 else []
+    return Chart("Where the search has looked", [Panel(FRACTION, SHARE, series)], notes)
+
+
+def tradeoff(run: Run, trend: Trend | None, sure: Certainty | None) -> Chart:
+    """Both scores against LR fraction and domain share, with the fitted trend through the chosen recipe."""
+    through = run.chosen or run.by_id.get(run.front.choice.nearest or "")
+    panels = []
+    for column, (score, axis) in enumerate((("domain", DOMAIN), ("general", GENERAL))):
+        for name, x, where in (("lr_fraction", FRACTION, _fraction), ("general_share", SHARE, _share)):
+            series = []
+            if trend is not None and through is not None and name in trend.axes:
+                values, curve = trend.along(name, through.point)
+                seen = [100 * (1 - v) for v in values] if name == "general_share" else values
+                label = f"trend, the rest as in {through.id}"
+                series.append(Series(label, seen, curve[:, column].tolist(), draw="line", colour="second"))
+            series += _groups(run, _done(run), sure, where, attrgetter(score))
+            panels.append(Panel(x, axis, series))
+    note = "No trend: too few done trials for it."
+    if trend is not None:
+        domain, general = (f"{r:.2f}" for r in trend.predictive)
+        note = (
+            f"The trend is a quadratic over all searched ranges, fitted to {trend.trials} trials; it predicts a trial "
+            f"that it has not seen with R² {domain} (domain) and {general} (general)."
+        )
+    return Chart("Scores against LR fraction and domain share", panels, [note])
+
+
+def parallel(run: Run, sure: Certainty | None) -> Chart:
+    """A line a done trial through every searched axis and both scores."""
+    done = _done(run)
+    columns = [_axis_stop(name, axis) for name, axis in run.space.axes.items()]
+    columns += [_score_stop(score, done) for score in ("domain", "general")] if done else []
+    series = []
+    for name, colour, members in _sorts(run, done, sure):
+        x, y, hover = [], [], []
+        for trial in members:
+            x += [*range(len(columns)), NAN]
+            y += [place(trial) for _, place in columns] + [NAN]
+            hover += [trial_text(run, trial, sure)] * len(columns) + [""]
+        series.append(Series(name, x, y, draw="line", colour=colour, hover=hover, faint=colour == "other"))
+    ticks = [(float(i), label) for i, (label, _) in enumerate(columns)]
+    height = Axis("from the lowest to the highest", ticks=((0.0, "low"), (1.0, "high")))
+    return Chart("Recipes and their scores", [Panel(Axis("", ticks=ticks), height, series)])
+
+
+def importance(run: Run, parts: dict[str, dict[str, float]]) -> Chart:
+    """How much each axis decides whether a trial is among the best, by PED-ANOVA."""
+    names = list(run.space.axes)
+    ticks = [(float(i), name) for i, name in enumerate(names)]
+    labels = (("front", "to be near the front"), ("domain", "for domain gain"), ("general", "for little regression"))
+    series = [
+        Series(label, list(range(len(names))), [parts[key].get(n, 0.0) for n in names], draw="bars", colour=colour)
+        for (key, label), colour in zip(labels if parts else (), ("front", "chosen", "second"), strict=False)
+    ]
+    note = "PED-ANOVA: which axes tell the best tenth of the trials (five at least) from all; not by how much."
+    notes = [note] if parts else ["Not known: fewer than ten trials are done."]
+    return Chart("Importance of what was searched", [Panel(Axis("", ticks=ticks), Axis("part of 1"), series)], notes)
+
+
+def hypervolume(run: Run) -> Chart:
+    """The hypervolume of the front after each trial, above the run's fixed reference point."""
+    done, reference = _done(run), run.front.reference
+    point, best, volume, steps = [reference["domain"], reference["general"]], np.empty((0, 2)), 0.0, []
+    for trial in done:
+        own = scores([trial])
+        if not len(best) or not np.any(np.all(best >= own, axis=1)):
+            best = np.vstack([best, own])
+            best = best[on_front(best)]
+            volume = float(moocore.hypervolume(best, ref=point, maximise=True))
+        steps.append(volume)
+    line = Series("", [t.number for t in done], steps, draw="steps", colour="front")
+    note = f"Above domain, general = ({point[0]:g}, {point[1]:g}) %, fixed for the run."
+    return Chart("Hypervolume", [Panel(Axis("trial, by number"), Axis("hypervolume, %²"), [line])], [note])
+
+
+def curves(run: Run, ids: Sequence[str] | None = None) -> Chart:
+    """Loss, LR and gradient norm over tokens: of the trials `ids`, by default of the front and of those that broke."""
+    broken = [t.id for t in run.trials if t.status != "done"]
+    shown = list(ids) if ids is not None else [*run.front.ids, *broken, *run.unfinished]
+    named = (("loss", Axis("loss, nats a target token")), ("lr", Axis("LR")), ("grad_norm", Axis("gradient norm")))
+    lines: dict[str, list[Series]] = {name: [] for name, _ in named}
+    longest = 1
+    frame = step_frame(run, shown)
+    for trial_id, steps in frame.groupby("id", sort=False):
+        tokens = steps[[c for c in steps.columns if c.startswith("tokens:")]].sum(axis=1)
+        window = -(-len(steps) // WINDOWS)
+        longest = max(longest, window)
+        group = np.arange(len(steps)) // window
+        x = (tokens.groupby(group).last() / 1e6).tolist()
+        colour = _colour(run, str(trial_id))
+        for name in lines:
+            values = steps[name].groupby(group).agg(lambda s: s.mean(skipna=False)).tolist()
+            hover = [f"{trial_id}: {name} {v:.4g} after {t:.4g} million tokens" for t, v in zip(x, values, strict=True)]
+            lines[name].append(Series("", x, values, draw="line", colour=colour, hover=hover))
+    notes = [f"Shown: {', '.join(shown) or 'none'}; the choice in pink, trials that broke in red."]
+    notes += [f"Each point is the mean of up to {longest} steps."] if longest > 1 else []
+    return Chart("Training", [Panel(Axis("tokens, million"), axis, lines[name]) for name, axis in named], notes)
+
+
+def tolerance(run: Run) -> Chart:
+    """The recipe that is chosen as a function of the general regression that one is ready to accept."""
+    front = [run.by_id[i] for i in run.front.ids]
+    starts = sorted({max(0.0, -GENERAL_OF(t)) for t in front})
+    picks = [choose(scores(front), Rule(max_regression=start)) for start in starts]
+    best = [front[k] for k in picks if k is not None]
+    end = starts[-1] * 1.1 + 0.1 if starts else 1.0
+    rule = run.rule.max_regression
+    read: tuple[tuple[Axis, Callable[[Trial], float]], ...] = (
+        (Axis("domain gain, %"), DOMAIN_OF),
+        (Axis("LR fraction", log=True), _fraction),
+        (SHARE, _share),
+    )
+    panels = []
+    for axis, value in read:
+        heights = [value(t) for t in best]
+        series = [Series("the choice", [*starts, end], [*heights, *heights[-1:]], draw="steps", colour="front")]
+        hover = [f"from {s:.2f} % on\n{trial_text(run, t, None)}" for s, t in zip(starts, best, strict=True)]
+        series.append(Series("where it changes", starts, heights, colour="front", mark="front", hover=hover))
+        if rule is not None and heights:
+            line = [min(heights), max(heights)]
+            series.append(Series("bound of the rule", [rule] * 2, line, draw="line", colour="bad", dashed=True))
+        panels.append(Panel(Axis("accepted general regression, %"), axis, series if best else []))
+    return Chart("The choice by the regression that is accepted", panels, ["On the half that is chosen on."])
+
+
+def compare(run: Run, other: Run, different: Sequence[str]) -> Chart:
+    """Both fronts, and the scores of the recipes that both tried; `different` says how the experiments differ."""
+    names = (run.path.name, other.path.name)
+    names = names if names[0] != names[1] else (str(run.path), str(other.path))
+    series = []
+    for name, which, colour, mark in ((names[0], run, "front", "front"), (names[1], other, "second", "second")):
+        done = [which.by_id[i] for i in which.front.ids]
+        hover = [f"{name}\n{trial_text(which, t, None)}" for t in done]
+        x, y = _columns(done)
+        series += [_stairs(which, "", colour), Series(f"front of {name}", x, y, colour=colour, mark=mark, hover=hover)]
+    series.append(Series("base of each", [0.0], [0.0], colour="base", mark="base"))
+    pairs = _pairs(run, other)
+    notes = [f"Hypervolume above {names[0]}'s reference: {names[0]} {_volume(run, run):.1f} %², "
+             f"{names[1]} {_volume(other, run):.1f} %²."]  # fmt: skip
+    notes.append("Differs: " + "; ".join(different) if different else "Both were asked for the same.")
+    panels = [Panel(GENERAL, DOMAIN, series)]
+    if pairs:
+        panels.append(_matched(pairs, names))
+        notes.append(f"{len(pairs)} recipes were tried in both{_ranks(pairs)}.")
+    else:
+        notes.append("No recipe was tried in both, so only the fronts can be compared.")
+    return Chart(f"{names[0]} and {names[1]}", panels, notes)
+
+
+def _matched(pairs: Sequence[tuple[Trial, Trial]], names: tuple[str, str]) -> Panel:
+    series, ends = [], []
+    for score, colour, mark in (("domain", "front", "front"), ("general", "chosen", "second")):
+        x, y = ([attrgetter(score)(t) for t in side] for side in zip(*pairs, strict=True))
+        hover = [
+            f"{a.id} and {b.id}\n{score} {p:+.2f} % and {q:+.2f} %" for (a, b), p, q in zip(pairs, x, y, strict=True)
+        ]
+        series.append(Series(f"{score} change", x, y, colour=colour, mark=mark, hover=hover))
+        ends += x + y
+    equal = [min(ends), max(ends)]
+    series.insert(0, Series("equal", equal, equal, draw="line", colour="other", dashed=True))
+    return Panel(Axis(f"{names[0]}, %"), Axis(f"{names[1]}, %"), series)
+
+
+def _pairs(run: Run, other: Run) -> list[tuple[Trial, Trial]]:
+    """Done trials of both runs at the same point of the space."""
+    there = {tuple(sorted(t.point.items())): t for t in reversed(_done(other))}
+    points = ((t, tuple(sorted(t.point.items()))) for t in _done(run))
+    return [(t, there[point]) for t, point in points if point in there]
+
+
+def _ranks(pairs: Sequence[tuple[Trial, Trial]]) -> str:
+    """Spearman's rank correlation of both scores, from four pairs on."""
+    if len(pairs) < 4:
+        return ""
+    found = []
+    for score in ("domain", "general"):
+        x, y = ([attrgetter(score)(t) for t in side] for side in zip(*pairs, strict=True))
+        found.append(f"{score} {float(spearmanr(x, y).statistic):.2f}")
+    return f"; Spearman's rank correlation: {', '.join(found)}"
+
+
+def _volume(run: Run, reference: Run) -> float:
+    points = scores([run.by_id[i] for i in run.front.ids])
+    point = [reference.front.reference["domain"], reference.front.reference["general"]]
+    return float(moocore.hypervolume(points, ref=point, maximise=True)) if len(points) else 0.0
+
+
+def _done(run: Run) -> list[Trial]:
+    return [t for t in run.trials if t.status == "done"]
+
+
+def _fraction(trial: Trial) -> float:
+    return trial.recipe.lr_fraction
+
+
+def _share(trial: Trial) -> float:
+    return 100 * trial.recipe.domain_share
+
+
+def _columns(trials: Iterable[Trial]) -> tuple[list[float], list[float]]:
+    found = list(trials)
+    return [GENERAL_OF(t) for t in found], [DOMAIN_OF(t) for t in found]
+
+
+def _stairs(run: Run, name: str, colour: str) -> Series:
+    """The edge of what the front dominates."""
+    x, y = _columns(run.by_id[i] for i in run.front.ids)
+    return Series(name, x, y, draw="steps", colour=colour, faint=True)
+
+
+def _sorts(run: Run, trials: Sequence[Trial], sure: Certainty | None) -> list[tuple[str, str, list[Trial]]]:
+    """Trials by what has become of them: a name, a colour, the trials; nothing for none."""
+    front, chosen = set(run.front.ids), run.front.choice.id
+    dominated = [t for t in trials if t.status == "done" and t.id not in front]
+    maybe = {i for i, share in (sure.on_front.items() if sure else ()) if share >= MAYBE}
+    sorts: dict[tuple[str, str], list[Trial]] = {
+        ("dominated", "other"): [t for t in dominated if t.id not in maybe],
+        ("perhaps on the front", "maybe"): [t for t in dominated if t.id in maybe],
+        ("on the front", "front"): [t for t in trials if t.id in front and t.id != chosen],
+        ("stopped", "second"): [t for t in trials if t.status == "stopped"],
+        ("diverged", "bad"): [t for t in trials if t.status == "diverged"],
+        ("failed", "bad"): [t for t in trials if t.status == "failed"],
+        ("chosen", "chosen"): [t for t in trials if t.id == chosen],
+    }
+    return [(name, colour, members) for (name, colour), members in sorts.items() if members]
+
+
+def _groups(
+    run: Run,
+    trials: Sequence[Trial],
+    sure: Certainty | None,
+    x: Callable[[Trial], float],
+    y: Callable[[Trial], float],
+    errors: bool = False,
+) -> list[Series]:
+    """Points of trials, anchors with a mark of their own; every trial is in one series."""
+    series = []
+    for name, colour, members in _sorts(run, trials, sure):
+        for anchor in (False, True):
+            own = [t for t in members if (t.proposed_by == "anchor") == anchor]
+            if not own:
+                continue
+            bars = [t.scorecard.select for t in own if t.scorecard] if errors and colour in ("front", "chosen") else []
+            mark = {"chosen": "chosen", "bad": "bad", "second": "second"}.get(colour, "anchor" if anchor else "other")
+            mark = "second" if name == "failed" else mark
+            series.append(
+                Series(
+                    f"{name}, anchor" if anchor else name,
+                    [x(t) for t in own],
+                    [y(t) for t in own],
+                    colour=colour,
+                    mark=mark,
+                    hover=[trial_text(run, t, sure) for t in own],
+                    x_error=[b.general_se for b in bars],
+                    y_error=[b.domain_se for b in bars],
+                    faint=name == "dominated",
+                )
+            )
+    return series
+
+
+def _colour(run: Run, trial_id: str) -> str:
+    if trial_id == run.front.choice.id:
+        return "chosen"
+    ended = run.by_id.get(trial_id)
+    return "front" if trial_id in run.front.ids else "other" if ended is None or ended.status == "done" else "bad"
+
+
+def _axis_stop(name: str, axis: Range | Choices) -> tuple[str, Callable[[Trial], float]]:
+    """An axis of the search in the parallel chart: its label, and where a trial stands on it in 0..1."""
+
+    def place(value: Value) -> float:
+        if isinstance(axis, Range):
+            return axis.to_unit(float(value))
+        return axis.choices.index(value) / max(1, len(axis.choices) - 1)
+
+    if isinstance(axis, Range):
+        ends = f"{axis.low:g} to {axis.high:g}, {axis.scale}"
+    else:
+        ends = ", ".join(str(c) for c in axis.choices)
+    return f"{name}\n{ends}", lambda t: place(t.point[name])
+
+
+def _score_stop(score: str, done: Sequence[Trial]) -> tuple[str, Callable[[Trial], float]]:
+    values = [attrgetter(score)(t) for t in done]
+    low, span = min(values), (max(values) - min(values)) or 1.0
+    return f"{score}, %\n{low:.1f} to {max(values):.1f}", lambda t: (attrgetter(score)(t) - low) / span

@@ -1,0 +1,122 @@
+"""One self-contained page of a run: `sweepcp report`, and what `sweepcp watch` serves."""
+
+import base64
+import hashlib
+import json
+import shlex
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+from plotly.offline import get_plotlyjs
+
+from sweepcp.errors import BadInput
+from sweepcp.files import write_text
+from sweepcp.report import charts, sections
+from sweepcp.report.chart import Chart
+from sweepcp.report.interactive import panels
+from sweepcp.report.look import Run
+from sweepcp.report.words import answer
+
+PAGES = Environment(
+    loader=PackageLoader("sweepcp.report", "web"),
+    autoescape=True,
+    undefined=StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+)
+"""Everything that a template prints is escaped, whatever it holds."""
+
+
+def write_report(run: Run, file: Path) -> None:
+    """Write the page; `BadInput` when the file cannot be written."""
+    try:
+        write_text(file, page(run))
+    except OSError as error:
+        raise BadInput(file, "--html", error.strerror, "a file that can be written", "name another file") from None
+
+
+def page(run: Run, stamp: str | None = None) -> str:
+    """The page as HTML that asks nothing of any host; one with a stamp asks its own for what is newer than that."""
+    scripts = [get_plotlyjs(), _asset("page.js")]
+    hashes = " ".join(f"'sha256-{base64.b64encode(hashlib.sha256(s.encode()).digest()).decode()}'" for s in scripts)
+    policy = f"default-src 'none'; script-src {hashes}; style-src 'unsafe-inline'; img-src data:"
+    return PAGES.get_template("page.html").render(
+        policy=policy + ("; connect-src 'self'" if stamp else ""),
+        scripts=[Markup(script) for script in scripts],  # they are part of the program
+        style=Markup(_asset("page.css")),
+        stamp=stamp,
+        **_content(run),
+    )
+
+
+def _asset(name: str) -> str:
+    return (Path(__file__).parent / "web" / name).read_text(encoding="utf-8")
+
+
+def _content(run: Run) -> dict[str, Any]:
+    """What the template shows."""
+    sure, trend = run.certainty, run.trend
+    scored = run.chosen or run.by_id.get(run.front.choice.nearest or "")
+    drawn = {
+        "front": charts.front(run, sure),
+        "plane": charts.plane(run, sure),
+        "tolerance": charts.tolerance(run),
+        "tradeoff": charts.tradeoff(run, trend, sure),
+        "hypervolume": charts.hypervolume(run),
+        "curves": charts.curves(run),
+    }
+    return {
+        "name": run.experiment["name"],
+        "question": sections.question(run),
+        "progress": sections.progress(run),
+        "answer": answer(run),
+        "rule": str(run.rule),
+        "chosen": run.chosen,
+        "sure": sections.how_sure(run, sure),
+        "untested": sections.not_tested(run),
+        "charts": drawn,
+        "numbers": Markup(_numbers(drawn)),
+        "front": sections.front_table(run, sure),
+        "trials": sections.trial_table(run, sure),
+        "members": sections.member_table(scored) if scored else None,
+        "languages": sections.language_table(scored) if scored else None,
+        "data": sections.data_table(run),
+        "failures": sections.failure_table(run),
+        "cost": sections.cost_lines(run),
+        "versions": sections.version_lines(run),
+        "experiment": sections.experiment_text(run),
+        "folder": str(run.path.resolve()),
+        "command": f"sweepcp search {shlex.quote(run.experiment['name'] + '.yaml')}",
+    }
+
+
+def _numbers(drawn: dict[str, Chart]) -> str:
+    """The panels of all charts for the page's script, each hover text once, six digits a number.
+
+    JSON in which no `<` can end the element that it stands in.
+    """
+    texts: dict[str, int] = {}
+    figures = {}
+    for name, chart in drawn.items():
+        alone = (Chart(chart.title, [panel]) for panel in chart.panels)
+        figures[name] = [_shared(json.loads(panels(one).to_json()), texts) for one in alone]
+    content = json.dumps({"texts": list(texts), "charts": figures}, separators=(",", ":"), allow_nan=False)
+    return content.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
+
+
+def _shared(figure: dict[str, Any], texts: dict[str, int]) -> dict[str, Any]:
+    """A figure whose traces name hover texts by their places in `texts`."""
+    for trace in figure["data"]:
+        if "hovertext" in trace:
+            trace["customdata"] = [texts.setdefault(text, len(texts)) for text in trace.pop("hovertext")]
+    return {"data": _short(figure["data"]), "layout": figure["layout"]}
+
+
+def _short(value: Any) -> Any:
+    if isinstance(value, float):
+        return float(f"{value:.6g}")
+    if isinstance(value, dict):
+        return {key: _short(inner) for key, inner in value.items()}
+    return [_short(inner) for inner in value] if isinstance(value, list) else value

@@ -1,0 +1,289 @@
+"""What the page says besides its charts: tables and sentences, as plain text."""
+
+from collections import Counter
+from dataclasses import dataclass
+from math import fsum, sqrt
+
+import yaml
+
+from sweepcp.doubts import doubts
+from sweepcp.recipe import Role
+from sweepcp.report.resample import DRAWS, Certainty
+from sweepcp.report.words import percent, scores_line, signed
+from sweepcp.run import Run
+from sweepcp.scorecard import Member
+from sweepcp.trial import Trial
+
+UNIT = "% of the base's bits per byte; higher is better"
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of texts; columns whose names end in `#` are numbers, and sort as such."""
+
+    caption: str
+    columns: list[str]
+    rows: list[list[str]]
+    chosen: int | None = None
+    """The row that is marked."""
+
+
+def question(run: Run) -> str:
+    """What was asked, in a sentence."""
+    domain, general = (", ".join(_sources(run, role)) or "none" for role in ("domain", "general"))
+    base = run.base
+    size = f" ({base.parameters:,} parameters, max LR {base.max_lr:g} in its pretraining)" if base else ""
+    budget, training = run.experiment["budget"], run.experiment["training"]
+    return (
+        f"How high may the learning rate be, and how much general text must be mixed in, when {_base_name(run)}{size} "
+        f"goes on with pretraining on {domain}, with {general} as replay? Each of {budget['trials']} trials trains it "
+        f"on {budget['tokens']:,} tokens in steps of {training['batch_tokens']:,}. Rule: {run.rule}."
+    )
+
+
+def _base_name(run: Run) -> str:
+    spec = run.experiment["base"]
+    if spec["pretrain"]:
+        return "a small base, pretrained for this purpose,"
+    return str(spec["hub"] or spec["path"])
+
+
+def _sources(run: Run, role: Role) -> list[str]:
+    return [s["name"] for s in run.experiment["sources"] if s["role"] == role]
+
+
+def progress(run: Run) -> str:
+    """How far the search is."""
+    of = run.experiment["budget"]["trials"]
+    steps = run.experiment["budget"]["tokens"] // run.experiment["training"]["batch_tokens"]
+    line = f"{run.state}: {len(run.trials)} of {of} trials have ended"
+    if run.base is None:
+        line += ", the base is not scored yet"
+    if run.unfinished:
+        at = ", ".join(f"{i} at step {n:,} of {steps:,}" for i, n in run.unfinished.items())
+        line += f"; {'running' if run.writing else 'begun and not ended'}: {at}"
+    return line
+
+
+def how_sure(run: Run, sure: Certainty | None) -> list[str]:
+    """The choice on both halves, and what resampling says of it."""
+    trial = run.chosen
+    if trial is None or trial.scorecard is None:
+        return []
+    lines = [
+        f"Chosen on one half of the items, where it has {scores_line(trial.scorecard.select)}.",
+        f"Reported on the other half, which the choice has not seen: {scores_line(trial.scorecard.report)}.",
+    ]
+    if sure is None:
+        lines.append("Results of single items are missing, so nothing was resampled.")
+        return lines
+    rivals = sorted(sure.chosen.items(), key=lambda pair: -pair[1])
+    others = ", ".join(f"{i} in {percent(p)}" for i, p in rivals if i != trial.id and p >= 0.01)
+    often = f"the rule would have chosen it in {percent(sure.chosen[trial.id])} of {DRAWS} resamples"
+    lines.append(f"Had other items of the same kind been drawn, {often}" + (f" (else {others})." if others else "."))
+    bound = run.rule.max_regression
+    if sure.within is not None and bound is not None:
+        lines.append(
+            f"It keeps the bound of {bound:g} % general regression in {percent(sure.within)} of {DRAWS} resamples of "
+            "the half that it was not chosen on."
+        )
+    lines.append(
+        "All of this is evaluation noise only: each recipe was trained once, with one seed, and another seed moves the "
+        "scores by an amount that was not measured."
+    )
+    return lines
+
+
+def not_tested(run: Run) -> list[str]:
+    """What a reader might take for known, and is not."""
+    lines = []
+    trial = run.chosen or run.by_id.get(run.front.choice.nearest or "")
+    if run.base is not None:
+        lines.append(
+            f"Whether the best recipe of {run.base.parameters:,} parameters and {run.experiment['budget']['tokens']:,} "
+            "tokens is the best of a larger model and a longer run."
+        )
+    lines.append(f"Other values of what all trials share: {_shared(run)}.")
+    if trial is not None:
+        lines += [f"{line[0].upper()}{line[1:]}." for line in doubts(run, trial)]
+        read = {name: epochs for name, epochs in trial.epochs_by_source.items() if epochs > 0}
+        if read and max(read.values()) <= 1 and run.experiment["target"] is None:
+            lines.append("Repetition: no source was read more than once, and the experiment names no target run.")
+    broken = Counter(t.status for t in run.trials if t.status != "done")
+    if broken:
+        counts = ", ".join(f"{count} {status}" for status, count in broken.items())
+        lines.append(f"The recipes of trials that have no score: {counts}.")
+    members = trial.scorecard.report.members if trial and trial.scorecard else ()
+    if members and not any(m.unit == "accuracy" for m in members):
+        lines.append("Tasks: the suites hold text only, and no benchmark with answers.")
+    return lines
+
+
+def _shared(run: Run) -> str:
+    training, axes = run.experiment["training"], run.space.axes
+    names = ("schedule", "warmup", "final_fraction", "weight_decay", "clip", "batch_tokens", "seq_len")
+    return ", ".join(f"{name} {training[name]:,}" if isinstance(training[name], int) else f"{name} {training[name]}"
+                     for name in names if name not in axes)  # fmt: skip
+
+
+def trial_table(run: Run, sure: Certainty | None) -> Table:
+    """Every trial that has ended."""
+    extra = [name for name in run.space.axes if name not in ("lr_fraction", "general_share")]
+    columns = ["trial", "status", "proposed by", "LR fraction#", "domain share, %#", *(f"{name}#" for name in extra)]
+    columns += [
+        "domain#",
+        "general#",
+        "domain, other half#",
+        "general, other half#",
+        "P(front)#",
+        "P(chosen)#",
+        "seconds#",
+    ]
+    rows, chosen = [], None
+    for index, trial in enumerate(run.trials):
+        chosen = index if trial.id == run.front.choice.id else chosen
+        row = [trial.id, _mark(run, trial), trial.proposed_by, f"{trial.recipe.lr_fraction:.4g}"]
+        row.append(f"{100 * trial.recipe.domain_share:.1f}")
+        row += [
+            f"{trial.point[name]:.4g}" if isinstance(trial.point[name], float) else str(trial.point[name])
+            for name in extra
+        ]
+        card = trial.scorecard
+        for half in (card.select, card.report) if card else (None, None):
+            row += [_value(half.domain, half.domain_se), _value(half.general, half.general_se)] if half else ["", ""]
+        known = sure is not None and trial.id in sure.on_front
+        row += [f"{p[trial.id]:.2f}" for p in (sure.on_front, sure.chosen)] if sure and known else ["", ""]
+        row.append(f"{trial.cost.train_seconds + trial.cost.score_seconds:.0f}" if trial.cost else "")
+        rows.append(row)
+    return Table(f"Every trial. Scores ± standard error: {UNIT}", columns, rows, chosen)
+
+
+def front_table(run: Run, sure: Certainty | None) -> Table:
+    """The front from least to most domain gain."""
+    columns = ["trial", "LR fraction#", "domain share, %#", "domain#", "general#", "domain, other half#"]
+    columns += ["general, other half#", "P(front)#"]
+    whole = trial_table(run, sure)
+    wanted = [whole.columns.index(name) for name in columns]
+    by_id = {row[0]: row for row in whole.rows}
+    rows = [[by_id[i][k] for k in wanted] for i in run.front.ids]
+    ids = list(run.front.ids)
+    chosen = ids.index(run.front.choice.id) if run.front.choice.id else None
+    return Table(f"The front. Scores ± standard error: {UNIT}", columns, rows, chosen)
+
+
+def _mark(run: Run, trial: Trial) -> str:
+    if trial.id == run.front.choice.id:
+        return "chosen"
+    return "on the front" if trial.id in run.front.ids else trial.status
+
+
+def _value(value: float, error: float) -> str:
+    return f"{signed(value)} ± {error:.2f}"
+
+
+def member_table(trial: Trial) -> Table:
+    """What the scalars of a trial are made of, benchmark by benchmark, on the half that is not chosen on."""
+    assert trial.scorecard is not None
+    columns = ["suite", "benchmark", "language", "unit", "items#", "base#", f"{trial.id}#", "change#"]
+    rows = [
+        [m.role, m.name, m.language, m.unit, f"{m.items}", f"{m.base:.3f} ± {m.base_se:.3f}",
+         f"{m.value:.3f} ± {m.value_se:.3f}", f"{_value(m.change, m.change_se)} {_unit(m)}"]
+        for m in trial.scorecard.report.members
+    ]  # fmt: skip
+    return Table(
+        f"Trial {trial.id} against the base by benchmark, on the half that it was not chosen on", columns, rows
+    )
+
+
+def language_table(trial: Trial) -> Table:
+    """The members of each suite and language together, weighted as the suites weigh them."""
+    assert trial.scorecard is not None
+    rows, half = [], trial.scorecard.report
+    for unit in ("bits per byte", "accuracy"):
+        for role, language in dict.fromkeys((m.role, m.language) for m in half.members):
+            own = [m for m in half.members if (m.role, m.language, m.unit) == (role, language, unit)]
+            if own:
+                change, error = _mean(own)
+                rows.append([role, language, unit, f"{len(own)}", f"{_value(change, error)} {_unit(own[0])}"])
+    columns = ["suite", "language", "unit", "benchmarks#", "change#"]
+    return Table(f"Trial {trial.id} against the base by language, on the half that it was not chosen on", columns, rows)
+
+
+def _mean(members: list[Member]) -> tuple[float, float]:
+    """The weighted mean of changes and its standard error, as `scorecard` takes it."""
+    total = fsum(m.weight for m in members)
+    change = fsum(m.weight * m.change for m in members) / total
+    return change, sqrt(fsum((m.weight * m.change_se) ** 2 for m in members)) / total
+
+
+def _unit(member: Member) -> str:
+    return "%" if member.unit == "bits per byte" else "points"
+
+
+def data_table(run: Run) -> Table:
+    """The sources, and what the chosen or nearest trial read of them."""
+    trial = run.chosen or run.by_id.get(run.front.choice.nearest or "")
+    shares = {p.source: p.share for p in trial.recipe.mixture.portions} if trial else {}
+    name = f" in trial {trial.id}" if trial else ""
+    columns = ["source", "role", "language", f"share{name}, %#", f"tokens{name}#", f"epochs{name}#", "fingerprint"]
+    rows = []
+    for source in run.experiment["sources"]:
+        key = source["name"]
+        read = trial is not None and key in trial.tokens_by_source
+        rows.append([
+            key, source["role"], source["language"],
+            f"{100 * shares[key]:.1f}" if key in shares else "",
+            f"{trial.tokens_by_source[key]:,}" if trial and read else "",
+            f"{trial.epochs_by_source.get(key, 0):.3g}" if trial and read else "",
+            run.texts.get(key, ""),
+        ])  # fmt: skip
+    return Table("The texts", columns, rows)
+
+
+def failure_table(run: Run) -> Table | None:
+    """Trials that have no score, and why."""
+    rows = [
+        [t.id, t.status, f"{t.recipe.lr_fraction:.4g}", f"{100 * t.recipe.domain_share:.1f}", (t.reason or "").strip()]
+        for t in run.trials
+        if t.status != "done"
+    ]
+    columns = ["trial", "status", "LR fraction#", "domain share, %#", "reason"]
+    return Table("Trials without a score", columns, rows) if rows else None
+
+
+def cost_lines(run: Run) -> list[str]:
+    """What the run has used so far."""
+    costs = [t.cost for t in run.trials if t.cost]
+    if not costs:
+        return ["Nothing is known of the cost yet."]
+    hours = fsum(c.train_seconds + c.score_seconds for c in costs) / 3600
+    train = fsum(c.train_seconds for c in costs) / 3600
+    tokens = sum(c.tokens for c in costs)
+    lines = [
+        f"{hours:.3g} hours of workers, {train:.3g} of them training; {tokens:,} tokens in {len(costs)} trials.",
+        f"Workers: {', '.join(f'{n} trials on {w}' for w, n in Counter(c.worker for c in costs).items())}.",
+    ]
+    if run.base is not None:
+        flops = 6.0 * run.base.parameters * tokens
+        lines.append(f"{flops:.3g} FLOPs of training, counted as 6 · parameters · tokens.")
+    price = run.experiment["budget"]["usd_per_hour"]
+    if price is not None:
+        lines.append(f"{hours * price:,.2f} USD at {price:g} USD an hour of one trial's devices.")
+    return lines
+
+
+def version_lines(run: Run) -> list[str]:
+    """The packages that decided the numbers; more than one line when trials had different ones."""
+    found = Counter(" ".join(f"{k}=={v}" for k, v in t.versions.items()) for t in run.trials if t.versions)
+    return [f"{line} ({count} trials)" if len(found) > 1 else line for line, count in found.items()]
+
+
+def experiment_text(run: Run) -> str:
+    """The experiment as a file for `sweepcp search`; what it leaves out has its default."""
+    return yaml.safe_dump(_stated(run.experiment), sort_keys=False, allow_unicode=True, width=100)
+
+
+def _stated(value: object) -> object:
+    if isinstance(value, dict):
+        return {k: _stated(v) for k, v in value.items() if v is not None}
+    return [_stated(v) for v in value] if isinstance(value, list) else value
