@@ -225,7 +225,7 @@ def report(
         from sweepcp.report.charts import front as front_chart
         from sweepcp.report.image import save
 
-        save(front_chart(loaded, loaded.certainty), image)
+        save(front_chart(loaded, loaded.known), image)
     if html is not None or image is None:
         from sweepcp.report.page import write_report
 

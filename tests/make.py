@@ -8,12 +8,15 @@ import numpy as np
 from sweepcp.base import BaseSpec
 from sweepcp.data.sources import Source
 from sweepcp.data.store import Store, write_index
+from sweepcp.experiment import load_experiment
 from sweepcp.promote.candidate import from_publication
 from sweepcp.promote.target import load_target
 from sweepcp.promote.translate import promote
 from sweepcp.recipe import Mixture, Portion, Recipe
-from sweepcp.scorecard import HalfScore, Items, Scorecard
-from sweepcp.trial import Trial
+from sweepcp.run import RunWriter
+from sweepcp.scorecard import HalfScore, Items, Scorecard, scorecard
+from sweepcp.space import Point, WeightedSource, recipe_at
+from sweepcp.trial import Base, Cost, Outcome, Trial
 
 
 def recipe(**changes: object) -> Recipe:
@@ -78,6 +81,84 @@ def items(role: str, amount: list[float], size: list[float] | None = None, **cha
         "size": tuple(size or [1.0] * len(amount)),
     }
     return Items(**values | changes)  # type: ignore[arg-type]
+
+
+def answer(point: Point) -> tuple[float, float]:
+    """Domain and general change in %: along the front LR fraction is 0.3, the share moves along it."""
+    miss = 4 * abs(np.log10(float(point["lr_fraction"]) / 0.3))
+    domain = 1 - float(point["general_share"])
+    return 12 * domain - miss, -10 * domain**2 - miss
+
+
+def write_run(folder: Path, trials: int, documents: int = 40, steps: int = 10, **statuses: str) -> Path:
+    """A run folder of the quickstart whose scores follow `answer`, with noise of items that all trials share.
+
+    `statuses` are those of trials that are not done: t0003="diverged".
+    """
+    experiment, _ = load_experiment("quickstart", [f"budget.trials={max(trials, 1)}"])
+    rng = np.random.default_rng(5)
+    sizes = rng.uniform(50, 150, documents)
+    noise = {name: rng.normal(0, 1.5, documents) for name in ("code", "docs", "docs_de")}
+    writer = RunWriter(folder)
+    writer.start(experiment.model_dump(mode="json"), {"python-docs": "aa", "python-code": "bb"})
+
+    def measured(domain: float, general: float) -> tuple[Items, ...]:
+        found = []
+        for name, role, language, change in (
+            ("code", "domain", "python", domain),
+            ("docs", "general", "en", general),
+            ("docs_de", "general", "de", 2 * general),
+        ):
+            moved = change + (noise[name] * abs(change) / 10)
+            amount = (2 * sizes * (1 - moved / 100)).tolist()
+            found.append(items(role, amount, sizes.tolist(), name=f"held_out_{name}", language=language))
+        right = [float(i % 4 < 2 + (domain > 5)) for i in range(documents)]
+        found.append(items("domain", right, name="quiz", unit="accuracy", language="python"))
+        return tuple(found)
+
+    base = Base(model="a base", parameters=111_040, max_lr=3e-3, items=measured(0, 0), versions={"torch": "2"})
+    writer.base(base)
+    sources = [
+        WeightedSource(name="python-docs", role="general", language="en", weight=1),
+        WeightedSource(name="python-code", role="domain", language="python", weight=1),
+    ]
+    for number in range(trials):
+        point: Point = {"lr_fraction": float(10 ** rng.uniform(-2, 0)), "general_share": float(rng.uniform())}
+        point = dict(experiment.space.anchors[0]) if number == 0 else point
+        made = recipe_at(point, sources, experiment.training, 1024 * steps, 0)
+        status = statuses.get(f"t{number:04d}", "done")
+        outcome = Outcome(status=status, items=measured(*answer(point)) if status == "done" else ())  # type: ignore[arg-type]
+        card = scorecard(list(outcome.items), list(base.items)) if outcome.items else None
+        record = Trial(
+            id=f"{number:04d}",
+            number=number,
+            status=status,  # type: ignore[arg-type]
+            reason=None if card else "step 3 of 10: loss nan",
+            proposed_by="anchor" if number == 0 else "tpe",
+            point=point,
+            recipe=made,
+            recipe_id=made.id,
+            domain=card.select.domain if card else None,
+            general=card.select.general if card else None,
+            scorecard=card,
+            tokens_by_source={p.source: round(p.share * made.tokens) for p in made.mixture.portions},
+            epochs_by_source={p.source: p.share / 10 for p in made.mixture.portions},
+            cost=Cost(train_seconds=6, score_seconds=3, tokens=made.tokens, tokens_per_second=170, worker="here, CPU"),
+            versions={"torch": "2"},
+            finished="2026-01-01T00:00:00+00:00",
+        )
+        writer.begin(record.id)
+        writer.metrics(record.id, step_rows(made, steps))
+        writer.trial(record, outcome)
+    return folder
+
+
+def step_rows(made: Recipe, steps: int) -> list[dict[str, object]]:
+    """The first steps of a trial as its metrics file has them."""
+    return [
+        {"step": n, "lr": made.lr(n, 3e-3), "loss": 2 - n / 100, "grad_norm": 1.0, "tokens": {"python-code": 1024 * n}}
+        for n in range(1, steps + 1)
+    ]
 
 
 def source(**changes: object) -> Source:

@@ -6,14 +6,14 @@ from operator import attrgetter
 
 import moocore
 import numpy as np
-from scipy.stats import spearmanr
+import pandas as pd
 
 from sweepcp.front import Rule, choose, on_front, scores
 from sweepcp.report.chart import Axis, Chart, Panel, Series
 from sweepcp.report.frames import step_frame
 from sweepcp.report.resample import DRAWS, Certainty
 from sweepcp.report.trend import Trend
-from sweepcp.report.words import answer, percent, trial_text
+from sweepcp.report.words import Known, answer, percent, trial_text
 from sweepcp.run import Run
 from sweepcp.space import Choices, Range, Value
 from sweepcp.trial import Trial
@@ -22,9 +22,9 @@ NAN = math.nan
 DOMAIN_OF: Callable[[Trial], float] = attrgetter("domain")
 GENERAL_OF: Callable[[Trial], float] = attrgetter("general")
 """The scores of a done trial on the half that is chosen on, in %."""
-DOMAIN = Axis("domain change, % (higher is better)")
-GENERAL = Axis("general change, % (higher is better)")
-FRACTION = Axis("LR fraction of the base's max LR", log=True)
+DOMAIN = Axis("domain change, %")
+GENERAL = Axis("general change, %")
+FRACTION = Axis("LR fraction", log=True)
 SHARE = Axis("domain share, % of tokens")
 MAYBE = 0.05
 """From this share of resamples on a dominated trial may belong to the front."""
@@ -32,7 +32,7 @@ WINDOWS = 300
 """Points of a curve at most; longer ones are means of as many steps as that takes."""
 
 
-def front(run: Run, sure: Certainty | None) -> Chart:
+def front(run: Run, known: Known) -> Chart:
     """Every done trial by its two scores: the front with standard errors, the base, the choice on both halves."""
     done = _done(run)
     series = [_stairs(run, "", "front")]
@@ -41,7 +41,7 @@ def front(run: Run, sure: Certainty | None) -> Chart:
         bound = [-run.rule.max_regression] * 2
         line = [min(heights), max(heights)]
         series.append(Series("bound of the rule", bound, line, draw="line", colour="bad", dashed=True))
-    series += _groups(run, done, sure, GENERAL_OF, DOMAIN_OF, errors=True)
+    series += _groups(run, done, known, GENERAL_OF, DOMAIN_OF, errors=True)
     if run.base is not None:
         hover = [f"the base, {run.base.model}\nuntouched, scored once"]
         series.append(Series("base", [0.0], [0.0], colour="base", mark="base", hover=hover))
@@ -54,29 +54,33 @@ def front(run: Run, sure: Certainty | None) -> Chart:
             [other.domain],
             colour="chosen",
             mark="second",
-            hover=[f"{trial_text(run, run.chosen, sure)}\nhere: as measured on the other half"],
+            hover=[f"{known.hover[run.chosen.id]}\nhere: as measured on the other half"],
             x_error=[other.general_se],
             y_error=[other.domain_se],
         )
         series += [path, point]
-    notes = [f"{answer(run)}.", "Error bars are standard errors of evaluation; every trial was trained on one seed."]
-    if sure is not None:
+    notes = [
+        f"{answer(run).rstrip('.')}.",
+        "Changes against the base, higher is better.",
+        "Error bars are standard errors of evaluation; every trial was trained on one seed.",
+    ]
+    if known.sure is not None:
         notes.append(
-            f"Perhaps: on the front in at least {percent(MAYBE)} of {DRAWS} resamples of the items; evaluation noise only."
+            f"Perhaps: on the front in at least {percent(MAYBE)} of {DRAWS} resamples of items; evaluation noise only."
         )
     if without := len(run.trials) - len(done):
         notes.append(f"{without} of {len(run.trials)} trials have no score and so no place here.")
     return Chart("Front", [Panel(GENERAL, DOMAIN, series)], notes)
 
 
-def plane(run: Run, sure: Certainty | None) -> Chart:
+def plane(run: Run, known: Known) -> Chart:
     """Every trial that has ended, by its recipe: where the search has looked, and where trials broke."""
-    series = _groups(run, run.trials, sure, _fraction, _share)
+    series = _groups(run, run.trials, known, _fraction, _share)
     notes = ["Axes other than these two are in the text of each point."] if len(run.space.axes) > 2 else []
     return Chart("Where the search has looked", [Panel(FRACTION, SHARE, series)], notes)
 
 
-def tradeoff(run: Run, trend: Trend | None, sure: Certainty | None) -> Chart:
+def tradeoff(run: Run, trend: Trend | None, known: Known) -> Chart:
     """Both scores against LR fraction and domain share, with the fitted trend through the chosen recipe."""
     through = run.chosen or run.by_id.get(run.front.choice.nearest or "")
     panels = []
@@ -88,7 +92,7 @@ def tradeoff(run: Run, trend: Trend | None, sure: Certainty | None) -> Chart:
                 seen = [100 * (1 - v) for v in values] if name == "general_share" else values
                 label = f"trend, the rest as in {through.id}"
                 series.append(Series(label, seen, curve[:, column].tolist(), draw="line", colour="second"))
-            series += _groups(run, _done(run), sure, where, attrgetter(score))
+            series += _groups(run, _done(run), known, where, attrgetter(score))
             panels.append(Panel(x, axis, series))
     note = "No trend: too few done trials for it."
     if trend is not None:
@@ -100,18 +104,18 @@ def tradeoff(run: Run, trend: Trend | None, sure: Certainty | None) -> Chart:
     return Chart("Scores against LR fraction and domain share", panels, [note])
 
 
-def parallel(run: Run, sure: Certainty | None) -> Chart:
+def parallel(run: Run, known: Known) -> Chart:
     """A line a done trial through every searched axis and both scores."""
     done = _done(run)
     columns = [_axis_stop(name, axis) for name, axis in run.space.axes.items()]
     columns += [_score_stop(score, done) for score in ("domain", "general")] if done else []
     series = []
-    for name, colour, members in _sorts(run, done, sure):
+    for name, colour, members in _sorts(run, done, known.sure):
         x, y, hover = [], [], []
         for trial in members:
             x += [*range(len(columns)), NAN]
             y += [place(trial) for _, place in columns] + [NAN]
-            hover += [trial_text(run, trial, sure)] * len(columns) + [""]
+            hover += [known.hover[trial.id]] * len(columns) + [""]
         series.append(Series(name, x, y, draw="line", colour=colour, hover=hover, faint=colour == "other"))
     ticks = [(float(i), label) for i, (label, _) in enumerate(columns)]
     height = Axis("from the lowest to the highest", ticks=((0.0, "low"), (1.0, "high")))
@@ -182,7 +186,7 @@ def tolerance(run: Run) -> Chart:
     rule = run.rule.max_regression
     read: tuple[tuple[Axis, Callable[[Trial], float]], ...] = (
         (Axis("domain gain, %"), DOMAIN_OF),
-        (Axis("LR fraction", log=True), _fraction),
+        (FRACTION, _fraction),
         (SHARE, _share),
     )
     panels = []
@@ -250,7 +254,8 @@ def _ranks(pairs: Sequence[tuple[Trial, Trial]]) -> str:
     found = []
     for score in ("domain", "general"):
         x, y = ([attrgetter(score)(t) for t in side] for side in zip(*pairs, strict=True))
-        found.append(f"{score} {float(spearmanr(x, y).statistic):.2f}")
+        ranks = [pd.Series(values).rank() for values in (x, y)]
+        found.append(f"{score} {float(np.corrcoef(np.array(ranks))[0, 1]):.2f}")
     return f"; Spearman's rank correlation: {', '.join(found)}"
 
 
@@ -303,14 +308,14 @@ def _sorts(run: Run, trials: Sequence[Trial], sure: Certainty | None) -> list[tu
 def _groups(
     run: Run,
     trials: Sequence[Trial],
-    sure: Certainty | None,
+    known: Known,
     x: Callable[[Trial], float],
     y: Callable[[Trial], float],
     errors: bool = False,
 ) -> list[Series]:
     """Points of trials, anchors with a mark of their own; every trial is in one series."""
     series = []
-    for name, colour, members in _sorts(run, trials, sure):
+    for name, colour, members in _sorts(run, trials, known.sure):
         for anchor in (False, True):
             own = [t for t in members if (t.proposed_by == "anchor") == anchor]
             if not own:
@@ -325,7 +330,7 @@ def _groups(
                     [y(t) for t in own],
                     colour=colour,
                     mark=mark,
-                    hover=[trial_text(run, t, sure) for t in own],
+                    hover=[known.hover[t.id] for t in own],
                     x_error=[b.general_se for b in bars],
                     y_error=[b.domain_se for b in bars],
                     faint=name == "dominated",

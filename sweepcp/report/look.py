@@ -12,6 +12,7 @@ from sweepcp.report import charts, frames
 from sweepcp.report.chart import Chart
 from sweepcp.report.resample import Certainty, certainty
 from sweepcp.report.trend import Trend, fit
+from sweepcp.report.words import Known, known
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -42,6 +43,11 @@ class Run(folder.Run):
         return certainty(self)
 
     @cached_property
+    def known(self) -> Known:
+        """What the charts show beyond the records."""
+        return known(self, self.certainty)
+
+    @cached_property
     def trend(self) -> Trend | None:
         """The fitted trend of both scores; None with too few trials."""
         return fit(self)
@@ -69,19 +75,19 @@ class Plots(Generic[F]):
 
     def front(self) -> F:
         """Every done trial by its two scores, the base, the choice on both halves."""
-        return self._make(charts.front(self._run, self._run.certainty))
+        return self._make(charts.front(self._run, self._run.known))
 
     def plane(self) -> F:
         """Every trial by its recipe: where the search has looked, and where trials broke."""
-        return self._make(charts.plane(self._run, self._run.certainty))
+        return self._make(charts.plane(self._run, self._run.known))
 
     def tradeoff(self) -> F:
         """Both scores against LR fraction and domain share, with the fitted trend."""
-        return self._make(charts.tradeoff(self._run, self._run.trend, self._run.certainty))
+        return self._make(charts.tradeoff(self._run, self._run.trend, self._run.known))
 
     def parallel(self) -> F:
         """A line a done trial through every searched axis and both scores."""
-        return self._make(charts.parallel(self._run, self._run.certainty))
+        return self._make(charts.parallel(self._run, self._run.known))
 
     def importance(self) -> F:
         """Which axes decide whether a trial is among the best, by PED-ANOVA."""

@@ -14,11 +14,13 @@ from plotly.offline import get_plotlyjs
 from sweepcp.errors import BadInput
 from sweepcp.files import write_text
 from sweepcp.report import charts, sections
-from sweepcp.report.chart import Chart
-from sweepcp.report.interactive import panels
+from sweepcp.report.chart import COLOURS, MARKS, Chart, Series
+from sweepcp.report.interactive import bare
 from sweepcp.report.look import Run
 from sweepcp.report.words import answer
 
+BROKEN = 4
+"""Broken and running trials whose curves are shown, of each as many; the tables have all."""
 PAGES = Environment(
     loader=PackageLoader("sweepcp.report", "web"),
     autoescape=True,
@@ -47,6 +49,8 @@ def page(run: Run, stamp: str | None = None) -> str:
         scripts=[Markup(script) for script in scripts],  # they are part of the program
         style=Markup(_asset("page.css")),
         stamp=stamp,
+        colours=COLOURS,
+        marks=MARKS,
         **_content(run),
     )
 
@@ -57,26 +61,28 @@ def _asset(name: str) -> str:
 
 def _content(run: Run) -> dict[str, Any]:
     """What the template shows."""
-    sure, trend = run.certainty, run.trend
+    sure = run.certainty
     scored = run.chosen or run.by_id.get(run.front.choice.nearest or "")
     drawn = {
-        "front": charts.front(run, sure),
-        "plane": charts.plane(run, sure),
+        "front": charts.front(run, run.known),
+        "plane": charts.plane(run, run.known),
         "tolerance": charts.tolerance(run),
-        "tradeoff": charts.tradeoff(run, trend, sure),
+        "tradeoff": charts.tradeoff(run, run.trend, run.known),
         "hypervolume": charts.hypervolume(run),
-        "curves": charts.curves(run),
+        "curves": charts.curves(run, _few(run)),
     }
     return {
         "name": run.experiment["name"],
         "question": sections.question(run),
         "progress": sections.progress(run),
         "answer": answer(run),
+        "caution": sections.caution(run, sure),
         "rule": str(run.rule),
         "chosen": run.chosen,
         "sure": sections.how_sure(run, sure),
         "untested": sections.not_tested(run),
         "charts": drawn,
+        "legends": {name: _legend(chart) for name, chart in drawn.items()},
         "numbers": Markup(_numbers(drawn)),
         "front": sections.front_table(run, sure),
         "trials": sections.trial_table(run, sure),
@@ -92,6 +98,18 @@ def _content(run: Run) -> dict[str, Any]:
     }
 
 
+def _few(run: Run) -> list[str]:
+    """Trials whose steps the page shows: the ends of the front, the choice, those that run, some that broke."""
+    broken = [t.id for t in run.trials if t.status != "done"][:BROKEN]
+    ids = [*run.front.ids[:1], run.front.choice.id, *run.front.ids[-1:], *list(run.unfinished)[:BROKEN], *broken]
+    return list(dict.fromkeys(i for i in ids if i is not None))
+
+
+def _legend(chart: Chart) -> list[Series]:
+    """A series of each name."""
+    return list({s.name: s for panel in chart.panels for s in panel.series if s.name}.values())
+
+
 def _numbers(drawn: dict[str, Chart]) -> str:
     """The panels of all charts for the page's script, each hover text once, six digits a number.
 
@@ -100,8 +118,7 @@ def _numbers(drawn: dict[str, Chart]) -> str:
     texts: dict[str, int] = {}
     figures = {}
     for name, chart in drawn.items():
-        alone = (Chart(chart.title, [panel]) for panel in chart.panels)
-        figures[name] = [_shared(json.loads(panels(one).to_json()), texts) for one in alone]
+        figures[name] = [_shared(bare(panel), texts) for panel in chart.panels]
     content = json.dumps({"texts": list(texts), "charts": figures}, separators=(",", ":"), allow_nan=False)
     return content.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
 

@@ -33,12 +33,11 @@ def certainty(run: Run, seed: int = 0) -> Certainty | None:
     trial is done, or when a done trial has no items: then nothing can be said of the front.
     """
     done = [t for t in run.trials if t.status == "done"]
-    measured = [run.items(t.id) for t in done]
-    if run.base is None or not done or any(m is None for m in measured):
+    base = [m for m in run.base.items if m.unit == "bits per byte"] if run.base else []
+    amounts = _amounts(run, [t.id for t in done])
+    if not done or amounts is None:
         return None
-    known = [m for m in measured if m is not None]
-    base = list(run.base.items)
-    points = resampled(known, base, "select", np.random.default_rng([seed, 0]))
+    points = resampled(amounts, base, "select", np.random.default_rng([seed, 0]))
     on, chosen, none = np.zeros(len(done)), np.zeros(len(done)), 0
     for draw in points:
         best = on_front(draw)
@@ -51,7 +50,7 @@ def certainty(run: Run, seed: int = 0) -> Certainty | None:
     names = [t.id for t in done]
     within = None
     if run.rule.max_regression is not None and run.chosen is not None:
-        own = [known[names.index(run.chosen.id)]]
+        own = [member[[names.index(run.chosen.id)]] for member in amounts]
         general = resampled(own, base, "report", np.random.default_rng([seed, 1]))[:, 0, 1]
         within = float(np.mean(general >= -run.rule.max_regression))
     return Certainty(
@@ -62,21 +61,30 @@ def certainty(run: Run, seed: int = 0) -> Certainty | None:
     )
 
 
-def resampled(trials: list[list[Items]], base: list[Items], half: Half, rng: np.random.Generator) -> np.ndarray:
+def _amounts(run: Run, ids: list[str]) -> list[np.ndarray] | None:
+    """For each continuous member the bits of its items in n trials, shape (n, items); None if some are missing."""
+    rows = []
+    for trial_id in ids:
+        items = run.items(trial_id)
+        if items is None:
+            return None
+        rows.append([np.array(m.amount) for m in items if m.unit == "bits per byte"])
+    return [np.stack(member) for member in zip(*rows, strict=True)]
+
+
+def resampled(amounts: list[np.ndarray], base: list[Items], half: Half, rng: np.random.Generator) -> np.ndarray:
     """`domain` and `general` of n trials in every draw, shape (DRAWS, n, 2), in %.
 
-    As `scorecard` computes them, from items that are drawn with replacement within each member.
+    As `scorecard` computes them, from items that are drawn with replacement within each member: `amounts` holds the
+    bits of each member of `base`, shape (n, items). All trials and the base have the same items in a draw.
     """
-    scalars = np.zeros((DRAWS, len(trials), 2))
-    for column, role in enumerate(("domain", "general")):
-        own = [k for k, m in enumerate(base) if m.role == role and m.unit == "bits per byte"]
-        total = sum(base[k].weight for k in own)
-        for k in own:
-            mask = np.array(base[k].select) == (half == "select")
-            count = int(mask.sum())
-            times = rng.multinomial(count, np.full(count, 1 / count), size=DRAWS).astype(np.float64)
-            amounts = np.array([t[k].amount for t in trials])[:, mask]
-            before = np.array(base[k].amount)[mask]
-            change = 100 * (1 - times @ amounts.T / (times @ before)[:, None])
-            scalars[:, :, column] += base[k].weight / total * change
+    scalars = np.zeros((DRAWS, len(amounts[0]), 2))
+    for bits, member in zip(amounts, base, strict=True):
+        mask = np.array(member.select) == (half == "select")
+        count = int(mask.sum())
+        times = rng.multinomial(count, np.full(count, 1 / count), size=DRAWS).astype(np.float64)
+        before = times @ np.array(member.amount)[mask]
+        weight = member.weight / sum(m.weight for m in base if m.role == member.role)
+        change = 100 * (1 - times @ bits[:, mask].T / before[:, None])
+        scalars[:, :, ("domain", "general").index(member.role)] += weight * change
     return scalars

@@ -19,13 +19,19 @@ UNIT = "% of the base's bits per byte; higher is better"
 
 @dataclass(frozen=True)
 class Table:
-    """A table of texts; columns whose names end in `#` are numbers, and sort as such."""
+    """A table of texts; columns whose names end in `#` are numbers, and sort as such, those in `…` are long."""
 
     caption: str
     columns: list[str]
     rows: list[list[str]]
     chosen: int | None = None
     """The row that is marked."""
+
+    @property
+    def heads(self) -> list[tuple[str, str]]:
+        """The name of each column, and its kind: number, long, or nothing."""
+        kinds = {"#": "number", "…": "long"}
+        return [(name.rstrip("#…"), kinds.get(name[-1], "")) for name in self.columns]
 
 
 def question(run: Run) -> str:
@@ -92,6 +98,16 @@ def how_sure(run: Run, sure: Certainty | None) -> list[str]:
         "scores by an amount that was not measured."
     )
     return lines
+
+
+def caution(run: Run, sure: Certainty | None) -> str | None:
+    """A choice that does not keep its rule's bound on the half that it was not chosen on."""
+    trial, bound = run.chosen, run.rule.max_regression
+    if trial is None or trial.scorecard is None or bound is None or trial.scorecard.report.general >= -bound:
+        return None
+    often = f"; it keeps the bound in {percent(sure.within)} of resamples" if sure and sure.within is not None else ""
+    regression = -trial.scorecard.report.general
+    return f"On that other half its general regression is {regression:.2f} %, beyond the bound of {bound:g} %{often}."
 
 
 def not_tested(run: Run) -> list[str]:
@@ -247,7 +263,7 @@ def failure_table(run: Run) -> Table | None:
         for t in run.trials
         if t.status != "done"
     ]
-    columns = ["trial", "status", "LR fraction#", "domain share, %#", "reason"]
+    columns = ["trial", "status", "LR fraction#", "domain share, %#", "reason…"]
     return Table("Trials without a score", columns, rows) if rows else None
 
 

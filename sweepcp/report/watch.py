@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 
 from sweepcp.errors import BadInput
 from sweepcp.files import digest
-from sweepcp.report.look import load_run
+from sweepcp.report.look import Run, load_run
 from sweepcp.report.page import page
 from sweepcp.report.sections import progress
 
@@ -18,31 +18,30 @@ ADDRESS = "127.0.0.1"
 
 
 class Watched:
-    """A run folder, read again when it has changed."""
+    """A run folder that is read at every request, by one of them at a time."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.busy = threading.Lock()
         self.made: tuple[str, str] = ("", "")
-        self.run = load_run(path)
+        load_run(path)
 
     def now(self) -> dict[str, str]:
         """How far the search is, and a stamp that changes when the page does: a trial has begun or ended."""
         with self.busy:
-            self.run = load_run(self.path)
-            return {"stamp": self._stamp(), "progress": progress(self.run)}
+            run = load_run(self.path)
+            return {"stamp": self._stamp(run), "progress": progress(run)}
 
     def page(self) -> str:
         """The page of what is in the folder now."""
         with self.busy:
-            self.run = load_run(self.path)
-            stamp = self._stamp()
+            run = load_run(self.path)
+            stamp = self._stamp(run)
             if self.made[0] != stamp:
-                self.made = (stamp, page(self.run, stamp))
+                self.made = (stamp, page(run, stamp))
             return self.made[1]
 
-    def _stamp(self) -> str:
-        run = self.run
+    def _stamp(self, run: Run) -> str:
         return digest(
             [run.experiment, run.state, run.base is None, [t.finished for t in run.trials], list(run.unfinished)]
         )
@@ -50,6 +49,16 @@ class Watched:
 
 def serve(path: Path, port: int, say: Callable[[str], None]) -> None:
     """Serve the page until SIGINT. Raises `BadInput` for a folder that is no run, and a port that is taken."""
+    with server(path, port) as running:
+        say(f"http://{ADDRESS}:{running.server_address[1]}/   {path}; Ctrl-C ends it")
+        try:
+            running.serve_forever()
+        except KeyboardInterrupt:
+            say("ended")
+
+
+def server(path: Path, port: int) -> ThreadingHTTPServer:
+    """A server of the page at `/`, and at `/now` of how far the search is, that answers to this machine only."""
     watched = Watched(path)
 
     class Handler(BaseHTTPRequestHandler):
@@ -80,13 +89,7 @@ def serve(path: Path, port: int, say: Callable[[str], None]) -> None:
             """Requests are not worth a line."""
 
     try:
-        server = ThreadingHTTPServer((ADDRESS, port), Handler)
+        return ThreadingHTTPServer((ADDRESS, port), Handler)
     except OSError as error:
         fix = "name another port, or 0 for any that is free"
         raise BadInput("watch", "--port", port, f"a port that is free ({error.strerror})", fix) from None
-    with server:
-        say(f"http://{ADDRESS}:{server.server_address[1]}/   {path}; Ctrl-C ends it")
-        try:
-            server.serve_forever()
-        except KeyboardInterrupt:
-            say("ended")

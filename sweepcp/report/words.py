@@ -1,5 +1,7 @@
 """What charts and page say of a trial and of a run, in words with units."""
 
+from typing import NamedTuple
+
 from sweepcp.recipe import Recipe
 from sweepcp.report.resample import Certainty
 from sweepcp.run import Run
@@ -44,6 +46,19 @@ def trial_text(run: Run, trial: Trial, sure: Certainty | None) -> str:
     if sure is not None and trial.id in sure.on_front:
         lines.append(f"on the front in {percent(sure.on_front[trial.id])} of resamples of the items")
     return "\n".join(lines)
+
+
+class Known(NamedTuple):
+    """What charts show of a run beyond its records."""
+
+    sure: Certainty | None
+    hover: dict[str, str]
+    """Trial → what hovering it says."""
+
+
+def known(run: Run, sure: Certainty | None) -> Known:
+    """Every trial's text, made once for all charts."""
+    return Known(sure, {trial.id: trial_text(run, trial, sure) for trial in run.trials})
 
 
 def last_line(reason: str | None) -> str:
