@@ -45,6 +45,8 @@ class Range(Schema):
 
     def from_unit(self, unit: float) -> float:
         """The value at `unit` in 0..1; 0 and 1 give `low` and `high` exactly."""
+        if unit in (0.0, 1.0):
+            return self.high if unit else self.low
         low, high = self._bend(self.low), self._bend(self.high)
         bent = low + unit * (high - low)
         value = math.exp(bent) if self.scale == "log" else bent * bent if self.scale == "sqrt" else bent

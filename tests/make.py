@@ -87,7 +87,7 @@ def answer(point: Point) -> tuple[float, float]:
     """Domain and general change in %: along the front LR fraction is 0.3, the share moves along it."""
     miss = 4 * abs(np.log10(float(point["lr_fraction"]) / 0.3))
     domain = 1 - float(point["general_share"])
-    return 12 * domain - miss, -10 * domain**2 - miss
+    return 12 * domain - miss, -4 * domain**2 - miss / 2
 
 
 def write_run(folder: Path, trials: int, documents: int = 40, steps: int = 10, **statuses: str) -> Path:
@@ -107,7 +107,7 @@ def write_run(folder: Path, trials: int, documents: int = 40, steps: int = 10, *
         for name, role, language, change in (
             ("code", "domain", "python", domain),
             ("docs", "general", "en", general),
-            ("docs_de", "general", "de", 2 * general),
+            ("docs_de", "general", "de", 0.8 * general),
         ):
             moved = change + (noise[name] * abs(change) / 10)
             amount = (2 * sizes * (1 - moved / 100)).tolist()

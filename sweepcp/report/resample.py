@@ -26,7 +26,7 @@ class Certainty:
     """Share of the resamples of the reporting half in which the choice keeps the bound of the rule, if it has one."""
 
 
-def certainty(run: Run, seed: int = 0) -> Certainty | None:
+def certainty(run: Run) -> Certainty | None:
     """Resample the items of every suite member `DRAWS` times, the same ones for every trial and the base.
 
     The bootstrap of paired items (Efron and Tibshirani, An Introduction to the Bootstrap, 1993, ch. 6). None when no
@@ -37,7 +37,7 @@ def certainty(run: Run, seed: int = 0) -> Certainty | None:
     amounts = _amounts(run, [t.id for t in done])
     if not done or amounts is None:
         return None
-    points = resampled(amounts, base, "select", np.random.default_rng([seed, 0]))
+    points = resampled(amounts, base, "select", np.random.default_rng(0))
     on, chosen, none = np.zeros(len(done)), np.zeros(len(done)), 0
     for draw in points:
         best = on_front(draw)
@@ -51,7 +51,7 @@ def certainty(run: Run, seed: int = 0) -> Certainty | None:
     within = None
     if run.rule.max_regression is not None and run.chosen is not None:
         own = [member[[names.index(run.chosen.id)]] for member in amounts]
-        general = resampled(own, base, "report", np.random.default_rng([seed, 1]))[:, 0, 1]
+        general = resampled(own, base, "report", np.random.default_rng(1))[:, 0, 1]
         within = float(np.mean(general >= -run.rule.max_regression))
     return Certainty(
         on_front=dict(zip(names, (on / DRAWS).tolist(), strict=True)),

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sweepcp.front import Reference, Rule, Weights, choose, front, knee, on_front
+from sweepcp.front import Reference, Rule, Weights, choose, front, knee, on_front, scores
 from tests.make import trial
 
 # A front of three (a, c, e), with b and d dominated:
@@ -61,11 +61,11 @@ def test_the_bound_itself_is_within_the_rule():
 
 
 def test_knee_and_weights():
-    best = [TRIALS[0], TRIALS[2], TRIALS[4]]
-    assert choose(best, Rule(knee=True)).id == "0002"
-    assert choose(best, Rule(weights=Weights(domain=1, general=1))).id == "0002"
-    assert choose(best, Rule(weights=Weights(domain=1, general=9))).id == "0000"
-    assert choose(best, Rule(weights=Weights(domain=9, general=1))).id == "0004"
+    best = scores([TRIALS[0], TRIALS[2], TRIALS[4]])
+    assert choose(best, Rule(knee=True)) == 1
+    assert choose(best, Rule(weights=Weights(domain=1, general=1))) == 1
+    assert choose(best, Rule(weights=Weights(domain=1, general=9))) == 0
+    assert choose(best, Rule(weights=Weights(domain=9, general=1))) == 2
     assert knee(np.array([[1.0, 0.0], [5.0, -3.0]])) == 0
 
 

@@ -54,7 +54,9 @@ def test_ends_of_a_range_are_exact_and_zero_is_reached():
     assert (axis.from_unit(0.0), axis.from_unit(1.0)) == (0.0, 1.0)
     assert axis.to_unit(0.01) == pytest.approx(0.1)
     assert axis.to_unit(0.05) == pytest.approx(0.2236, abs=1e-4)
-    assert Range(low=0.01, high=1.0, scale="log").from_unit(0.5) == pytest.approx(0.1)
+    axis = Range(low=0.01, high=1.0, scale="log")
+    assert axis.from_unit(0.5) == pytest.approx(0.1)
+    assert (axis.from_unit(0.0), axis.from_unit(1.0)) == (0.01, 1.0)
 
 
 @pytest.mark.parametrize(

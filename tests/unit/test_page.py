@@ -1,0 +1,278 @@
+"""The page of runs in every state; and that nothing in a run becomes markup."""
+
+import base64
+import hashlib
+import json
+import re
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from html.parser import HTMLParser
+from http.client import HTTPConnection, HTTPResponse
+from pathlib import Path
+
+import pytest
+
+import sweepcp
+from sweepcp.errors import BadInput
+from sweepcp.experiment import load_experiment
+from sweepcp.report.page import page, write_report
+from sweepcp.report.sections import experiment_text, how_sure, language_table, progress
+from sweepcp.report.watch import server
+from tests.make import write_run
+
+
+class Reader(HTMLParser):
+    """Tags with their attributes, and the text of each element kind."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, tuple[str, ...]]] = []
+        self.inside: list[str] = []
+        self.texts: dict[str, list[str]] = {}
+        self.links: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, tuple(name for name, _ in attrs)))
+        self.links += [str(value) for name, value in attrs if name in ("src", "href", "action", "srcset", "data")]
+        if tag not in ("meta", "link", "rect", "path"):
+            self.inside.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        while self.inside and self.inside.pop() != tag:
+            pass
+
+    def handle_data(self, data: str) -> None:
+        self.texts.setdefault(self.inside[-1] if self.inside else "", []).append(data)
+
+    @property
+    def words(self) -> str:
+        return " ".join(t for tag, texts in self.texts.items() if tag not in ("script", "style") for t in texts)
+
+    @property
+    def numbers(self) -> dict[str, object]:
+        return next(json.loads(text) for text in self.texts["script"] if text.startswith('{"texts"'))
+
+
+def read(folder: Path, **rule: object) -> Reader:
+    return Reader(page(sweepcp.load_run(folder).choosing(**rule)))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_run(tmp_path_factory.mktemp("run"), 16, documents=20, t0003="diverged", t0009="failed")
+
+
+def test_the_answer_is_reported_on_the_other_half(folder: Path):
+    run, seen = sweepcp.load_run(folder), read(folder)
+    assert run.chosen is not None
+    assert run.chosen.scorecard is not None
+    half = run.chosen.scorecard.report
+    assert f"{half.domain:+.1f} ± {half.domain_se:.1f} % domain" in seen.words
+    assert "finished: 16 of 16 trials have ended" in seen.words
+    assert "evaluation noise only" in seen.words
+    assert sum(tag == "h1" for tag, _ in seen.tags) == 1
+
+
+def test_every_trial_has_a_row_and_every_failure_its_reason(folder: Path):
+    seen = read(folder)
+    assert [text for text in seen.texts["td"] if re.fullmatch(r"\d{4}", text)].count("0005") >= 1
+    for number in range(16):
+        assert f"{number:04d}" in seen.texts["td"]
+    assert seen.texts["td"].count("step 3 of 10: loss nan") == 2
+
+
+def test_a_page_asks_nothing_of_any_host(folder: Path):
+    text = page(sweepcp.load_run(folder))
+    seen = Reader(text)
+    assert seen.links == ["data:,"]
+    assert "connect-src" not in text[:2000]
+    policy = next(line for line in text.splitlines() if "Content-Security-Policy" in line)
+    scripts = [s for s in seen.texts["script"] if not s.startswith('{"texts"')]
+    assert len(scripts) == 2
+    for script in scripts:
+        digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+        assert f"sha256-{digest}" in policy.replace("&#43;", "+")
+
+
+def test_languages_are_the_weighted_means_of_their_members(folder: Path):
+    trial = sweepcp.load_run(folder).trials[0]
+    assert trial.scorecard is not None
+    rows = {(row[0], row[1], row[2]): row[4] for row in language_table(trial).rows}
+    german = next(m for m in trial.scorecard.report.members if m.language == "de")
+    shown = f"{german.change:+.2f} ± {german.change_se:.2f} %".replace("-", "−")
+    assert rows["general", "de", "bits per byte"] == shown
+    assert ("domain", "python", "accuracy") in rows
+
+
+def test_the_experiment_on_the_page_is_the_experiment(folder: Path, tmp_path: Path):
+    run = sweepcp.load_run(folder)
+    (tmp_path / "again.yaml").write_text(experiment_text(run))
+    loaded, _ = load_experiment(str(tmp_path / "again.yaml"))
+    assert json.loads(loaded.model_dump_json()) == run.experiment
+
+
+def test_an_empty_run(tmp_path: Path):
+    folder = write_run(tmp_path, 0)
+    seen = read(folder)
+    assert "No trial is done: there is nothing to choose from." in seen.words
+    assert "interrupted: 0 of 1 trials have ended" in seen.words
+    (folder / "base.json").unlink()
+    assert "the base is not scored yet" in read(folder).words
+
+
+def test_one_trial_only(tmp_path: Path):
+    seen = read(write_run(tmp_path, 1, documents=20))
+    assert "The choice is one of 1 trials that are done." in seen.words
+    assert "No trend: too few done trials for it." in seen.words
+
+
+def test_a_null_choice_names_the_nearest(folder: Path):
+    run = sweepcp.load_run(folder).choosing(max_regression=0.0)
+    seen = read(folder, max_regression=0.0)
+    assert run.chosen is None
+    assert f"No trial meets the rule. The one of least regression, {run.front.choice.nearest}" in seen.words
+    assert "general regression ≤ 0 %" in seen.words
+    assert how_sure(run, run.certainty) == []
+
+
+def test_only_failures(tmp_path: Path):
+    seen = read(write_run(tmp_path, 2, t0000="failed", t0001="diverged"))
+    assert "No trial is done" in seen.words
+    assert "The recipes of trials that have no score: 1 failed, 1 diverged." in seen.words
+
+
+def test_a_missed_bound_is_said_beside_the_answer(tmp_path: Path):
+    folder = write_run(tmp_path, 12, documents=20)
+    run = sweepcp.load_run(folder)
+    assert run.chosen is not None
+    assert run.chosen.scorecard is not None
+    for bound in (-run.chosen.scorecard.report.general + 1, -run.chosen.scorecard.report.general - 0.01):
+        told = run.choosing(max_regression=max(bound, 0.0))
+        if told.chosen is not None and told.chosen.scorecard is not None:
+            missed = told.chosen.scorecard.report.general < -max(bound, 0.0)
+            assert ("beyond the bound of" in Reader(page(told)).words) == missed
+
+
+def test_without_items_the_page_says_so(tmp_path: Path):
+    folder = write_run(tmp_path, 3, documents=20)
+    (folder / "trials" / "0001" / "items.json").unlink()
+    assert "Results of single items are missing" in read(folder).words
+
+
+HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(2)><b>'\"&{{ 7 * 7 }}$x$"
+
+
+def test_no_text_of_a_run_becomes_markup(folder: Path, tmp_path: Path):
+    """The same run with its names and reasons turned hostile has the same elements and attributes."""
+    worse = tmp_path / "run <b>"
+    swaps = {
+        "step 3 of 10: loss nan": HOSTILE,
+        "python-code": f"code{HOSTILE}",
+        "here, CPU": HOSTILE,
+        "a base": HOSTILE,
+    }
+    swaps |= {"held_out_docs_de": HOSTILE, '"de"': json.dumps(HOSTILE)}
+    for path in folder.rglob("*"):
+        if path.is_file():
+            text = path.read_text()
+            for old, new in swaps.items():
+                quoted = json.dumps(new) if old.startswith('"') else json.dumps(new)[1:-1]
+                text = text.replace(old, new if old.startswith('"') else quoted)
+            target = worse / path.relative_to(folder)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_text(text)
+    clean, seen = read(folder), read(worse)
+    assert seen.tags == clean.tags
+    assert HOSTILE in " ".join(seen.texts["td"])
+    texts = seen.numbers["texts"]
+    assert isinstance(texts, list)
+    assert any("&lt;img src=x" in text for text in texts)
+    assert not any("<img" in text or "<b>" in text for text in texts)
+    run = sweepcp.load_run(worse)
+    for drawn in (run.draw.front(), run.draw.plane(), run.draw.curves()):
+        drawn.canvas.draw()
+
+
+def test_a_report_that_cannot_be_written_is_refused(folder: Path, tmp_path: Path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(BadInput, match="name another file"):
+        write_report(sweepcp.load_run(folder), tmp_path / "file" / "report.html")
+
+
+@pytest.fixture
+def served(tmp_path: Path) -> Iterator[tuple[Path, int]]:
+    folder = write_run(tmp_path, 4, documents=20)
+    last = folder / "trials" / "0003" / "trial.json"
+    last.rename(tmp_path / "later.json")
+    with server(folder, 0) as running:
+        thread = threading.Thread(target=running.serve_forever, args=(0.01,))
+        thread.start()
+        yield folder, running.server_address[1]
+        running.shutdown()
+        thread.join()
+
+
+def ask(port: int, path: str, host: str | None = None) -> HTTPResponse:
+    connection = HTTPConnection("127.0.0.1", port)
+    connection.request("GET", path, headers={"Host": host} if host else {})
+    return connection.getresponse()
+
+
+def test_a_watched_page_knows_when_it_is_old(served: tuple[Path, int]):
+    folder, port = served
+    first = json.loads(ask(port, "/now").read())
+    assert "3 of 4 trials have ended" in first["progress"]
+    assert "0003 at step 10 of 100" in first["progress"]
+    text = ask(port, "/").read().decode()
+    assert f'data-stamp="{first["stamp"]}"' in text
+    assert "connect-src 'self'" in text[:2000].replace("&#39;", "'")
+    assert json.loads(ask(port, "/now").read()) == first
+    (folder / "later.json").rename(folder / "trials" / "0003" / "trial.json")
+    second = json.loads(ask(port, "/now").read())
+    assert second["stamp"] != first["stamp"]
+    assert "finished: 4 of 4" in second["progress"]
+    assert f'data-stamp="{second["stamp"]}"' in ask(port, "/").read().decode()
+
+
+def test_a_watched_page_is_for_this_machine(served: tuple[Path, int]):
+    _, port = served
+    assert ask(port, "/", host="evil.example").status == 403
+    assert ask(port, "/now", host="localhost:9000").status == 200  # through a tunnel
+    assert ask(port, "/../secret").status == 404
+
+
+def test_a_record_that_is_torn_is_said(served: tuple[Path, int]):
+    folder, port = served
+    (folder / "trials" / "0001" / "trial.json").write_text("{<b>")
+    answer = ask(port, "/")
+    body = answer.read().decode()
+    assert answer.status == 500
+    assert "trial.json" in body
+    assert "<b>" not in body
+
+
+def test_a_taken_port_is_refused(served: tuple[Path, int]):
+    folder, port = served
+    with pytest.raises(BadInput, match="name another port"):
+        server(folder, port)
+
+
+def test_a_run_that_is_being_written_says_so(tmp_path: Path):
+    folder = write_run(tmp_path, 4, documents=20)
+    (folder / "trials" / "0003" / "trial.json").unlink()
+    code = f"""
+from pathlib import Path
+from sweepcp.run import lock
+with lock(Path({str(folder)!r})):
+    print("held", flush=True)
+    input()
+"""
+    holder = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert holder.stdout is not None
+    holder.stdout.readline()
+    assert progress(sweepcp.load_run(folder)) == ("running: 3 of 4 trials have ended; running: 0003 at step 10 of 100")
+    holder.communicate("\n")
+    assert sweepcp.load_run(folder).state == "interrupted"

@@ -1,0 +1,101 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import sweepcp
+from sweepcp.report.trend import fit
+from sweepcp.run import RunWriter
+from sweepcp.search.importance import importance
+from sweepcp.space import Point, Range, Space
+from sweepcp.trial import Outcome
+from tests.make import trial
+
+SPACE = Space(lr_fraction=Range(low=0.01, high=1.0, scale="log"), general_share=Range(low=0.0, high=1.0, scale="sqrt"))
+
+
+def scored(point: Point) -> tuple[float, float]:
+    """Quadratics in the scales of the axes: log for the LR fraction, the root for the share."""
+    u, s = np.log10(float(point["lr_fraction"])) / 2 + 1, np.sqrt(float(point["general_share"]))
+    return 1 + 8 * u - 6 * u * u + 2 * u * s - s * s, -3 * u * u + 2 * s
+
+
+def run_of(folder: Path, points: list[Point]) -> sweepcp.Run:
+    writer = RunWriter(folder)
+    choose = {"max_regression": 5.0, "reference": {"domain": -10.0, "general": -50.0}}
+    writer.start({"choose": choose, "space": SPACE.model_dump(mode="json")}, {})
+    for number, point in enumerate(points):
+        record = trial(number, *scored(point), point=point)
+        writer.begin(record.id)
+        writer.trial(record, Outcome(status="done"))
+    return sweepcp.load_run(folder)
+
+
+def points(count: int) -> list[Point]:
+    rng = np.random.default_rng(0)
+    return [
+        {"lr_fraction": float(10 ** rng.uniform(-2, 0)), "general_share": float(rng.uniform())} for _ in range(count)
+    ]
+
+
+def test_a_quadratic_is_found_again(tmp_path: Path):
+    trend = fit(run_of(tmp_path, points(10)))
+    assert trend is not None
+    assert trend.predictive == pytest.approx((1, 1))
+    at: Point = {"lr_fraction": 0.5, "general_share": 0.3}
+    for name in ("lr_fraction", "general_share"):
+        values, curve = trend.along(name, at, 7)
+        assert values[0] == getattr(SPACE, name).low
+        assert values[-1] == getattr(SPACE, name).high
+        assert curve == pytest.approx(np.array([scored(at | {name: value}) for value in values]), abs=1e-9)
+
+
+def test_what_is_left_out_is_predicted_as_by_a_fit_without_it(tmp_path: Path):
+    """The shortcut by leverages against fitting once for each trial."""
+    run = run_of(tmp_path, points(14))
+    noisy = [
+        t.model_copy(update={"domain": (t.domain or 0) + e, "general": t.general})
+        for t, e in zip(run.trials, np.random.default_rng(3).normal(0, 0.5, 14).tolist(), strict=True)
+    ]
+    run.trials[:] = noisy
+    trend = fit(run)
+    assert trend is not None
+    missed = []
+    for index, left_out in enumerate(noisy):
+        run.trials[:] = noisy[:index] + noisy[index + 1 :]
+        without = fit(run)
+        assert without is not None
+        share = float(left_out.point["general_share"])
+        axis = without.axes["general_share"]
+        units = np.array(
+            [[without.axes["lr_fraction"].to_unit(float(left_out.point["lr_fraction"])), axis.to_unit(share)]]
+        )
+        u, s = units[0]
+        features = np.array([1, u, s, u * u, u * s, s * s])
+        missed.append(float(features @ without.coefficients[:, 0]) - (left_out.domain or 0))
+    values = np.array([t.domain for t in noisy], dtype=float)
+    expected = 1 - np.square(missed).sum() / np.square(values - values.mean()).sum()
+    assert trend.predictive[0] == pytest.approx(expected, rel=1e-9)
+
+
+def test_too_few_or_equal_trials_have_no_trend(tmp_path: Path):
+    assert fit(run_of(tmp_path / "few", points(9))) is None
+    assert fit(run_of(tmp_path / "equal", points(1) * 12)) is None
+
+
+def test_the_axis_that_decides_is_the_important_one(tmp_path: Path):
+    """Fifty trials whose scores hang on the LR fraction nearly alone."""
+    run = run_of(tmp_path, points(50))
+    run.trials[:] = [
+        t.model_copy(update={"domain": float(t.point["lr_fraction"]), "general": -float(t.point["general_share"])})
+        for t in run.trials
+    ]
+    parts = importance(run)
+    assert parts["domain"]["lr_fraction"] > 0.8
+    assert parts["general"]["general_share"] > 0.8
+    for part in parts.values():
+        assert sum(part.values()) == pytest.approx(1)
+
+
+def test_importance_of_few_trials_is_not_known(tmp_path: Path):
+    assert importance(run_of(tmp_path, points(9))) == {}
