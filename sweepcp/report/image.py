@@ -57,7 +57,7 @@ def save(chart: Chart, path: Path) -> None:
 
 
 def _draw(axes: Axes, series: Series, index: int, bars: int) -> Any:
-    colour, alpha = COLOURS[series.colour], 0.7 if series.faint else 1.0
+    colour = COLOURS[series.colour]
     if series.draw == "bars":
         width = 0.8 / bars
         return axes.bar([x + (index - (bars - 1) / 2) * width for x in series.x], series.y, width, color=colour)
@@ -74,11 +74,10 @@ def _draw(axes: Axes, series: Series, index: int, bars: int) -> Any:
             markeredgewidth=0,
             elinewidth=0.8,
             color=colour,
-            alpha=alpha,
         )
     style = "steps-post" if series.draw == "steps" else "default"
     dash = "--" if series.dashed else "-"
-    return axes.plot(series.x, series.y, dash, drawstyle=style, color=colour, alpha=alpha, linewidth=1.2)[0]
+    return axes.plot(series.x, series.y, dash, drawstyle=style, color=colour, linewidth=0.8 if series.faint else 1.2)[0]
 
 
 def _axis(axes: Axes, axis: Axis, which: str) -> None:

@@ -69,7 +69,6 @@ def _trace(series: Series) -> dict[str, Any]:
         "legendgroup": series.name,
         "x": _numbers(series.x),
         "y": _numbers(series.y),
-        "opacity": 0.7 if series.faint else 1.0,
     }
     if series.hover:
         trace |= {"hovertext": [escape(t).replace("\n", "<br>") for t in series.hover], "hoverinfo": "text"}
@@ -83,7 +82,7 @@ def _trace(series: Series) -> dict[str, Any]:
         size = 14 if mark == "star" else 7 if series.faint else 9
         marker = {"color": colour, "symbol": SYMBOLS.get(mark, mark), "size": size, "line": {"width": 0}}
         return trace | {"mode": "markers", "marker": marker}
-    line = {"color": colour, "width": 1.5, "shape": "hv" if series.draw == "steps" else "linear"}
+    line = {"color": colour, "width": 1 if series.faint else 1.5, "shape": "hv" if series.draw == "steps" else "linear"}
     return trace | {"mode": "lines", "line": line | ({"dash": "dash"} if series.dashed else {})}
 
 
