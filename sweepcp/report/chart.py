@@ -56,7 +56,7 @@ class Axis:
     title: str
     log: bool = False
     ticks: Sequence[tuple[float, str]] = ()
-    """Where there are names instead of numbers."""
+    """Where there are names instead of numbers, one apart."""
 
 
 @dataclass(frozen=True)

@@ -69,7 +69,7 @@ def front(run: Run, known: Known) -> Chart:
             f"Perhaps: on the front in at least {percent(MAYBE)} of {DRAWS} resamples of items; evaluation noise only."
         )
     if without := len(run.trials) - len(done):
-        notes.append(f"{without} of {len(run.trials)} trials have no score and so no place here.")
+        notes.append(f"Without a score and so without a place here: {without} of {len(run.trials)} trials.")
     return Chart("Front", [Panel(GENERAL, DOMAIN, series)], notes)
 
 
@@ -118,7 +118,7 @@ def parallel(run: Run, known: Known) -> Chart:
             hover += [known.hover[trial.id]] * len(columns) + [""]
         series.append(Series(name, x, y, draw="line", colour=colour, hover=hover, faint=colour == "other"))
     ticks = [(float(i), label) for i, (label, _) in enumerate(columns)]
-    height = Axis("from the lowest to the highest", ticks=((0.0, "low"), (1.0, "high")))
+    height = Axis("from the lowest, 0, to the highest, 1")
     return Chart("Recipes and their scores", [Panel(Axis("", ticks=ticks), height, series)])
 
 

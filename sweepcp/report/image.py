@@ -90,6 +90,7 @@ def _axis(axes: Axes, axis: Axis, which: str) -> None:
         own.set_minor_formatter(NullFormatter())
     if axis.ticks:
         own.set_ticks([value for value, _ in axis.ticks], [_plain(name) for _, name in axis.ticks])
+        (axes.set_xlim if which == "x" else axes.set_ylim)(axis.ticks[0][0] - 0.5, axis.ticks[-1][0] + 0.5)
 
 
 def _plain(text: str) -> str:

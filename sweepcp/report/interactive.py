@@ -58,6 +58,7 @@ def _axis(axis: Axis) -> dict[str, Any]:
     if axis.ticks:
         values, names = zip(*axis.ticks, strict=True)
         content |= {"tickvals": list(values), "ticktext": [escape(name).replace("\n", "<br>") for name in names]}
+        content["range"] = [values[0] - 0.5, values[-1] + 0.5]
     return content
 
 

@@ -37,7 +37,7 @@ def test_the_front_has_every_done_trial_once_and_the_choice_twice(run: sweepcp.R
     done = [t for t in run.trials if t.status == "done"]
     assert run.chosen is not None
     assert trials_in(points(chart)) == sorted([t.id for t in done] + [run.chosen.id])
-    assert "3 of 24 trials have no score and so no place here." in chart.notes
+    assert "Without a score and so without a place here: 3 of 24 trials." in chart.notes
     base = next(s for s in points(chart) if s.name == "base")
     assert (base.x, base.y) == ([0.0], [0.0])
     where = {(x, y) for s in points(chart) for x, y in zip(s.x, s.y, strict=True)}
