@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import lm_eval
@@ -168,9 +169,11 @@ def test_the_same_seed_elsewhere_gives_the_same_trials_to_the_last_bit(quickstar
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder" / "mine.yaml").write_text(yaml.safe_dump(copy).replace("'3e-3'", "3e-3"))
     found = []
-    for name in ("quickstart", tmp_path / "folder" / "mine.yaml"):
-        out = tmp_path / Path(name).stem
-        done = sweepcp("search", name, "--out", out, "--trials", 6, *SHORT, "--set", "budget.concurrency=1")
+    names = ("quickstart", tmp_path / "folder" / "mine.yaml")
+    outs = [tmp_path / Path(name).stem for name in names]
+    sets = ["--trials", 6, *SHORT, "--set", "budget.concurrency=1"]
+    ended = together(*(["search", name, "--out", out, *sets] for name, out in zip(names, outs, strict=True)))
+    for done, out in zip(ended, outs, strict=True):
         assert done.returncode == 0, done.stderr
         trials = load_run(out).trials
         found.append([(t.point, t.recipe_id, t.scorecard) for t in trials])
@@ -193,7 +196,9 @@ def test_a_run_that_is_killed_twice_is_completed(quickstart: Run, tmp_path: Path
         assert len(now) >= enough
         assert all(now[p] == stamp for p, stamp in kept.items())
         kept = now
-        time.sleep(15)
+        until = time.monotonic() + 15
+        while leftovers(driver.pid) and time.monotonic() < until:
+            time.sleep(0.5)
         assert not leftovers(driver.pid)
     done = sweepcp("search", "--out", out, "--trials", 7, *SHORT)
     assert done.returncode == 0, done.stderr
@@ -201,6 +206,12 @@ def test_a_run_that_is_killed_twice_is_completed(quickstart: Run, tmp_path: Path
     assert [t.number for t in run.trials] == list(range(7))
     assert {t.status for t in run.trials} == {"done"}
     assert all(p.stat().st_mtime_ns == stamp for p, stamp in kept.items())
+
+
+def together(*commands: list[object]) -> list[subprocess.CompletedProcess[str]]:
+    """Commands that run side by side."""
+    with ThreadPoolExecutor() as pool:
+        return list(pool.map(lambda args: sweepcp(*args), commands))
 
 
 def leftovers(driver: int) -> list[str]:
@@ -214,10 +225,13 @@ def leftovers(driver: int) -> list[str]:
 def test_diverged_trials_stay_trials(quickstart: Run, tmp_path: Path):
     space = "space={lr_fraction: {choices: [1e30, 0.1]}, general_share: {low: 0, high: 1}, anchors: [%s, %s]}"
     anchors = "{lr_fraction: 1e30, general_share: 0.5}", "{lr_fraction: 0.1, general_share: 0.5}"
-    one = sweepcp("search", "--out", tmp_path / "one", "--trials", 2, *SHORT, "--set", space % anchors)
+    sets = [*SHORT, "--set", space % anchors]
+    one, none = together(
+        ["search", "--out", tmp_path / "one", "--trials", 2, *sets],
+        ["search", "--out", tmp_path / "none", "--trials", 1, *sets],
+    )
     assert one.returncode == 0, one.stderr
     assert [t.status for t in load_run(tmp_path / "one").trials] == ["diverged", "done"]
-    none = sweepcp("search", "--out", tmp_path / "none", "--trials", 1, *SHORT, "--set", space % anchors)
     assert none.returncode == 1
     assert "No trial is done" in none.stderr
 

@@ -4,7 +4,9 @@ import json
 import os
 import shlex
 import subprocess
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -129,6 +131,12 @@ def strict(schema: dict) -> dict:
     return found
 
 
+@cache
+def definitions(name: str) -> dict[str, Any]:
+    """A file of more than a megabyte, for which PyYAML's own loader takes seconds."""
+    return yaml.load((Path(str(CRDS)) / name).read_text(), yaml.CSafeLoader)
+
+
 @pytest.mark.skipif(CRDS is None, reason="SWEEPCP_CRDS names no folder with the CRDs of KubeRay and Kubeflow Trainer")
 @pytest.mark.parametrize("trainer", TRAINERS)
 @pytest.mark.parametrize(
@@ -140,7 +148,7 @@ def strict(schema: dict) -> dict:
 )
 def test_kubernetes_takes_the_files_with_unknown_fields_refused(e_llama, trainer, launcher, file, definition):
     content = yaml.safe_load(rendered(e_llama, trainer, launcher)[file])
-    versions = yaml.safe_load((Path(str(CRDS)) / definition).read_text())["spec"]["versions"]
+    versions = definitions(definition)["spec"]["versions"]
     name = content["apiVersion"].split("/")[1]
     (schema,) = (v["schema"]["openAPIV3Schema"] for v in versions if v["name"] == name)
     schema["properties"]["metadata"] = {"type": "object", "x-kubernetes-preserve-unknown-fields": True}
