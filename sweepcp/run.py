@@ -24,7 +24,7 @@ from sweepcp.errors import BadInput
 from sweepcp.files import alone, write_json, write_text
 from sweepcp.front import Choice, Front, Reference, Rule, front
 from sweepcp.schema import validate
-from sweepcp.scorecard import Items, Record, read_items, write_items
+from sweepcp.scorecard import Record, write_items
 from sweepcp.space import Space
 from sweepcp.trial import Base, Outcome, Trial
 
@@ -94,16 +94,12 @@ class Run:
 
         A line that is being written is left out.
         """
-        file = self._folder(trial_id) / "metrics.jsonl"
+        file = self.folder(trial_id) / "metrics.jsonl"
         text = file.read_text(encoding="utf-8") if file.exists() else ""
         return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
 
-    def items(self, trial_id: str) -> list[Items] | None:
-        """The results of single items of a trial; None for a trial that is not done, or whose file is gone."""
-        file = self._folder(trial_id) / "items.json"
-        return read_items(file) if file.exists() else None
-
-    def _folder(self, trial_id: str) -> Path:
+    def folder(self, trial_id: str) -> Path:
+        """Where a trial's files are."""
         return self.path / "trials" / trial_id
 
     def rows(self) -> list[dict[str, Any]]:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, TypeAdapter
+from pydantic import BaseModel, ConfigDict
 
 from sweepcp.files import write_text
 from sweepcp.recipe import Role
@@ -45,9 +45,6 @@ class Items(Record):
     size: tuple[float, ...]
 
 
-ITEMS = TypeAdapter(list[Items])
-
-
 def write_items(path: Path, items: Sequence[Items]) -> None:
     """Write items as JSON."""
     write_text(path, json.dumps([i.model_dump(mode="json") for i in items]) + "\n")
@@ -55,7 +52,7 @@ def write_items(path: Path, items: Sequence[Items]) -> None:
 
 def read_items(path: Path) -> list[Items]:
     """What `write_items` wrote."""
-    return ITEMS.validate_json(path.read_bytes())
+    return [Items.model_validate(item) for item in json.loads(path.read_text(encoding="utf-8"))]
 
 
 class Member(Record):

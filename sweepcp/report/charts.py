@@ -6,11 +6,9 @@ from operator import attrgetter
 
 import moocore
 import numpy as np
-import pandas as pd
 
 from sweepcp.front import Rule, choose, on_front, scores
 from sweepcp.report.chart import Axis, Chart, Panel, Series
-from sweepcp.report.frames import step_frame
 from sweepcp.report.resample import DRAWS, Certainty
 from sweepcp.report.trend import Trend
 from sweepcp.report.words import Known, answer, percent, trial_text
@@ -159,16 +157,15 @@ def curves(run: Run, ids: Sequence[str] | None = None) -> Chart:
     named = (("loss", Axis("loss, nats a target token")), ("lr", Axis("LR")), ("grad_norm", Axis("gradient norm")))
     lines: dict[str, list[Series]] = {name: [] for name, _ in named}
     longest = 1
-    frame = step_frame(run, shown)
-    for trial_id, steps in frame.groupby("id", sort=False):
-        tokens = steps[[c for c in steps.columns if c.startswith("tokens:")]].sum(axis=1)
-        window = -(-len(steps) // WINDOWS)
+    for trial_id in shown:
+        steps = run.steps(trial_id)
+        window = max(1, -(-len(steps) // WINDOWS))
         longest = max(longest, window)
-        group = np.arange(len(steps)) // window
-        x = (tokens.groupby(group).last() / 1e6).tolist()
-        colour = _colour(run, str(trial_id))
+        parts = [steps[at : at + window] for at in range(0, len(steps), window)]
+        x = [sum(part[-1]["tokens"].values()) / 1e6 for part in parts]
+        colour = _colour(run, trial_id)
         for name in lines:
-            values = steps[name].groupby(group).agg(lambda s: s.mean(skipna=False)).tolist()
+            values = [math.fsum(step[name] for step in part) / len(part) for part in parts]
             hover = [f"{trial_id}: {name} {v:.4g} after {t:.4g} million tokens" for t, v in zip(x, values, strict=True)]
             lines[name].append(Series("", x, values, draw="line", colour=colour, hover=hover))
     notes = [f"Shown: {', '.join(shown) or 'none'}; the choice in pink, trials that broke in red."]
@@ -251,6 +248,8 @@ def _ranks(pairs: Sequence[tuple[Trial, Trial]]) -> str:
     """Spearman's rank correlation of both scores, from four pairs on."""
     if len(pairs) < 4:
         return ""
+    import pandas as pd  # half a second that the page does without
+
     found = []
     for score in ("domain", "general"):
         x, y = ([attrgetter(score)(t) for t in side] for side in zip(*pairs, strict=True))

@@ -89,4 +89,4 @@ def _trace(series: Series) -> dict[str, Any]:
 
 def _numbers(values: Any) -> list[float | None]:
     """What plotly.js takes: a gap is null."""
-    return [None if math.isnan(value) else value for value in values]
+    return [value if math.isfinite(value) else None for value in values]

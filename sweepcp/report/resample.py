@@ -3,13 +3,24 @@
 from dataclasses import dataclass
 
 import numpy as np
+from pydantic import BaseModel, TypeAdapter
 
 from sweepcp.front import choose, on_front
 from sweepcp.run import Run
-from sweepcp.scorecard import Half, Items
+from sweepcp.scorecard import Half, Items, Unit
 
 DRAWS = 500
 """Resamples: a probability of one half is known to ± 2.2 points."""
+
+
+class Measured(BaseModel):
+    """What resampling needs of `Items`; the rest of a file, which is most of it, is not made into objects."""
+
+    unit: Unit
+    amount: list[float]
+
+
+MEASURED = TypeAdapter(list[Measured])
 
 
 @dataclass(frozen=True)
@@ -65,10 +76,11 @@ def _amounts(run: Run, ids: list[str]) -> list[np.ndarray] | None:
     """For each continuous member the bits of its items in n trials, shape (n, items); None if some are missing."""
     rows = []
     for trial_id in ids:
-        items = run.items(trial_id)
-        if items is None:
+        file = run.folder(trial_id) / "items.json"
+        if not file.exists():
             return None
-        rows.append([np.array(m.amount) for m in items if m.unit == "bits per byte"])
+        measured = MEASURED.validate_json(file.read_bytes())
+        rows.append([np.array(m.amount) for m in measured if m.unit == "bits per byte"])
     return [np.stack(member) for member in zip(*rows, strict=True)]
 
 

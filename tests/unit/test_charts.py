@@ -12,6 +12,7 @@ from sweepcp.report import charts
 from sweepcp.report.chart import COLOURS, Axis, Chart, Panel, Series
 from sweepcp.report.image import save
 from sweepcp.report.interactive import figure
+from sweepcp.report.page import page
 from tests.make import write_run
 
 KINDS = ("front", "plane", "tradeoff", "parallel", "importance", "hypervolume", "curves", "tolerance")
@@ -118,6 +119,15 @@ def test_a_loss_that_is_not_finite_is_a_gap(tmp_path: Path):
     metrics.write_text(metrics.read_text().replace('"loss": 1.95', '"loss": NaN'))
     loss = charts.curves(sweepcp.load_run(folder)).panels[0].series[0]
     assert [n for n, y in enumerate(loss.y, 1) if math.isnan(y)] == [5]
+
+
+def test_what_is_not_finite_is_not_drawn_and_not_an_error(tmp_path: Path):
+    folder = write_run(tmp_path, 2, documents=8, t0001="diverged")
+    metrics = folder / "trials" / "0001" / "metrics.jsonl"
+    metrics.write_text(metrics.read_text().replace('"grad_norm": 1.0', '"grad_norm": Infinity'))
+    run = sweepcp.load_run(folder)
+    assert "Infinity" not in page(run)
+    assert run.plot.curves().to_json()
 
 
 def test_parallel_lines_stand_where_the_values_are(run: sweepcp.Run):

@@ -7,7 +7,7 @@ import pytest
 import sweepcp
 from sweepcp.report.resample import DRAWS, certainty, resampled
 from sweepcp.run import RunWriter
-from sweepcp.scorecard import Items, scorecard
+from sweepcp.scorecard import Items, read_items, scorecard
 from sweepcp.trial import Base, Outcome
 from tests.make import items, trial, write_run
 
@@ -41,7 +41,10 @@ def test_resampling_spreads_as_the_standard_errors_say(tmp_path: Path):
     run = sweepcp.load_run(write_run(tmp_path / "run", 4, documents=200))
     assert run.base is not None
     own = [m for m in run.base.items if m.unit == "bits per byte"]
-    found = [[np.array(m.amount) for m in run.items(t.id) or [] if m.unit == "bits per byte"] for t in run.trials]
+    found = [
+        [np.array(m.amount) for m in read_items(run.folder(t.id) / "items.json") if m.unit == "bits per byte"]
+        for t in run.trials
+    ]
     amounts = [np.stack(member) for member in zip(*found, strict=True)]
     draws = resampled(amounts, own, "report", np.random.default_rng(0))
     assert draws.shape == (DRAWS, 4, 2)
