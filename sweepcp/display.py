@@ -241,6 +241,7 @@ def show_next(console: Console, out: Path, experiment: str) -> None:
     for command, why in (
         (f"sweepcp front {folder} --max-regression 1", "choose by another bound"),
         (f"sweepcp front {folder} --csv trials.csv", "every trial as a table"),
+        (f"sweepcp report {folder}", "one page to read and to forward"),
         (f"sweepcp promote {folder} --target FILE-OR-NAME --out bundle", "the choice as a full run under ZeRO-3"),
         (f"sweepcp search {shlex.quote(experiment)} --out {folder} --trials 32", "go on with a larger budget"),
     ):

@@ -4,6 +4,7 @@ import base64
 import hashlib
 import json
 import re
+import signal
 import subprocess
 import sys
 import threading
@@ -252,6 +253,25 @@ def test_a_record_that_is_torn_is_said(served: tuple[Path, int]):
     assert answer.status == 500
     assert "trial.json" in body
     assert "<b>" not in body
+
+
+def test_the_commands_write_and_serve(folder: Path, tmp_path: Path):
+    command = [sys.executable, "-m", "sweepcp"]
+    files = [tmp_path / "report.html", tmp_path / "front.svg"]
+    report = [*command, "report", str(folder), "--html", str(files[0]), "--image", str(files[1])]
+    done = subprocess.run([*report, "--max-regression", "1"], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[1:] == [str(file) for file in files]
+    assert "general regression ≤ 1 %" in files[0].read_text()
+    for wrong in (["report", str(tmp_path)], ["watch", str(tmp_path)], ["report", str(folder), "--image", "front.gif"]):
+        failed = subprocess.run([*command, *wrong], capture_output=True, text=True, check=False)
+        assert failed.returncode == 2, failed.stderr
+        assert "fix:" in failed.stderr
+    watch = subprocess.Popen([*command, "watch", str(folder), "--port", "0"], stdout=subprocess.PIPE, text=True)
+    assert watch.stdout is not None
+    port = int(watch.stdout.readline().split("/")[2].split(":")[1])
+    assert ask(port, "/").status == 200
+    watch.send_signal(signal.SIGINT)
+    assert watch.wait(20) == 0
 
 
 def test_a_taken_port_is_refused(served: tuple[Path, int]):
