@@ -82,6 +82,11 @@ class Run:
         return self.by_id.get(self.front.choice.id or "")
 
     @property
+    def chosen_or_nearest(self) -> Trial | None:
+        """The chosen trial, or the one of least regression when none meets the rule; None when no trial is done."""
+        return self.chosen or self.by_id.get(self.front.choice.nearest or "")
+
+    @property
     def state(self) -> Literal["finished", "running", "interrupted"]:
         """Finished: every trial of the budget has ended."""
         wanted = self.experiment["budget"]["trials"]

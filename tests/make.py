@@ -15,7 +15,7 @@ from sweepcp.promote.translate import promote
 from sweepcp.recipe import Mixture, Portion, Recipe
 from sweepcp.run import RunWriter
 from sweepcp.scorecard import HalfScore, Items, Scorecard, scorecard
-from sweepcp.space import Point, WeightedSource, recipe_at
+from sweepcp.space import Point, Range, WeightedSource, recipe_at
 from sweepcp.trial import Base, Cost, Outcome, Trial
 
 
@@ -90,12 +90,14 @@ def answer(point: Point) -> tuple[float, float]:
     return 12 * domain - miss, -4 * domain**2 - miss / 2
 
 
-def write_run(folder: Path, trials: int, documents: int = 40, steps: int = 10, **statuses: str) -> Path:
+def write_run(
+    folder: Path, trials: int, documents: int = 40, steps: int = 10, space: str = "lr-mix", **statuses: str
+) -> Path:
     """A run folder of the quickstart whose scores follow `answer`, with noise of items that all trials share.
 
     `statuses` are those of trials that are not done: t0003="diverged".
     """
-    experiment, _ = load_experiment("quickstart", [f"budget.trials={max(trials, 1)}"])
+    experiment, _ = load_experiment("quickstart", [f"budget.trials={max(trials, 1)}", f"space={space}"])
     rng = np.random.default_rng(5)
     sizes = rng.uniform(50, 150, documents)
     noise = {name: rng.normal(0, 1.5, documents) for name in ("code", "docs", "docs_de")}
@@ -123,8 +125,11 @@ def write_run(folder: Path, trials: int, documents: int = 40, steps: int = 10, *
         WeightedSource(name="python-code", role="domain", language="python", weight=1),
     ]
     for number in range(trials):
-        point: Point = {"lr_fraction": float(10 ** rng.uniform(-2, 0)), "general_share": float(rng.uniform())}
-        point = dict(experiment.space.anchors[0]) if number == 0 else point
+        point: Point = {
+            name: axis.from_unit(float(rng.uniform())) if isinstance(axis, Range) else axis.choices[number % 2]
+            for name, axis in experiment.space.axes.items()
+        }
+        point = dict(experiment.space.anchors[0]) if number == 0 and experiment.space.anchors else point
         made = recipe_at(point, sources, experiment.training, 1024 * steps, 0)
         status = statuses.get(f"t{number:04d}", "done")
         outcome = Outcome(status=status, items=measured(*answer(point)) if status == "done" else ())  # type: ignore[arg-type]

@@ -80,7 +80,7 @@ def plane(run: Run, known: Known) -> Chart:
 
 def tradeoff(run: Run, trend: Trend | None, known: Known) -> Chart:
     """Both scores against LR fraction and domain share, with the fitted trend through the chosen recipe."""
-    through = run.chosen or run.by_id.get(run.front.choice.nearest or "")
+    through = run.chosen_or_nearest
     panels = []
     for column, (score, axis) in enumerate((("domain", DOMAIN), ("general", GENERAL))):
         for name, x, where in (("lr_fraction", FRACTION, _fraction), ("general_share", SHARE, _share)):

@@ -62,7 +62,7 @@ def _asset(name: str) -> str:
 def _content(run: Run) -> dict[str, Any]:
     """What the template shows."""
     sure = run.certainty
-    scored = run.chosen or run.by_id.get(run.front.choice.nearest or "")
+    scored = run.chosen_or_nearest
     drawn = {
         "front": charts.front(run, run.known),
         "plane": charts.plane(run, run.known),

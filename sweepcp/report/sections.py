@@ -12,6 +12,7 @@ from sweepcp.report.resample import DRAWS, Certainty
 from sweepcp.report.words import percent, scores_line, signed
 from sweepcp.run import Run
 from sweepcp.scorecard import Member
+from sweepcp.space import Range
 from sweepcp.trial import Trial
 
 UNIT = "% of the base's bits per byte; higher is better"
@@ -113,7 +114,7 @@ def caution(run: Run, sure: Certainty | None) -> str | None:
 def not_tested(run: Run) -> list[str]:
     """What a reader might take for known, and is not."""
     lines = []
-    trial = run.chosen or run.by_id.get(run.front.choice.nearest or "")
+    trial = run.chosen_or_nearest
     if run.base is not None:
         lines.append(
             f"Whether the best recipe of {run.base.parameters:,} parameters and {run.experiment['budget']['tokens']:,} "
@@ -144,8 +145,9 @@ def _shared(run: Run) -> str:
 
 def trial_table(run: Run, sure: Certainty | None) -> Table:
     """Every trial that has ended."""
-    extra = [name for name in run.space.axes if name not in ("lr_fraction", "general_share")]
-    columns = ["trial", "status", "proposed by", "LR fraction#", "domain share, %#", *(f"{name}#" for name in extra)]
+    extra = {n: axis for n, axis in run.space.axes.items() if n not in ("lr_fraction", "general_share")}
+    columns = ["trial", "status", "proposed by", "LR fraction#", "domain share, %#"]
+    columns += [f"{name}#" if isinstance(axis, Range) else name for name, axis in extra.items()]
     columns += [
         "domain#",
         "general#",
@@ -238,7 +240,7 @@ def _unit(member: Member) -> str:
 
 def data_table(run: Run) -> Table:
     """The sources, and what the chosen or nearest trial read of them."""
-    trial = run.chosen or run.by_id.get(run.front.choice.nearest or "")
+    trial = run.chosen_or_nearest
     shares = {p.source: p.share for p in trial.recipe.mixture.portions} if trial else {}
     name = f" in trial {trial.id}" if trial else ""
     columns = ["source", "role", "language", f"share{name}, %#", f"tokens{name}#", f"epochs{name}#", "fingerprint"]

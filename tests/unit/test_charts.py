@@ -143,6 +143,25 @@ def test_parallel_lines_stand_where_the_values_are(run: sweepcp.Run):
     assert first.y[at : at + 2] == pytest.approx([0.5, math.sqrt(0.5)])  # 0.1 on a log scale, 0.5 on a root's
 
 
+def test_axes_of_names_have_their_place_too(tmp_path: Path):
+    axes = "lr_fraction: {low: 0.01, high: 1.0, scale: log}, general_share: {low: 0.0, high: 1.0}"
+    space = f"{{{axes}, warmup: {{low: 0.0, high: 0.2}}, schedule: {{choices: [cosine, wsd]}}}}"
+    run = sweepcp.load_run(write_run(tmp_path, 40, documents=8, space=space))
+    chart = charts.parallel(run, run.known)
+    labels = [label.split("\n")[0] for _, label in chart.panels[0].x.ticks]
+    assert labels == [*run.space.axes, "domain, %", "general, %"]
+    at = labels.index("schedule")
+    heights = {series.y[k + at] for series in chart.panels[0].series for k in range(0, len(series.y), len(labels) + 1)}
+    assert heights == {0.0, 1.0}
+    assert "schedule wsd" in "".join(run.known.hover.values())
+    trend = run.trend
+    assert trend is not None
+    assert "schedule" not in trend.axes
+    assert set(run.plot.importance().data[0].x) == set(range(len(run.space.axes)))
+    assert run.draw.tradeoff()
+    assert page(run).count(">wsd</td>") == 20
+
+
 def test_compared_runs_share_their_recipes(tmp_path: Path):
     one, two = (sweepcp.load_run(write_run(tmp_path / name, n, documents=8)) for name, n in (("a", 5), ("b", 7)))
     chart = charts.compare(one, two, ["budget.trials: 5 → 7"])
