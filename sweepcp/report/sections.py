@@ -7,6 +7,8 @@ from math import fsum, sqrt
 import yaml
 
 from sweepcp.doubts import doubts
+from sweepcp.experiment import Experiment
+from sweepcp.origin import experiment_of
 from sweepcp.recipe import Role
 from sweepcp.report.resample import DRAWS, Certainty
 from sweepcp.report.words import percent, scores_line, signed
@@ -40,30 +42,29 @@ def question(run: Run) -> str:
     domain, general = (", ".join(_sources(run, role)) or "none" for role in ("domain", "general"))
     base = run.base
     size = f" ({base.parameters:,} parameters, max LR {base.max_lr:g} in its pretraining)" if base else ""
-    budget, training = run.experiment["budget"], run.experiment["training"]
+    experiment = experiment_of(run)
     return (
         f"How high may the learning rate be, and how much general text must be mixed in, when {_base_name(run)}{size} "
-        f"goes on with pretraining on {domain}, with {general} as replay? Each of {budget['trials']} trials trains it "
-        f"on {budget['tokens']:,} tokens in steps of {training['batch_tokens']:,}. Rule: {run.rule}."
+        f"goes on with pretraining on {domain}, with {general} as replay? "
+        f"Each of {experiment.budget.trials} trials trains it on {experiment.budget.tokens:,} tokens in steps of "
+        f"{experiment.training.batch_tokens:,}. Rule: {run.rule}."
     )
 
 
 def _base_name(run: Run) -> str:
-    spec = run.experiment["base"]
-    if spec["pretrain"]:
-        return "a small base, pretrained for this purpose,"
-    return str(spec["hub"] or spec["path"])
+    spec = experiment_of(run).base
+    return "a small base, pretrained for this purpose," if spec.pretrain else str(spec.hub or spec.path)
 
 
 def _sources(run: Run, role: Role) -> list[str]:
-    return [s["name"] for s in run.experiment["sources"] if s["role"] == role]
+    return [s.name for s in experiment_of(run).sources if s.role == role]
 
 
 def progress(run: Run) -> str:
     """How far the search is."""
-    of = run.experiment["budget"]["trials"]
-    steps = run.experiment["budget"]["tokens"] // run.experiment["training"]["batch_tokens"]
-    line = f"{run.state}: {len(run.trials)} of {of} trials have ended"
+    experiment = experiment_of(run)
+    steps = experiment.budget.tokens // experiment.training.batch_tokens
+    line = f"{run.state}: {len(run.trials)} of {experiment.budget.trials} trials have ended"
     if run.base is None:
         line += ", the base is not scored yet"
     if run.unfinished:
@@ -114,17 +115,17 @@ def caution(run: Run, sure: Certainty | None) -> str | None:
 def not_tested(run: Run) -> list[str]:
     """What a reader might take for known, and is not."""
     lines = []
-    trial = run.chosen_or_nearest
+    trial, experiment = run.chosen_or_nearest, experiment_of(run)
     if run.base is not None:
         lines.append(
-            f"Whether the best recipe of {run.base.parameters:,} parameters and {run.experiment['budget']['tokens']:,} "
+            f"Whether the best recipe of {run.base.parameters:,} parameters and {experiment.budget.tokens:,} "
             "tokens is the best of a larger model and a longer run."
         )
-    lines.append(f"Other values of what all trials share: {_shared(run)}.")
+    lines.append(f"Other values of what all trials share: {_shared(experiment)}.")
     if trial is not None:
         lines += [f"{line[0].upper()}{line[1:]}." for line in doubts(run, trial)]
         read = {name: epochs for name, epochs in trial.epochs_by_source.items() if epochs > 0}
-        if read and max(read.values()) <= 1 and run.experiment["target"] is None:
+        if read and max(read.values()) <= 1 and experiment.target is None:
             lines.append("Repetition: no source was read more than once, and the experiment names no target run.")
     broken = Counter(t.status for t in run.trials if t.status != "done")
     if broken:
@@ -136,11 +137,10 @@ def not_tested(run: Run) -> list[str]:
     return lines
 
 
-def _shared(run: Run) -> str:
-    training, axes = run.experiment["training"], run.space.axes
+def _shared(experiment: Experiment) -> str:
     names = ("schedule", "warmup", "final_fraction", "weight_decay", "clip", "batch_tokens", "seq_len")
-    return ", ".join(f"{name} {training[name]:,}" if isinstance(training[name], int) else f"{name} {training[name]}"
-                     for name in names if name not in axes)  # fmt: skip
+    values = {n: getattr(experiment.training, n) for n in names if n not in experiment.space.axes}
+    return ", ".join(f"{n} {value:,}" if isinstance(value, int) else f"{n} {value}" for n, value in values.items())
 
 
 def trial_table(run: Run, sure: Certainty | None) -> Table:
@@ -245,11 +245,11 @@ def data_table(run: Run) -> Table:
     name = f" in trial {trial.id}" if trial else ""
     columns = ["source", "role", "language", f"share{name}, %#", f"tokens{name}#", f"epochs{name}#", "fingerprint"]
     rows = []
-    for source in run.experiment["sources"]:
-        key = source["name"]
+    for source in experiment_of(run).sources:
+        key = source.name
         read = trial is not None and key in trial.tokens_by_source
         rows.append([
-            key, source["role"], source["language"],
+            key, source.role, source.language,
             f"{100 * shares[key]:.1f}" if key in shares else "",
             f"{trial.tokens_by_source[key]:,}" if trial and read else "",
             f"{trial.epochs_by_source.get(key, 0):.3g}" if trial and read else "",
@@ -284,7 +284,7 @@ def cost_lines(run: Run) -> list[str]:
     if run.base is not None:
         flops = 6.0 * run.base.parameters * tokens
         lines.append(f"{flops:.3g} FLOPs of training, counted as 6 · parameters · tokens.")
-    price = run.experiment["budget"]["usd_per_hour"]
+    price = experiment_of(run).budget.usd_per_hour
     if price is not None:
         lines.append(f"{hours * price:,.2f} USD at {price:g} USD an hour of one trial's devices.")
     return lines

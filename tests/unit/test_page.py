@@ -179,7 +179,9 @@ def test_no_text_of_a_run_becomes_markup(folder: Path, tmp_path: Path):
     for path in folder.rglob("*"):
         if path.is_file():
             text = path.read_text()
-            for old, new in swaps.items():
+            if path.name == "experiment.json":  # what is checked when it is read may be any text here only
+                text = text.replace('"language": "python"', f'"language": {json.dumps(HOSTILE)}')
+            for old, new in swaps.items() if path.name != "experiment.json" else ():
                 quoted = json.dumps(new) if old.startswith('"') else json.dumps(new)[1:-1]
                 text = text.replace(old, new if old.startswith('"') else quoted)
             target = worse / path.relative_to(folder)
