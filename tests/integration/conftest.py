@@ -4,14 +4,22 @@ import json
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from sweepcp import load_run
+from sweepcp.files import shipped
 from sweepcp.run import Run
 from tests.integration.analytic import Silent
+
+SHORT = ["--set", "budget.tokens=10_240"]
+for suite in ("domain", "general"):
+    SHORT += ["--set", f"suites.{suite}.1.items=40", "--set", f"suites.{suite}.2.items=40"]
+"""A trial of a few seconds."""
 
 
 class Nobody(Silent):
@@ -27,6 +35,12 @@ class Nobody(Silent):
 def sweepcp(*args: object, timeout: float = 900) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "sweepcp", *map(str, args)]
     return subprocess.run(command, capture_output=True, text=True, timeout=timeout, env=os.environ | {"COLUMNS": "120"})
+
+
+def together(*commands: list[object]) -> list[subprocess.CompletedProcess[str]]:
+    """Commands of sweepcp that run side by side."""
+    with ThreadPoolExecutor() as pool:
+        return list(pool.map(lambda args: sweepcp(*args), commands))
 
 
 def torchrun(processes: int, *args: object, timeout: float = 600) -> subprocess.CompletedProcess[str]:
@@ -50,3 +64,18 @@ def quickstart(tmp_path_factory: pytest.TempPathFactory) -> Run:
     assert "Choice (most domain gain, general regression ≤ 2 %)" in done.stdout
     assert "sweepcp front" in done.stdout
     return load_run(out)
+
+
+@pytest.fixture(scope="session")
+def short_runs(quickstart: Run, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Two runs of six short trials of the quickstart, by its name and by a copy of its file elsewhere."""
+    folder = tmp_path_factory.mktemp("short")
+    copy = yaml.safe_load((shipped("experiments") / "quickstart.yaml").read_text()) | {"name": "mine"}
+    (folder / "elsewhere").mkdir()
+    (folder / "elsewhere" / "mine.yaml").write_text(yaml.safe_dump(copy).replace("'3e-3'", "3e-3"))
+    names, outs = ("quickstart", folder / "elsewhere" / "mine.yaml"), [folder / "one", folder / "two"]
+    sets = ["--trials", 6, *SHORT, "--set", "budget.concurrency=1"]
+    ended = together(*(["search", name, "--out", out, *sets] for name, out in zip(names, outs, strict=True)))
+    for done in ended:
+        assert done.returncode == 0, done.stderr
+    return outs

@@ -7,26 +7,15 @@ import pytest
 from nbclient import NotebookClient
 
 from sweepcp.run import Run
-from tests.integration.conftest import sweepcp
-from tests.integration.test_quickstart import SHORT
 
 FOLDER = Path(__file__).parents[2] / "notebooks"
 
 
-@pytest.fixture(scope="module")
-def second(quickstart: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A short run of the quickstart with another seed."""
-    out = tmp_path_factory.mktemp("runs") / "second"
-    done = sweepcp("search", "--out", out, "--trials", 2, "--set", "seed=1", *SHORT)
-    assert done.returncode == 0, done.stderr
-    return out
-
-
 @pytest.mark.parametrize("name", sorted(path.name for path in FOLDER.glob("*.ipynb")))
-def test_a_notebook_runs_to_its_end(quickstart: Run, second: Path, tmp_path: Path, name: str):
+def test_a_notebook_runs_to_its_end(quickstart: Run, short_runs: list[Path], tmp_path: Path, name: str):
     (tmp_path / "runs").mkdir()
     (tmp_path / "runs" / "quickstart").symlink_to(quickstart.path)
-    (tmp_path / "runs" / "quickstart-seed-1").symlink_to(second)
+    (tmp_path / "runs" / "quickstart-seed-1").symlink_to(short_runs[0])
     (tmp_path / "notebooks").mkdir()
     notebook = nbformat.read(FOLDER / name, as_version=4)
     NotebookClient(notebook, timeout=100, resources={"metadata": {"path": str(tmp_path / "notebooks")}}).execute()
