@@ -237,6 +237,6 @@ def test_a_watched_page_renews_itself_and_keeps_what_was_set(browser: Browser, t
         assert seen.errors == []
         server.terminate()
         server.wait()
-        expect(seen.page.locator("#progress")).to_contain_text("sweepcp watch has ended", timeout=20_000)
+        expect(seen.page.locator("#progress")).to_contain_text("no answer from sweepcp watch", timeout=20_000)
     finally:
         server.kill()

@@ -59,7 +59,7 @@ async function look(stamp) {
     if (now.stamp !== stamp) await renew();
     stamp = now.stamp;
   } catch {
-    document.getElementById("progress").textContent = "no answer: sweepcp watch has ended";
+    document.getElementById("progress").textContent = "no answer from sweepcp watch: it has ended, or the run cannot be read";
   }
   setTimeout(look, POLL, stamp);
 }
@@ -67,7 +67,8 @@ async function look(stamp) {
 async function renew() {
   const next = new DOMParser().parseFromString(await (await fetch("/")).text(), "text/html");
   const sorted = document.querySelector(".sortable th[aria-sort]");
-  const open = document.querySelector("details")?.open;
+  const open = document.querySelector("details").open;
+  for (const place of document.querySelectorAll(".plot")) Plotly.purge(place);
   for (const part of ["main", "#numbers"]) document.querySelector(part).replaceWith(next.querySelector(part));
   if (sorted) sort(document.querySelector(".sortable thead tr").cells[sorted.cellIndex], sorted.ariaSort);
   document.querySelector("details").open = open;
