@@ -79,7 +79,7 @@ def search(
     with Screen(console) as screen:
         run = sweep(loaded, files, folder, address, screen)
     if not any(t.status == "done" for t in run.trials):
-        reasons = {(t.reason or "").strip().splitlines()[-1] for t in run.trials}
+        reasons = {t.why for t in run.trials}
         typer.echo(f"No trial is done: {'; '.join(sorted(reasons))}", err=True)
         raise typer.Exit(1)
     show_front(console, run)

@@ -87,8 +87,8 @@ class Screen:
         if trial.status == "done":
             line.append(f" domain {trial.domain:+6.2f} %  general {trial.general:+6.2f} %")
         line.append(f"  {_point(trial.point)}  ({trial.proposed_by})")
-        if trial.reason:
-            line.append(f"  {trial.reason.strip().splitlines()[-1]}", "red")
+        if trial.why:
+            line.append(f"  {trial.why}", "red")
         self.console.print(line, soft_wrap=True)
 
     def _clock(self) -> str:
@@ -218,7 +218,7 @@ def show_front(console: Console, run: Run) -> None:
     )
     choice = result.choice
     if choice.id is None:
-        near = run.by_id.get(choice.nearest or "")
+        near = run.chosen_or_nearest
         what = f"; nearest is {near.id} with domain {near.domain:+.2f} %, general {near.general:+.2f} %" if near else ""
         console.print(Text(f"No choice: no trial meets the rule ({choice.rule}){what}."), style="bold yellow")
         return

@@ -15,7 +15,6 @@ def doubts(run: Run, trial: Trial) -> list[str]:
         axis = run.space.axes[name]
         if isinstance(axis, Range) and value in (axis.low, axis.high):
             said.append(f"{name} {value:g} is at the end of what was searched: the best may lie beyond")
-    done = sum(t.status == "done" for t in run.trials)
-    if done < FEW:
-        said.append(f"the choice is one of {done} trials that are done")
+    if len(run.done) < FEW:
+        said.append(f"the choice is one of {len(run.done)} trials that are done")
     return said

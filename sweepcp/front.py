@@ -91,17 +91,21 @@ def on_front(points: np.ndarray) -> np.ndarray:
     return np.asarray(moocore.is_nondominated(points, maximise=True, keep_weakly=True))
 
 
+def hypervolume(points: np.ndarray, reference: Reference) -> float:
+    """The area in %² that `points`, shape (n, 2), dominate above the reference; 0 for none."""
+    point = [reference.domain, reference.general]
+    return float(moocore.hypervolume(points, ref=point, maximise=True)) if len(points) else 0.0
+
+
 def front(trials: list[Trial], rule: Rule, reference: Reference) -> Front:
     """Keep the non-dominated done trials, choose one of them, and measure the front."""
     done = sorted((t for t in trials if t.status == "done"), key=lambda t: t.number)
     best = [t for t, keep in zip(done, on_front(scores(done)), strict=True) if keep]
     best.sort(key=lambda t: (t.domain, t.number))
-    point = [reference.domain, reference.general]
-    volume = float(moocore.hypervolume(scores(best), ref=point, maximise=True)) if best else 0.0
     return Front(
         ids=tuple(t.id for t in best),
         choice=_choice(best, rule),
-        hypervolume=volume,
+        hypervolume=hypervolume(scores(best), reference),
         reference=reference.model_dump(),
     )
 

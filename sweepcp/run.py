@@ -8,7 +8,6 @@ trials/<id>/trial.json     written last: the trial is finished
 front.json                 front and choice by the experiment's rule
 """
 
-import fcntl
 import json
 import shutil
 from collections.abc import Iterator
@@ -21,7 +20,7 @@ from typing import Any, Literal, Self, TypeVar
 from pydantic import ValidationError
 
 from sweepcp.errors import BadInput
-from sweepcp.files import alone, write_json, write_text
+from sweepcp.files import alone, held, write_json, write_text
 from sweepcp.front import Choice, Front, Reference, Rule, front
 from sweepcp.schema import validate
 from sweepcp.scorecard import Record, write_items
@@ -75,6 +74,11 @@ class Run:
     def by_id(self) -> dict[str, Trial]:
         """Trials by their ids."""
         return {trial.id: trial for trial in self.trials}
+
+    @property
+    def done(self) -> list[Trial]:
+        """The trials that were scored."""
+        return [trial for trial in self.trials if trial.status == "done"]
 
     @property
     def chosen(self) -> Trial | None:
@@ -156,25 +160,13 @@ def load_run(path: str | Path) -> Run:
         base=_record(Base, base) if base.exists() else None,
         trials=trials,
         unfinished={path.name: _lines(path / "metrics.jsonl") for path in begun},
-        writing=_held(folder / LOCK),
+        writing=held(folder / LOCK),
         rule=Rule.model_validate_json(json.dumps(choose)),
     )
 
 
 def _lines(path: Path) -> int:
     return path.read_bytes().count(b"\n") if path.exists() else 0
-
-
-def _held(path: Path) -> bool:
-    """Whether a process holds the lock file."""
-    if not path.exists():
-        return False
-    with path.open(encoding="utf-8") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except OSError:
-            return True
-    return False
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -156,8 +156,13 @@ def _half(members: list[Member]) -> HalfScore:
         own = [m for m in members if m.role == role and m.unit == "bits per byte"]
         if not own:
             raise ValueError(f"the {role} suite has no continuous member (bits per byte), so it has no scalar")
-        weights = np.array([m.weight for m in own])
-        weights = weights / weights.sum()
-        scalars[role] = float(weights @ np.array([m.change for m in own]))
-        scalars[f"{role}_se"] = float(np.sqrt(np.square(weights) @ np.square([m.change_se for m in own])))
+        scalars[role], scalars[f"{role}_se"] = weighted(own)
     return HalfScore(members=tuple(members), **scalars)
+
+
+def weighted(members: Sequence[Member]) -> tuple[float, float]:
+    """The weighted mean of the members' changes, and its standard error when their items are independent."""
+    weights = np.array([m.weight for m in members])
+    weights = weights / weights.sum()
+    mean = float(weights @ np.array([m.change for m in members]))
+    return mean, float(np.sqrt(np.square(weights) @ np.square([m.change_se for m in members])))

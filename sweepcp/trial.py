@@ -63,6 +63,12 @@ class Trial(Record):
     finished: str
     """UTC, ISO 8601."""
 
+    @property
+    def why(self) -> str:
+        """The last line of the reason, which says what happened."""
+        lines = (self.reason or "").strip().splitlines()
+        return lines[-1].strip() if lines else ""
+
     @model_validator(mode="after")
     def _scored_when_done(self) -> "Trial":
         scored = (self.domain, self.general, self.scorecard)

@@ -48,7 +48,7 @@ class Candidate:
     @property
     def metrics(self) -> Path | None:
         """The steps of the trial."""
-        return self.run.path / "trials" / str(self.lineage.trial) / "metrics.jsonl" if self.run else None
+        return self.run.folder(str(self.lineage.trial)) / "metrics.jsonl" if self.run else None
 
 
 def from_run(run: Run, trial_id: str | None) -> Candidate:
@@ -157,7 +157,6 @@ def _chosen(run: Run, trial_id: str | None) -> Trial:
         raise BadInput(run.path, "--trial", trial_id, f"one of: {', '.join(by_id)}", "name a trial of this run")
     trial = by_id[trial_id]
     if trial.status != "done":
-        reason = (trial.reason or "").strip().splitlines()
-        found = f"{trial_id} is {trial.status}" + (f": {reason[-1]}" if reason else "")
+        found = f"{trial_id} is {trial.status}" + (f": {trial.why}" if trial.why else "")
         raise BadInput(run.path, "--trial", found, "a trial that is done, and so was scored", "name another trial")
     return trial

@@ -4,10 +4,10 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from operator import attrgetter
 
-import moocore
 import numpy as np
 
-from sweepcp.front import Rule, choose, on_front, scores
+from sweepcp.front import Reference, Rule, choose, on_front, scores
+from sweepcp.front import hypervolume as area
 from sweepcp.report.chart import Axis, Chart, Panel, Series
 from sweepcp.report.resample import DRAWS, Certainty
 from sweepcp.report.trend import Trend
@@ -32,13 +32,10 @@ WINDOWS = 300
 
 def front(run: Run, known: Known) -> Chart:
     """Every done trial by its two scores: the front with standard errors, the base, the choice on both halves."""
-    done = _done(run)
-    series = [_stairs(run, "", "front")]
+    done = run.done
+    series = [_stairs(run, "front")]
     if run.rule.max_regression is not None and done:
-        heights = [DOMAIN_OF(t) for t in done] + [0.0]
-        bound = [-run.rule.max_regression] * 2
-        line = [min(heights), max(heights)]
-        series.append(Series("bound of the rule", bound, line, draw="line", colour="bad", dashed=True))
+        series.append(_bound(-run.rule.max_regression, [0.0, *map(DOMAIN_OF, done)]))
     series += _groups(run, done, known, GENERAL_OF, DOMAIN_OF, errors=True)
     if run.base is not None:
         hover = [f"the base, {run.base.model}\nuntouched, scored once"]
@@ -90,7 +87,7 @@ def tradeoff(run: Run, trend: Trend | None, known: Known) -> Chart:
                 seen = [100 * (1 - v) for v in values] if name == "general_share" else values
                 label = f"trend, the rest as in {through.id}"
                 series.append(Series(label, seen, curve[:, column].tolist(), draw="line", colour="second"))
-            series += _groups(run, _done(run), known, where, attrgetter(score))
+            series += _groups(run, run.done, known, where, attrgetter(score))
             panels.append(Panel(x, axis, series))
     note = "No trend: too few done trials for it."
     if trend is not None:
@@ -104,7 +101,7 @@ def tradeoff(run: Run, trend: Trend | None, known: Known) -> Chart:
 
 def parallel(run: Run, known: Known) -> Chart:
     """A line a done trial through every searched axis and both scores."""
-    done = _done(run)
+    done = run.done
     columns = [_axis_stop(name, axis) for name, axis in run.space.axes.items()]
     columns += [_score_stop(score, done) for score in ("domain", "general")] if done else []
     series = []
@@ -136,17 +133,17 @@ def importance(run: Run, parts: dict[str, dict[str, float]]) -> Chart:
 
 def hypervolume(run: Run) -> Chart:
     """The hypervolume of the front after each trial, above the run's fixed reference point."""
-    done, reference = _done(run), run.front.reference
-    point, best, volume, steps = [reference["domain"], reference["general"]], np.empty((0, 2)), 0.0, []
+    done, reference = run.done, Reference(**run.front.reference)
+    best, volume, steps = np.empty((0, 2)), 0.0, []
     for trial in done:
         own = scores([trial])
         if not len(best) or not np.any(np.all(best >= own, axis=1)):
             best = np.vstack([best, own])
             best = best[on_front(best)]
-            volume = float(moocore.hypervolume(best, ref=point, maximise=True))
+            volume = area(best, reference)
         steps.append(volume)
     line = Series("", [t.number for t in done], steps, draw="steps", colour="front")
-    note = f"Above domain, general = ({point[0]:g}, {point[1]:g}) %, fixed for the run."
+    note = f"Above domain, general = ({reference.domain:g}, {reference.general:g}) %, fixed for the run."
     return Chart("Hypervolume", [Panel(Axis("trial, by number"), Axis("hypervolume, %²"), [line])], [note])
 
 
@@ -193,8 +190,7 @@ def tolerance(run: Run) -> Chart:
         hover = [f"from {s:.2f} % on\n{trial_text(run, t, None)}" for s, t in zip(starts, best, strict=True)]
         series.append(Series("where it changes", starts, heights, colour="front", mark="front", hover=hover))
         if rule is not None and heights:
-            line = [min(heights), max(heights)]
-            series.append(Series("bound of the rule", [rule] * 2, line, draw="line", colour="bad", dashed=True))
+            series.append(_bound(rule, heights))
         panels.append(Panel(Axis("accepted general regression, %"), axis, series if best else []))
     return Chart("The choice by the regression that is accepted", panels, ["On the half that is chosen on."])
 
@@ -208,11 +204,12 @@ def compare(run: Run, other: Run, different: Sequence[str]) -> Chart:
         done = [which.by_id[i] for i in which.front.ids]
         hover = [f"{name}\n{trial_text(which, t, None)}" for t in done]
         x, y = _columns(done)
-        series += [_stairs(which, "", colour), Series(f"front of {name}", x, y, colour=colour, mark=mark, hover=hover)]
+        series += [_stairs(which, colour), Series(f"front of {name}", x, y, colour=colour, mark=mark, hover=hover)]
     series.append(Series("base of each", [0.0], [0.0], colour="base", mark="base"))
     pairs = _pairs(run, other)
-    notes = [f"Hypervolume above {names[0]}'s reference: {names[0]} {_volume(run, run):.1f} %², "
-             f"{names[1]} {_volume(other, run):.1f} %²."]  # fmt: skip
+    volume = area(scores([other.by_id[i] for i in other.front.ids]), Reference(**run.front.reference))
+    notes = [f"Hypervolume above {names[0]}'s reference: {names[0]} {run.front.hypervolume:.1f} %², "
+             f"{names[1]} {volume:.1f} %²."]  # fmt: skip
     notes.append("Differs: " + "; ".join(different) if different else "Both were asked for the same.")
     panels = [Panel(GENERAL, DOMAIN, series)]
     if pairs:
@@ -239,8 +236,8 @@ def _matched(pairs: Sequence[tuple[Trial, Trial]], names: tuple[str, str]) -> Pa
 
 def _pairs(run: Run, other: Run) -> list[tuple[Trial, Trial]]:
     """Done trials of both runs at the same point of the space."""
-    there = {tuple(sorted(t.point.items())): t for t in reversed(_done(other))}
-    points = ((t, tuple(sorted(t.point.items()))) for t in _done(run))
+    there = {tuple(sorted(t.point.items())): t for t in reversed(other.done)}
+    points = ((t, tuple(sorted(t.point.items()))) for t in run.done)
     return [(t, there[point]) for t, point in points if point in there]
 
 
@@ -258,16 +255,6 @@ def _ranks(pairs: Sequence[tuple[Trial, Trial]]) -> str:
     return f"; Spearman's rank correlation: {', '.join(found)}"
 
 
-def _volume(run: Run, reference: Run) -> float:
-    points = scores([run.by_id[i] for i in run.front.ids])
-    point = [reference.front.reference["domain"], reference.front.reference["general"]]
-    return float(moocore.hypervolume(points, ref=point, maximise=True)) if len(points) else 0.0
-
-
-def _done(run: Run) -> list[Trial]:
-    return [t for t in run.trials if t.status == "done"]
-
-
 def _fraction(trial: Trial) -> float:
     return trial.recipe.lr_fraction
 
@@ -281,10 +268,16 @@ def _columns(trials: Iterable[Trial]) -> tuple[list[float], list[float]]:
     return [GENERAL_OF(t) for t in found], [DOMAIN_OF(t) for t in found]
 
 
-def _stairs(run: Run, name: str, colour: str) -> Series:
+def _stairs(run: Run, colour: str) -> Series:
     """The edge of what the front dominates."""
     x, y = _columns(run.by_id[i] for i in run.front.ids)
-    return Series(name, x, y, draw="steps", colour=colour, faint=True)
+    return Series("", x, y, draw="steps", colour=colour, faint=True)
+
+
+def _bound(at: float, heights: Sequence[float]) -> Series:
+    """The bound of the rule as an upright line over what is drawn."""
+    ends = [min(heights), max(heights)]
+    return Series("bound of the rule", [at] * 2, ends, draw="line", colour="bad", dashed=True)
 
 
 def _sorts(run: Run, trials: Sequence[Trial], sure: Certainty | None) -> list[tuple[str, str, list[Trial]]]:

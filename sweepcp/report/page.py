@@ -62,7 +62,7 @@ def _asset(name: str) -> str:
 def _content(run: Run) -> dict[str, Any]:
     """What the template shows."""
     sure = run.certainty
-    scored = run.chosen_or_nearest
+    scored, trials = run.chosen_or_nearest, sections.trial_table(run, sure)
     drawn = {
         "front": charts.front(run, run.known),
         "plane": charts.plane(run, run.known),
@@ -84,8 +84,8 @@ def _content(run: Run) -> dict[str, Any]:
         "charts": drawn,
         "legends": {name: _legend(chart) for name, chart in drawn.items()},
         "numbers": Markup(_numbers(drawn)),
-        "front": sections.front_table(run, sure),
-        "trials": sections.trial_table(run, sure),
+        "front": sections.front_table(run, trials),
+        "trials": trials,
         "members": sections.member_table(scored) if scored else None,
         "languages": sections.language_table(scored) if scored else None,
         "data": sections.data_table(run),

@@ -43,7 +43,7 @@ def certainty(run: Run) -> Certainty | None:
     The bootstrap of paired items (Efron and Tibshirani, An Introduction to the Bootstrap, 1993, ch. 6). None when no
     trial is done, or when a done trial has no items: then nothing can be said of the front.
     """
-    done = [t for t in run.trials if t.status == "done"]
+    done = run.done
     base = [m for m in run.base.items if m.unit == "bits per byte"] if run.base else []
     amounts = _amounts(run, [t.id for t in done])
     if not done or amounts is None:

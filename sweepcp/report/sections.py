@@ -2,7 +2,7 @@
 
 from collections import Counter
 from dataclasses import dataclass
-from math import fsum, sqrt
+from math import fsum
 
 import yaml
 
@@ -13,7 +13,7 @@ from sweepcp.recipe import Role
 from sweepcp.report.resample import DRAWS, Certainty
 from sweepcp.report.words import percent, scores_line, signed
 from sweepcp.run import Run
-from sweepcp.scorecard import Member
+from sweepcp.scorecard import Member, weighted
 from sweepcp.space import Range
 from sweepcp.trial import Trial
 
@@ -169,18 +169,17 @@ def trial_table(run: Run, sure: Certainty | None) -> Table:
         card = trial.scorecard
         for half in (card.select, card.report) if card else (None, None):
             row += [_value(half.domain, half.domain_se), _value(half.general, half.general_se)] if half else ["", ""]
-        known = sure is not None and trial.id in sure.on_front
-        row += [f"{p[trial.id]:.2f}" for p in (sure.on_front, sure.chosen)] if sure and known else ["", ""]
+        scored = sure is not None and trial.id in sure.on_front
+        row += [f"{p[trial.id]:.2f}" for p in (sure.on_front, sure.chosen)] if sure and scored else ["", ""]
         row.append(f"{trial.cost.train_seconds + trial.cost.score_seconds:.0f}" if trial.cost else "")
         rows.append(row)
     return Table(f"Every trial. Scores ± standard error: {UNIT}", columns, rows, chosen)
 
 
-def front_table(run: Run, sure: Certainty | None) -> Table:
-    """The front from least to most domain gain."""
+def front_table(run: Run, whole: Table) -> Table:
+    """The front from least to most domain gain: rows and columns of the table of every trial."""
     columns = ["trial", "LR fraction#", "domain share, %#", "domain#", "general#", "domain, other half#"]
     columns += ["general, other half#", "P(front)#"]
-    whole = trial_table(run, sure)
     wanted = [whole.columns.index(name) for name in columns]
     by_id = {row[0]: row for row in whole.rows}
     rows = [[by_id[i][k] for k in wanted] for i in run.front.ids]
@@ -221,17 +220,10 @@ def language_table(trial: Trial) -> Table:
         for role, language in dict.fromkeys((m.role, m.language) for m in half.members):
             own = [m for m in half.members if (m.role, m.language, m.unit) == (role, language, unit)]
             if own:
-                change, error = _mean(own)
+                change, error = weighted(own)
                 rows.append([role, language, unit, f"{len(own)}", f"{_value(change, error)} {_unit(own[0])}"])
     columns = ["suite", "language", "unit", "benchmarks#", "change#"]
     return Table(f"Trial {trial.id} against the base by language, on the half that it was not chosen on", columns, rows)
-
-
-def _mean(members: list[Member]) -> tuple[float, float]:
-    """The weighted mean of changes and its standard error, as `scorecard` takes it."""
-    total = fsum(m.weight for m in members)
-    change = fsum(m.weight * m.change for m in members) / total
-    return change, sqrt(fsum((m.weight * m.change_se) ** 2 for m in members)) / total
 
 
 def _unit(member: Member) -> str:

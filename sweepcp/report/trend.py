@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from sweepcp.front import scores
 from sweepcp.run import Run
 from sweepcp.space import Point, Range
 
@@ -36,17 +37,17 @@ def fit(run: Run) -> Trend | None:
     between variable selection and data augmentation, Technometrics 16, 1974). Axes with choices are left out.
     """
     axes = {name: axis for name, axis in run.space.axes.items() if isinstance(axis, Range)}
-    done = [t for t in run.trials if t.status == "done"]
+    done = run.done
     units = np.array([[axis.to_unit(float(t.point[name])) for name, axis in axes.items()] for t in done])
     if not axes or len(done) < (len(axes) + 1) * (len(axes) + 2) // 2 + 4:
         return None
-    features, scores = _features(units), np.array([[t.domain, t.general] for t in done], dtype=np.float64)
-    coefficients, _, rank, _ = np.linalg.lstsq(features, scores, rcond=None)
+    features, values = _features(units), scores(done)
+    coefficients, _, rank, _ = np.linalg.lstsq(features, values, rcond=None)
     leverage = np.square(np.linalg.qr(features)[0]).sum(axis=1)
     if rank < features.shape[1] or leverage.max() > 1 - 1e-9:  # the trials do not determine it
         return None
-    left_out = (scores - features @ coefficients) / (1 - leverage)[:, None]
-    spread = np.square(scores - scores.mean(axis=0)).sum(axis=0)
+    left_out = (values - features @ coefficients) / (1 - leverage)[:, None]
+    spread = np.square(values - values.mean(axis=0)).sum(axis=0)
     domain, general = (1 - np.square(left_out).sum(axis=0) / spread).tolist()
     return Trend(axes=axes, coefficients=coefficients, predictive=(domain, general), trials=len(done))
 

@@ -42,7 +42,7 @@ def trial_text(run: Run, trial: Trial, sure: Certainty | None) -> str:
         lines.append(f"{scores_line(trial.scorecard.select)} (chosen on)")
         lines.append(f"{scores_line(trial.scorecard.report)} (other half)")
     elif trial.reason:
-        lines.append(last_line(trial.reason)[:120])
+        lines.append(trial.why[:120])
     if sure is not None and trial.id in sure.on_front:
         lines.append(f"on the front in {percent(sure.on_front[trial.id])} of resamples of the items")
     return "\n".join(lines)
@@ -61,18 +61,12 @@ def known(run: Run, sure: Certainty | None) -> Known:
     return Known(sure, {trial.id: trial_text(run, trial, sure) for trial in run.trials})
 
 
-def last_line(reason: str | None) -> str:
-    """The end of a trace, which says what happened."""
-    lines = (reason or "").strip().splitlines()
-    return lines[-1].strip() if lines else ""
-
-
 def answer(run: Run) -> str:
     """The choice in one sentence, with the numbers of the half that it was not chosen on."""
     trial = run.chosen
     if trial is not None and trial.scorecard is not None:
         return f"{recipe_line(trial.recipe)}: {scores_line(trial.scorecard.report, 1)}"
-    near = run.by_id.get(run.front.choice.nearest or "")
+    near = run.chosen_or_nearest
     if near is None or near.scorecard is None:
         return "No trial is done: there is nothing to choose from."
     where = f"{near.id} ({recipe_line(near.recipe)}), has {scores_line(near.scorecard.select, 1)}"

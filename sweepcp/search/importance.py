@@ -21,7 +21,7 @@ def importance(run: Run) -> dict[str, dict[str, float]]:
     of them, spread over an axis than all do. `front` calls those the best that are nearest to the front, the other two
     those of the highest score. Empty for fewer than ten done trials. Says nothing of how much a score changes.
     """
-    done = [t for t in run.trials if t.status == "done"]
+    done = run.done
     if len(done) < 2 * TOP:
         return {}
     optuna.logging.set_verbosity(optuna.logging.ERROR)
