@@ -20,19 +20,22 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-os.environ.update(TOKENIZERS_PARALLELISM="false", OMP_NUM_THREADS="1", HF_DATASETS_DISABLE_PROGRESS_BARS="1")
+os.environ.update(
+    TOKENIZERS_PARALLELISM="false", OMP_NUM_THREADS="1", HF_DATASETS_DISABLE_PROGRESS_BARS="1"
+)
 
 import numpy as np
 import psutil
 
-from sweepcp.data import build, duplicates
-from sweepcp.data.apportion import Apportionment
-from sweepcp.data.encode import Encoder
-from sweepcp.data.records import parts
-from sweepcp.data.sources import Source, find
-from sweepcp.data.store import Store, write_index
-from sweepcp.data.stream import Stream
-from sweepcp.recipe import Mixture, Portion, Recipe
+from sweepcp.config.recipe import Mixture, Recipe, SourceShare
+from sweepcp.config.source import Source
+from sweepcp.data import build, near_duplicates
+from sweepcp.data.apportionment import Apportionment
+from sweepcp.data.encoding import Encoder
+from sweepcp.data.records import split_into_shards
+from sweepcp.data.source_files import resolve_source
+from sweepcp.data.stream import MixtureStream
+from sweepcp.data.token_store import TokenStore, write_index
 
 PAIRS = 7
 DOCUMENT_WORDS = 170
@@ -88,16 +91,18 @@ def tokenise(folder: Path) -> None:
     corpus = folder / "corpus.jsonl"
     documents = make_corpus(corpus, 12_000_000)
     encoder = make_encoder(corpus)
-    source = Source(name="a", role="domain", files=("corpus.jsonl",), near_duplicates="keep", held_out=1e-9)
-    found = find(source, folder, "")
-    (part,) = parts(source, found)
+    source = Source(
+        name="a", role="domain", files=("corpus.jsonl",), near_duplicates="keep", held_out=1e-9
+    )
+    found = resolve_source(source, folder, "")
+    (part,) = split_into_shards(source, found)
     datasets.disable_caching()
     fast = PreTrainedTokenizerFast(
         tokenizer_object=Tokenizer.from_str(encoder.tokenizer), bos_token="<s>", eos_token="</s>"
     )
 
     def ours() -> None:
-        build._build_part(source, found, encoder, folder, part)
+        build._build_shard(source, found, encoder, folder, part)
 
     def theirs() -> None:
         rows = datasets.load_dataset(
@@ -105,7 +110,11 @@ def tokenise(folder: Path) -> None:
         )
 
         def encode(batch: dict[str, list[str]]) -> dict[str, list[list[int]]]:
-            return {"ids": fast(batch["text"], return_attention_mask=False, return_token_type_ids=False)["input_ids"]}
+            return {
+                "ids": fast(
+                    batch["text"], return_attention_mask=False, return_token_type_ids=False
+                )["input_ids"]
+            }
 
         rows.map(encode, batched=True, remove_columns=["text"])
 
@@ -122,7 +131,7 @@ def tokenise(folder: Path) -> None:
     )
 
 
-def make_stores(folder: Path) -> list[Store]:
+def make_stores(folder: Path) -> list[TokenStore]:
     """Three sources of ten million tokens in documents of about 600."""
     stores = []
     rng = np.random.default_rng(1)
@@ -134,16 +143,22 @@ def make_stores(folder: Path) -> list[Store]:
         with (path / "train.idx").open("wb") as file:
             write_index(file, np.dtype("<u2"), len(lengths), partial(list, [lengths]))
         (path / "store.json").write_text(json.dumps({"train": {"tokens": int(lengths.sum())}}))
-        stores.append(Store(path, name))
+        stores.append(TokenStore(path, name))
     return stores
 
 
 def make_recipe(seq_len: int, sequences: int, steps: int) -> Recipe:
     shares = (("domain", 0.5), ("general", 0.45), ("german", 0.05))
-    portions = tuple(Portion(source=n, role="domain", language="en", share=s) for n, s in shares)
+    portions = tuple(
+        SourceShare(source=n, role="domain", language="en", share=s) for n, s in shares
+    )
     batch = seq_len * sequences
     return Recipe(
-        seq_len=seq_len, batch_tokens=batch, tokens=batch * steps, lr_fraction=1, mixture=Mixture(portions=portions)
+        seq_len=seq_len,
+        batch_tokens=batch,
+        tokens=batch * steps,
+        lr_fraction=1,
+        mixture=Mixture(portions=portions),
     )
 
 
@@ -152,19 +167,23 @@ def stream(folder: Path) -> None:
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    from sweepcp.engine import Engine
+    from sweepcp.training.engine import PlainEngine
 
     stores = make_stores(folder)
     for sequences in (1, 32, 512):
         recipe = make_recipe(2048, sequences, 10**6)
-        made, count = Stream(recipe, stores), max(2, 2048 // sequences)
+        made, count = MixtureStream(recipe, stores), max(2, 2048 // sequences)
         speeds = []
         for n in range(PAIRS):
             seconds = _seconds(
-                lambda made=made, n=n, count=count: [made.batch(n * count + i + 1) for i in range(count)]
+                lambda made=made, n=n, count=count: [
+                    made.batch(n * count + i + 1) for i in range(count)
+                ]
             )
             speeds.append(count * recipe.batch_tokens / seconds / 1e6)
-        print(f"stream: seq_len 2048, batches of {sequences} sequences, one core: {_spread(speeds)} million tokens/s")
+        print(
+            f"stream: seq_len 2048, batches of {sequences} sequences, one core: {_spread(speeds)} million tokens/s"
+        )
     torch.set_num_threads(1)
     for name, width, layers, seq_len in (("0.1 M", 64, 2, 128), ("15 M", 288, 6, 128)):
         config = LlamaConfig(
@@ -176,8 +195,8 @@ def stream(folder: Path) -> None:
             tie_word_embeddings=True,
         )
         recipe = make_recipe(seq_len, 8, 1000)
-        engine = Engine(LlamaForCausalLM(config), recipe, None, "fp32")
-        made = Stream(recipe, stores)
+        engine = PlainEngine(LlamaForCausalLM(config), recipe, None, "fp32")
+        made = MixtureStream(recipe, stores)
         shares = []
         for step in range(1, 24):
             started = time.perf_counter()
@@ -199,8 +218,12 @@ def seek(_: Path) -> None:
     slowest = 0.0
     for _n in range(200):
         shares = rng.dirichlet([rng.choice([0.05, 0.3, 2.0])] * int(rng.integers(2, 9))).tolist()
-        slowest = max(slowest, _seconds(lambda shares=shares: Apportionment(shares).take(122_000_000, 1440)))
-    print(f"seek: to sequence 122,000,000 and the 1,440 after it, slowest of 200 mixtures: {1000 * slowest:.1f} ms")
+        slowest = max(
+            slowest, _seconds(lambda shares=shares: Apportionment(shares).take(122_000_000, 1440))
+        )
+    print(
+        f"seek: to sequence 122,000,000 and the 1,440 after it, slowest of 200 mixtures: {1000 * slowest:.1f} ms"
+    )
 
 
 def memory(folder: Path) -> None:
@@ -220,27 +243,37 @@ def memory(folder: Path) -> None:
                 flush=True,
             )
     times = found["large", "keep"][0] / found["small", "keep"][0]
-    print(f"memory: ten times the corpus takes {times:.2f} times the memory where near-duplicates are kept")
+    print(
+        f"memory: ten times the corpus takes {times:.2f} times the memory where near-duplicates are kept"
+    )
     few, many = 1_000_000, 3_000_000
     grown = (_looking(folder, many) - _looking(folder, few)) / (many - few)
-    print(f"memory: looking for near-duplicates, {grown:.0f} bytes a document more; stated: {duplicates.MEMORY_BYTES}")
+    print(
+        f"memory: looking for near-duplicates, {grown:.0f} bytes a document more; stated: {near_duplicates.MEMORY_BYTES}"
+    )
 
 
 def _looking(folder: Path, documents: int) -> float:
     """Peak of a process that looks for near-duplicates among random signatures, a third of them repeated."""
     rng = np.random.default_rng(0)
-    signatures = np.memmap(folder / "signatures", "<u4", "w+", shape=(documents, duplicates.MINIMA))
+    signatures = np.memmap(
+        folder / "signatures", "<u4", "w+", shape=(documents, near_duplicates.MINIMA)
+    )
     for first in range(0, documents, 50_000):
-        signatures[first : first + 50_000] = rng.integers(0, 1 << 32, (50_000, duplicates.MINIMA), dtype=np.uint32)
+        signatures[first : first + 50_000] = rng.integers(
+            0, 1 << 32, (50_000, near_duplicates.MINIMA), dtype=np.uint32
+        )
     signatures[: documents // 3] = signatures[documents - documents // 3 :]
     signatures.flush()
     del signatures
-    return _peak([sys.executable, __file__, "--look", str(folder / "signatures"), str(documents)])[1]
+    return _peak([sys.executable, __file__, "--look", str(folder / "signatures"), str(documents)])[
+        1
+    ]
 
 
 def _look(path: str, documents: str) -> None:
-    shape = int(documents), duplicates.MINIMA
-    found = duplicates.near_duplicates(np.memmap(path, "<u4", "r", shape=shape))
+    shape = int(documents), near_duplicates.MINIMA
+    found = near_duplicates.near_duplicates(np.memmap(path, "<u4", "r", shape=shape))
     assert found.sum() == int(documents) // 3
 
 
@@ -249,8 +282,11 @@ def _build(folder: Path, how: str) -> None:
     os.environ["SWEEPCP_CACHE"] = str(folder / f"cache-{how}")
     source = Source(name="a", role="domain", files=("corpus.jsonl",), near_duplicates=how)  # type: ignore[arg-type]
     started = time.perf_counter()
-    store = build.build_store(source, find(source, folder, ""), "bpe", lambda: encoder)
-    print(f"memory: built {store.tokens:,} tokens in {time.perf_counter() - started:.0f} s", flush=True)
+    store = build.build_store(source, resolve_source(source, folder, ""), "bpe", lambda: encoder)
+    print(
+        f"memory: built {store.tokens:,} tokens in {time.perf_counter() - started:.0f} s",
+        flush=True,
+    )
 
 
 def _peak(command: list[str]) -> tuple[float, float]:

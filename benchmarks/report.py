@@ -23,7 +23,9 @@ def main() -> None:
         seconds = []
         for _ in range(5):
             start = time.perf_counter()
-            subprocess.run([sys.executable, "-m", "sweepcp", "report", run, "--html", page], check=True)
+            subprocess.run(
+                [sys.executable, "-m", "sweepcp", "report", run, "--html", page], check=True
+            )
             seconds.append(time.perf_counter() - start)
         low, middle, high = min(seconds), statistics.median(seconds), max(seconds)
         size = page.stat().st_size / 1e6

@@ -30,7 +30,9 @@ def main() -> None:
             subprocess.run(command, capture_output=True, check=False)
             seconds[name].append(time.perf_counter() - started)
     for name, values in seconds.items():
-        print(f"{name:<18} {statistics.median(values):.2f} s  ({min(values):.2f} to {max(values):.2f})")
+        print(
+            f"{name:<18} {statistics.median(values):.2f} s  ({min(values):.2f} to {max(values):.2f})"
+        )
 
 
 if __name__ == "__main__":

@@ -22,13 +22,13 @@ from typing import Any
 
 import numpy as np
 
-from sweepcp.data.store import Store, write_index
-from sweepcp.data.stream import IGNORED, Stream
-from sweepcp.files import write_json
-from sweepcp.promote.bundle import open_bundle
-from sweepcp.promote.candidate import from_publication
-from sweepcp.promote.target import load_target
+from sweepcp.config.target import load_target
+from sweepcp.data.stream import IGNORED, MixtureStream
+from sweepcp.data.token_store import TokenStore, write_index
+from sweepcp.promote.bundle import load_bundle
+from sweepcp.promote.candidate import candidate_from_publication
 from sweepcp.promote.translate import promote
+from sweepcp.util.files import write_json
 
 WARM, TIMED = 4, 40
 """Steps before the clock, and under it."""
@@ -78,7 +78,7 @@ def write_inputs(folder: Path, size: Size, processes: int) -> Path:
     """Model, token stores and the bundle."""
     from transformers import LlamaForCausalLM
 
-    from sweepcp.models import byte_tokenizer
+    from sweepcp.models.loading import byte_tokenizer
 
     LlamaForCausalLM(config_of(size)).save_pretrained(folder / "model")
     byte_tokenizer().save_pretrained(folder / "model")
@@ -86,16 +86,22 @@ def write_inputs(folder: Path, size: Size, processes: int) -> Path:
     for name in ("code", "docs"):
         lengths = rng.integers(20, 2 * size.seq_len, 400).astype(np.int32)
         (folder / name).mkdir()
-        rng.integers(3, size.vocabulary, int(lengths.sum())).astype("<u2").tofile(folder / name / "train.bin")
+        rng.integers(3, size.vocabulary, int(lengths.sum())).astype("<u2").tofile(
+            folder / name / "train.bin"
+        )
         with (folder / name / "train.idx").open("wb") as index:
             write_index(index, np.dtype("<u2"), len(lengths), lambda lengths=lengths: [lengths])  # type: ignore[misc]
         (folder / name / "held_out.jsonl").write_text("")
-    from sweepcp.base import BaseSpec
+    from sweepcp.config.base_model import BaseSpec
 
     tokenizer = BaseSpec(path=str(folder / "model"), max_lr=1.0).tokenizer_id()
     for name in ("code", "docs"):
         tokens = (folder / name / "train.bin").stat().st_size // 2
-        meta = {"tokenizer": tokenizer, "train": {"tokens": tokens}, "held_out": {"documents": 8}}  # none is read here
+        meta = {
+            "tokenizer": tokenizer,
+            "train": {"tokens": tokens},
+            "held_out": {"documents": 8},
+        }  # none is read here
         write_json(folder / name / "store.json", meta)
     portions = [
         {"source": name, "role": role, "language": "en", "share": 0.5}
@@ -106,38 +112,54 @@ def write_inputs(folder: Path, size: Size, processes: int) -> Path:
     target = {
         "name": "benchmark",
         "model": {"path": str(folder / "model"), "max_lr": 1e-3},
-        "corpora": {name: {"store": str(folder / name), "max_epochs": 1e9} for name in ("code", "docs")},
+        "corpora": {
+            name: {"store": str(folder / name), "max_epochs": 1e9} for name in ("code", "docs")
+        },
         "tokens": steps * size.sequences * size.seq_len,
         "batch_tokens": size.sequences * size.seq_len,
         "seq_len": size.seq_len,
-        "hardware": {"device": size.device, "nodes": 1, "per_node": processes, "peak_tflops": 989.0},
-        "compute": {"micro_batch": size.micro_batch, "precision": "bf16" if size.device == "cuda" else "fp32"},
+        "hardware": {
+            "device": size.device,
+            "nodes": 1,
+            "per_node": processes,
+            "peak_tflops": 989.0,
+        },
+        "compute": {
+            "micro_batch": size.micro_batch,
+            "precision": "bf16" if size.device == "cuda" else "fp32",
+        },
         "checkpoints": {"every": 10**6},
         "watch": {"every": 10**6},
     }
     (folder / "recipe.yaml").write_text(json.dumps(recipe))
     (folder / "target.yaml").write_text(json.dumps(target))
-    promote(from_publication(str(folder / "recipe.yaml")), *load_target(str(folder / "target.yaml")), folder / "bundle")
+    promote(
+        candidate_from_publication(str(folder / "recipe.yaml")),
+        *load_target(str(folder / "target.yaml")),
+        folder / "bundle",
+    )
     return folder / "bundle"
 
 
 def ours(bundle: Path) -> Iterator[Any]:
     """The loop of `sweepcp train` with its log, a row a step."""
-    from sweepcp.full.log import Log
-    from sweepcp.full.zero import ZeroEngine, join
-    from sweepcp.model_files import shards_of
-    from sweepcp.train import train
+    from sweepcp.full_run.run_log import RunLog
+    from sweepcp.models.files import read_shards
+    from sweepcp.training.loop import run_training
+    from sweepcp.training.zero_engine import ZeroEngine, join_process_group
 
-    opened = open_bundle(bundle)
+    opened = load_bundle(bundle)
     found = opened.bundle
-    ranks = join(found.target.hardware.device)
-    shards = shards_of(Path(str(found.model.path)), bundle, "model")
+    ranks = join_process_group(found.target.hardware.device)
+    shards = read_shards(Path(str(found.model.path)), bundle, "model")
     engine = ZeroEngine(shards, found.recipe, opened.ds_config, "sdpa", False, ranks)
-    stream = Stream(found.recipe, [Store(Path(str(c.store)), c.name) for c in found.corpora])
+    stream = MixtureStream(
+        found.recipe, [TokenStore(Path(str(c.store)), c.name) for c in found.corpora]
+    )
     out = bundle / "run"
     out.mkdir(exist_ok=True)
-    log = Log(opened, out, ranks, 0, lambda text: None)
-    for row in train(engine, found.recipe, found.model.max_lr, stream):
+    log = RunLog(opened, out, ranks, 0, lambda text: None)
+    for row in run_training(engine, found.recipe, found.model.max_lr, stream):
         log.row(row)
         yield row
 
@@ -150,11 +172,15 @@ def both(bundle: Path) -> list[tuple[float, float]]:
     import torch
     from transformers import AutoModelForCausalLM, Trainer, TrainerCallback, TrainingArguments
 
-    opened = open_bundle(bundle)
+    opened = load_bundle(bundle)
     found, recipe = opened.bundle, opened.bundle.recipe
     rows = ours(bundle)
     next(rows)
-    config = {k: v for k, v in opened.ds_config.items() if k not in ("data_types", "zero_force_ds_cpu_optimizer")}
+    config = {
+        k: v
+        for k, v in opened.ds_config.items()
+        if k not in ("data_types", "zero_force_ds_cpu_optimizer")
+    }
     on_cpu = found.target.hardware.device == "cpu"
     arguments = TrainingArguments(
         output_dir=str(bundle / "trainer"),
@@ -177,14 +203,20 @@ def both(bundle: Path) -> list[tuple[float, float]]:
         remove_unused_columns=False,
         disable_tqdm=True,
     )
-    stream = Stream(recipe, [Store(Path(str(c.store)), c.name) for c in found.corpora])
+    stream = MixtureStream(recipe, [TokenStore(Path(str(c.store)), c.name) for c in found.corpora])
     items = []
     for step in range(1, recipe.steps + 1):
         batch = stream.batch(step)
         assert (batch.targets == IGNORED).any()
-        for ids, targets, places in zip(batch.input_ids, batch.targets, batch.position_ids, strict=True):
+        for ids, targets, places in zip(
+            batch.input_ids, batch.targets, batch.position_ids, strict=True
+        ):
             labels = torch.tensor(targets)
-            columns = {"input_ids": torch.tensor(ids), "position_ids": torch.tensor(places), "labels": labels}
+            columns = {
+                "input_ids": torch.tensor(ids),
+                "position_ids": torch.tensor(places),
+                "labels": labels,
+            }
             items.append(columns | {"shift_labels": labels})
     seconds: list[tuple[float, float]] = []
 
@@ -198,7 +230,9 @@ def both(bundle: Path) -> list[tuple[float, float]]:
             seconds.append((now - entered, entered - self.left))
             self.left = time.perf_counter()
 
-    model = AutoModelForCausalLM.from_pretrained(found.model.path, attn_implementation="sdpa", dtype=torch.float32)
+    model = AutoModelForCausalLM.from_pretrained(
+        found.model.path, attn_implementation="sdpa", dtype=torch.float32
+    )
     model.config.use_cache = False
     Trainer(model=model, args=arguments, train_dataset=items, callbacks=[Turns()]).train()
     return seconds[WARM - 1 :]
@@ -210,7 +244,7 @@ def against(size: str) -> None:
     processes = 2 if shape.device == "cpu" else 1
     with tempfile.TemporaryDirectory() as folder:
         bundle = write_inputs(Path(folder), shape, processes)
-        found = open_bundle(bundle).bundle
+        found = load_bundle(bundle).bundle
         seconds = worker("both", bundle, processes)
     ratios = sorted(trainer / own for own, trainer in seconds)
     speed = found.recipe.batch_tokens / statistics.median(own for own, _ in seconds)
@@ -228,11 +262,22 @@ def against(size: str) -> None:
 def worker(kind: str, path: Path, processes: int) -> Any:
     """The answer of a group of processes: what its first rank writes."""
     answer = path / "answer"
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(processes), __file__]
-    env = os.environ | {"OMP_NUM_THREADS": "1" if processes > 1 else os.environ.get("OMP_NUM_THREADS", "4")}
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--nproc-per-node",
+        str(processes),
+        __file__,
+    ]
+    env = os.environ | {
+        "OMP_NUM_THREADS": "1" if processes > 1 else os.environ.get("OMP_NUM_THREADS", "4")
+    }
     if SIZES["cpu"].device == "cpu" and processes > 1:
         env |= {"DS_ACCELERATOR": "cpu"}
-    done = subprocess.run([*command, "worker", kind, str(path)], env=env, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [*command, "worker", kind, str(path)], env=env, capture_output=True, text=True, check=False
+    )
     if done.returncode:
         sys.exit(done.stderr[-8000:])
     return json.loads(answer.read_text())
@@ -254,20 +299,20 @@ def load_and_export(model: Path) -> None:
     """Growth of this rank's memory while loading, and while exporting; written beside the model by rank."""
     import torch
 
-    from sweepcp.full.zero import ZeroEngine, join
-    from sweepcp.model_files import shards_of
-    from sweepcp.promote.ds_config import zero_config
-    from sweepcp.promote.target import Target
-    from sweepcp.recipe import Mixture, Portion, Recipe
+    from sweepcp.config.recipe import Mixture, Recipe, SourceShare
+    from sweepcp.config.target import Target
+    from sweepcp.models.files import read_shards
+    from sweepcp.training.deepspeed_config import zero_config
+    from sweepcp.training.zero_engine import ZeroEngine, join_process_group
 
-    ranks = join("cpu")
+    ranks = join_process_group("cpu")
 
     class Measured(ZeroEngine):
         def _load_base(self) -> None:
             super()._load_base()
             self.loaded = peak_of()
 
-    mixture = Mixture(portions=(Portion(source="a", role="domain", language="en", share=1.0),))
+    mixture = Mixture(portions=(SourceShare(source="a", role="domain", language="en", share=1.0),))
     recipe = Recipe(seq_len=8, batch_tokens=16, tokens=16, lr_fraction=0.1, mixture=mixture)
     content = {
         "name": "memory",
@@ -281,7 +326,7 @@ def load_and_export(model: Path) -> None:
         "watch": {"every": 1},
     }
     config = zero_config(recipe, Target.model_validate_json(json.dumps(content)), ranks.ranks)
-    shards = shards_of(model, model, "model")
+    shards = read_shards(model, model, "model")
     ranks.wait()
     before = reset_peak()
     engine = Measured(shards, recipe, config, "sdpa", False, ranks)
@@ -289,7 +334,9 @@ def load_and_export(model: Path) -> None:
     torch.zeros(1)
     before = reset_peak()
     engine.save_weights(model.parent / "out")
-    write_json(model / f"rank-{ranks.rank}.memory", {"loading": loading, "exporting": peak_of() - before})
+    write_json(
+        model / f"rank-{ranks.rank}.memory", {"loading": loading, "exporting": peak_of() - before}
+    )
 
 
 def peer_load(model: Path) -> None:
@@ -298,10 +345,14 @@ def peer_load(model: Path) -> None:
     from transformers import AutoModelForCausalLM
     from transformers.integrations import HfDeepSpeedConfig
 
-    from sweepcp.full.zero import join
+    from sweepcp.training.zero_engine import join_process_group
 
-    ranks = join("cpu")
-    config = {"train_batch_size": 2, "train_micro_batch_size_per_gpu": 1, "zero_optimization": {"stage": 3}}
+    ranks = join_process_group("cpu")
+    config = {
+        "train_batch_size": 2,
+        "train_micro_batch_size_per_gpu": 1,
+        "zero_optimization": {"stage": 3},
+    }
     kept = HfDeepSpeedConfig(config)
     before = reset_peak()
     AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
@@ -325,17 +376,26 @@ def memory() -> None:
             f"bound: half + a shard + {CONSTANT >> 20} MiB = {bound >> 20} MiB"
         )
         failed = False
-        for kind, name in (("load_and_export", "sweepcp"), ("peer_load", "from_pretrained under ZeRO-3")):
+        for kind, name in (
+            ("load_and_export", "sweepcp"),
+            ("peer_load", "from_pretrained under ZeRO-3"),
+        ):
             worker(kind, model, 2)
             for rank in (0, 1):
                 found = json.loads((model / f"rank-{rank}.memory").read_text())
-                print(f"{name}, rank {rank}: " + ", ".join(f"{k} {v >> 20} MiB" for k, v in found.items()), flush=True)
+                print(
+                    f"{name}, rank {rank}: "
+                    + ", ".join(f"{k} {v >> 20} MiB" for k, v in found.items()),
+                    flush=True,
+                )
                 failed |= name == "sweepcp" and max(found.values()) > bound
         sys.exit(int(failed))
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("what", choices=["against", "memory", "worker"])
     parser.add_argument("worker", nargs="*")
     parser.add_argument("--size", choices=SIZES, default="cpu")
@@ -346,7 +406,9 @@ def main() -> None:
         memory()
     else:
         kind, path = given.worker
-        result = {"both": both, "load_and_export": load_and_export, "peer_load": peer_load}[kind](Path(path))
+        result = {"both": both, "load_and_export": load_and_export, "peer_load": peer_load}[kind](
+            Path(path)
+        )
         if os.environ["RANK"] == "0":
             (Path(path) / "answer").write_text(json.dumps(result))
 

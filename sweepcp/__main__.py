@@ -1,4 +1,4 @@
-"""`python -m sweepcp`."""
+"""Run the command line: `python -m sweepcp`."""
 
 from sweepcp.cli import main
 

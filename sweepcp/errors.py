@@ -1,35 +1,83 @@
 """Errors that end a command."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Self
 
-class BadInput(Exception):
-    """Input that cannot be used: says where it stands, what was found, the rule and the fix.
+SHOWN_CHARACTERS = 200
+"""Longer values are cut in messages."""
 
-    The command line prints it and exits with status 2; nothing has been written by then.
+
+class InvalidInput(Exception):
+    """Input that cannot be used. The command line prints it and exits with status 2.
+
+    The message names the file (or the command), the key in it, the value that was found, the
+    rule that it breaks, and how to fix it. Nothing has been written when it is raised.
     """
 
-    def __init__(self, where: object, key: str, value: object, rule: str, fix: str) -> None:
-        self.where, self.key, self.value, self.rule, self.fix = str(where), key, value, rule, fix
+    def __init__(
+        self, *, file: object = "", key: str = "", found: object, rule: str, fix: str
+    ) -> None:
+        self.file, self.key, self.found = str(file), key, found
+        self.rule, self.fix = rule, fix
         super().__init__(str(self))
 
-    def __reduce__(self) -> tuple[type, tuple[object, ...]]:
-        return BadInput, (self.where, self.key, self.value, self.rule, self.fix)  # it comes from other processes, too
+    def __reduce__(self) -> tuple[object, ...]:
+        # Exceptions are pickled by their positional arguments, which this one does not take. Worker
+        # processes raise it, too.
+        return _rebuild, (self.file, self.key, self.found, self.rule, self.fix)
 
     def __str__(self) -> str:
-        shown = repr(self.value)
-        shown = shown if len(shown) <= 200 else shown[:197] + "..."
-        return f"{self.where}: {self.key}\n  found: {shown}\n  rule:  {self.rule}\n  fix:   {self.fix}"
+        found = repr(self.found)
+        if len(found) > SHOWN_CHARACTERS:
+            found = found[: SHOWN_CHARACTERS - 3] + "..."
+        where = ": ".join(part for part in (self.file, self.key) if part)
+        return f"{where}\n  found: {found}\n  rule:  {self.rule}\n  fix:   {self.fix}"
+
+    def within(self, file: object, key: str = "") -> Self:
+        """Return the error with `file` if it names none, and its key below `key`."""
+        inner = ".".join(part for part in (key, self.key) if part)
+        return type(self)(
+            file=self.file or file,
+            key=self.key if self.file else inner,
+            found=self.found,
+            rule=self.rule,
+            fix=self.fix,
+        )
+
+
+def _rebuild(file: str, key: str, found: object, rule: str, fix: str) -> InvalidInput:
+    return InvalidInput(file=file, key=key, found=found, rule=rule, fix=fix)
+
+
+@contextmanager
+def located(file: object, key: str = "") -> Iterator[None]:
+    """Name the file, and the key above, of any `InvalidInput` raised inside that names no file.
+
+    Code that checks a value need not know which file it came from:
+
+        with located(path, f"sources.{source.name}"):
+            files = resolve_files(source)  # may raise InvalidInput(key="files", ...)
+    """
+    try:
+        yield
+    except InvalidInput as error:
+        raise error.within(file, key) from None
 
 
 class BaseNotScored(Exception):
-    """The base cannot be loaded or scored, so no trial can be compared with it: exit status 1."""
+    """The base model cannot be loaded or scored, so there is nothing to compare trials with."""
 
 
 class Alarmed(Exception):
-    """A full run got worse than it may; its state is saved: exit status 3."""
+    """A full run exceeded the bound on general regression. Its state is saved; exit status 3."""
 
 
 class Stopped(BaseException):
-    """A signal ended a search or a full run: status 128 + signal. Not an `Exception`, so that no library keeps it."""
+    """A signal ended a search or a full run; exit status 128 + signal.
+
+    Not an `Exception`, so that no library catches it.
+    """
 
     def __init__(self, signal: int) -> None:
         self.signal = signal

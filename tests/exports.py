@@ -9,32 +9,34 @@ from typing import Any
 
 import yaml
 
-from sweepcp.export.handoff import Source
-from sweepcp.export.site import load_site
-from sweepcp.export.verify import Checked, judge, read
-from sweepcp.export.write import TRAINERS, choose, render
-from sweepcp.files import shipped
-from sweepcp.promote.bundle import Opened, open_bundle
-from sweepcp.promote.candidate import from_publication
-from sweepcp.promote.target import load_target
+from sweepcp.config.site import load_site
+from sweepcp.config.target import load_target
+from sweepcp.export.export_plan import ExportInput
+from sweepcp.export.verify import Verification, compare_parsed, run_reader
+from sweepcp.export.write import TRAINERS, choose_targets, render_files
+from sweepcp.promote.bundle import LoadedBundle, load_bundle
+from sweepcp.promote.candidate import candidate_from_publication
 from sweepcp.promote.translate import promote
+from sweepcp.util.files import shipped_folder
 
 HASH = "b" * 64
 
 
-def promoted(folder: Path, target: str, recipe: str = "e-llama", **changes: Any) -> Opened:
+def promoted(folder: Path, target: str, recipe: str = "e-llama", **changes: Any) -> LoadedBundle:
     """A published recipe on a shipped target; `changes` are those of the recipe."""
-    candidate = from_publication(recipe)
+    candidate = candidate_from_publication(recipe)
     if changes:
         candidate = replace(candidate, method=candidate.method.model_copy(update=changes))
     loaded, file = load_target(target)
     promote(candidate, loaded, file, folder / "bundle")
-    return open_bundle(folder / "bundle")
+    return load_bundle(folder / "bundle")
 
 
-def short(folder: Path, recipe: str = "e-llama", **changes: Any) -> Opened:
+def short(folder: Path, recipe: str = "e-llama", **changes: Any) -> LoadedBundle:
     """e-Llama's recipe on Llama 3.1 8B for 100 steps, with a tracker."""
-    content = yaml.safe_load((shipped("experiments") / "targets" / "llama-3.1-8b-4x8.yaml").read_text())
+    content = yaml.safe_load(
+        (shipped_folder("experiments") / "targets" / "llama-3.1-8b-4x8.yaml").read_text()
+    )
     folder.mkdir(exist_ok=True)
     content |= {"tokens": 100 * content["batch_tokens"], "tracking": ["wandb"]}
     (folder / "short.yaml").write_text(yaml.safe_dump(content))
@@ -55,7 +57,7 @@ CASES: dict[str, dict[str, Any]] = {
 """Changes of e-Llama's recipe; those trainers that cannot follow one have to say so, and the others not."""
 
 
-def cases_of(folder: Path, trainer: str) -> list[tuple[Source, dict[str, str]]]:
+def cases_of(folder: Path, trainer: str) -> list[tuple[ExportInput, dict[str, str]]]:
     """The files of every case."""
     found = []
     for number, changes in enumerate(CASES.values()):
@@ -64,20 +66,27 @@ def cases_of(folder: Path, trainer: str) -> list[tuple[Source, dict[str, str]]]:
     return found
 
 
-def verdicts(python: str, trainer: str, sources: list[tuple[Source, dict[str, str]]]) -> list[Checked]:
+def verdicts(
+    python: str, trainer: str, sources: list[tuple[ExportInput, dict[str, str]]]
+) -> list[Verification]:
     """What a trainer's own parser makes of files, each written for its own folder; in one process."""
     for made, files in sources:
         made.out.mkdir(parents=True)
         for name, text in files.items():
             (made.out / name).write_text(text)
-    content = read(python, trainer, [made.out for made, _ in sources])
+    content = run_reader(python, trainer, [made.out for made, _ in sources])
     assert "missing" not in content, content
     handoffs = [TRAINERS[trainer].write(made) for made, _ in sources]
     found = zip(sources, handoffs, content["read"], strict=True)
-    return [judge(made, handoff, content["peer"], parsed) for (made, _), handoff, parsed in found]
+    return [
+        compare_parsed(made, handoff, content["peer"], parsed)
+        for (made, _), handoff, parsed in found
+    ]
 
 
-def with_each_key_altered(folder: Path, opened: Opened, trainer: str) -> dict[str, tuple[Source, dict[str, str]]]:
+def with_each_key_altered(
+    folder: Path, opened: LoadedBundle, trainer: str
+) -> dict[str, tuple[ExportInput, dict[str, str]]]:
     """What is altered → files for a folder of their own; "nothing" is among them."""
     read_files = set(TRAINERS[trainer].write(source(opened, folder)).files)
     found = {"nothing": (source(opened, folder / "none"), {})}
@@ -91,19 +100,23 @@ def with_each_key_altered(folder: Path, opened: Opened, trainer: str) -> dict[st
     return found
 
 
-def source(opened: Opened, out: Path, site: str | None = None) -> Source:
+def source(opened: LoadedBundle, out: Path, site: str | None = None) -> ExportInput:
     placed, file = load_site(site)
-    return Source(opened, placed, out, Path("site.yaml") if file else opened.path / "bundle.json")
+    return ExportInput(
+        opened, placed, out, Path("site.yaml") if file else opened.path / "bundle.json"
+    )
 
 
-def at_fixed_places(opened: Opened) -> Source:
+def at_fixed_places(opened: LoadedBundle) -> ExportInput:
     """The source of golden files: nothing in them depends on where and when the bundle was made."""
-    return source(replace(opened, path=Path("/shared/bundle"), id=HASH), Path("/shared/export"), "example")
+    return source(
+        replace(opened, path=Path("/shared/bundle"), id=HASH), Path("/shared/export"), "example"
+    )
 
 
-def rendered(made: Source, *names: str) -> dict[str, str]:
-    trainer, launcher = choose(names)
-    return render(made, trainer, launcher, TRAINERS[trainer].write(made), {})
+def rendered(made: ExportInput, *names: str) -> dict[str, str]:
+    trainer, launcher = choose_targets(names)
+    return render_files(made, trainer, launcher, TRAINERS[trainer].write(made), {})
 
 
 def altered(files: dict[str, str], read: set[str]) -> Iterator[tuple[str, dict[str, str]]]:
@@ -151,7 +164,11 @@ def _constants(tree: ast.Module) -> Iterator[tuple[str, ast.Constant]]:
         if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
             name = node.targets[0].id
             values = node.value.elts if isinstance(node.value, ast.List) else [node.value]
-            yield from ((f"{name}[{i}] {v.value}", v) for i, v in enumerate(values) if isinstance(v, ast.Constant))
+            yield from (
+                (f"{name}[{i}] {v.value}", v)
+                for i, v in enumerate(values)
+                if isinstance(v, ast.Constant)
+            )
         if isinstance(node, ast.FunctionDef) and node.name == "run":
             found = [n for n in ast.walk(node) if isinstance(n, ast.Constant)]
             yield from ((f"line {n.lineno}: {n.value}", n) for n in found)

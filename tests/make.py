@@ -5,18 +5,18 @@ from pathlib import Path
 
 import numpy as np
 
-from sweepcp.base import BaseSpec
-from sweepcp.data.sources import Source
-from sweepcp.data.store import Store, write_index
-from sweepcp.experiment import load_experiment
-from sweepcp.promote.candidate import from_publication
-from sweepcp.promote.target import load_target
+from sweepcp.config.base_model import BaseSpec
+from sweepcp.config.recipe import Mixture, Recipe, SourceShare
+from sweepcp.config.source import Source
+from sweepcp.config.space import Point, Range, WeightedSource, recipe_at
+from sweepcp.config.target import load_target
+from sweepcp.corpora.experiment import load_experiment
+from sweepcp.data.token_store import TokenStore, write_index
+from sweepcp.promote.candidate import candidate_from_publication
 from sweepcp.promote.translate import promote
-from sweepcp.recipe import Mixture, Portion, Recipe
-from sweepcp.run import RunWriter
-from sweepcp.scorecard import HalfScore, Items, Scorecard, scorecard
-from sweepcp.space import Point, Range, WeightedSource, recipe_at
-from sweepcp.trial import Base, Cost, Outcome, Trial
+from sweepcp.runs.run_folder import RunWriter
+from sweepcp.runs.trial import BaseRecord, Cost, Trial, TrialOutcome
+from sweepcp.scoring.scorecard import ItemScores, Scorecard, SplitScore, compare_with_base
 
 
 def recipe(**changes: object) -> Recipe:
@@ -33,8 +33,8 @@ def recipe(**changes: object) -> Recipe:
 def mixture(general: float) -> Mixture:
     return Mixture(
         portions=(
-            Portion(source="code", role="domain", language="python", share=1 - general),
-            Portion(source="docs", role="general", language="en", share=general),
+            SourceShare(source="code", role="domain", language="python", share=1 - general),
+            SourceShare(source="docs", role="general", language="en", share=general),
         )
     )
 
@@ -44,8 +44,12 @@ def trial(number: int, domain: float | None, general: float | None, **changes: o
     card = None
     if domain is not None and general is not None:
         card = Scorecard(
-            select=HalfScore(domain=domain, domain_se=0, general=general, general_se=0, members=()),
-            report=HalfScore(domain=domain - 1, domain_se=0, general=general - 1, general_se=0, members=()),
+            select=SplitScore(
+                domain=domain, domain_se=0, general=general, general_se=0, members=()
+            ),
+            report=SplitScore(
+                domain=domain - 1, domain_se=0, general=general - 1, general_se=0, members=()
+            ),
         )
     values: dict[str, object] = {
         "id": f"{number:04d}",
@@ -68,7 +72,9 @@ def trial(number: int, domain: float | None, general: float | None, **changes: o
     return Trial(**values | changes)  # type: ignore[arg-type]
 
 
-def items(role: str, amount: list[float], size: list[float] | None = None, **changes: object) -> Items:
+def items(
+    role: str, amount: list[float], size: list[float] | None = None, **changes: object
+) -> ItemScores:
     """Items that alternate between the halves, the first on the half that is chosen on."""
     values: dict[str, object] = {
         "name": f"held_out_{role}",
@@ -80,7 +86,7 @@ def items(role: str, amount: list[float], size: list[float] | None = None, **cha
         "amount": tuple(amount),
         "size": tuple(size or [1.0] * len(amount)),
     }
-    return Items(**values | changes)  # type: ignore[arg-type]
+    return ItemScores(**values | changes)  # type: ignore[arg-type]
 
 
 def answer(point: Point) -> tuple[float, float]:
@@ -91,20 +97,27 @@ def answer(point: Point) -> tuple[float, float]:
 
 
 def write_run(
-    folder: Path, trials: int, documents: int = 40, steps: int = 10, space: str = "lr-mix", **statuses: str
+    folder: Path,
+    trials: int,
+    documents: int = 40,
+    steps: int = 10,
+    space: str = "lr-mix",
+    **statuses: str,
 ) -> Path:
     """A run folder of the quickstart whose scores follow `answer`, with noise of items that all trials share.
 
     `statuses` are those of trials that are not done: t0003="diverged".
     """
-    experiment, _ = load_experiment("quickstart", [f"budget.trials={max(trials, 1)}", f"space={space}"])
+    experiment, _ = load_experiment(
+        "quickstart", [f"budget.trials={max(trials, 1)}", f"space={space}"]
+    )
     rng = np.random.default_rng(5)
     sizes = rng.uniform(50, 150, documents)
     noise = {name: rng.normal(0, 1.5, documents) for name in ("code", "docs", "docs_de")}
     writer = RunWriter(folder)
     writer.start(experiment.model_dump(mode="json"), {"python-docs": "aa", "python-code": "bb"})
 
-    def measured(domain: float, general: float) -> tuple[Items, ...]:
+    def measured(domain: float, general: float) -> tuple[ItemScores, ...]:
         found = []
         for name, role, language, change in (
             ("code", "domain", "python", domain),
@@ -113,12 +126,20 @@ def write_run(
         ):
             moved = change + (noise[name] * abs(change) / 10)
             amount = (2 * sizes * (1 - moved / 100)).tolist()
-            found.append(items(role, amount, sizes.tolist(), name=f"held_out_{name}", language=language))
+            found.append(
+                items(role, amount, sizes.tolist(), name=f"held_out_{name}", language=language)
+            )
         right = [float(i % 4 < 2 + (domain > 5)) for i in range(documents)]
         found.append(items("domain", right, name="quiz", unit="accuracy", language="python"))
         return tuple(found)
 
-    base = Base(model="a base", parameters=111_040, max_lr=3e-3, items=measured(0, 0), versions={"torch": "2"})
+    base = BaseRecord(
+        model="a base",
+        parameters=111_040,
+        max_lr=3e-3,
+        items=measured(0, 0),
+        versions={"torch": "2"},
+    )
     writer.base(base)
     sources = [
         WeightedSource(name="python-docs", role="general", language="en", weight=1),
@@ -126,14 +147,20 @@ def write_run(
     ]
     for number in range(trials):
         point: Point = {
-            name: axis.from_unit(float(rng.uniform())) if isinstance(axis, Range) else axis.choices[number % 2]
+            name: axis.from_unit(float(rng.uniform()))
+            if isinstance(axis, Range)
+            else axis.choices[number % 2]
             for name, axis in experiment.space.axes.items()
         }
-        point = dict(experiment.space.anchors[0]) if number == 0 and experiment.space.anchors else point
+        point = (
+            dict(experiment.space.anchors[0]) if number == 0 and experiment.space.anchors else point
+        )
         made = recipe_at(point, sources, experiment.training, 1024 * steps, 0)
         status = statuses.get(f"t{number:04d}", "done")
-        outcome = Outcome(status=status, items=measured(*answer(point)) if status == "done" else ())  # type: ignore[arg-type]
-        card = scorecard(list(outcome.items), list(base.items)) if outcome.items else None
+        outcome = TrialOutcome(
+            status=status, items=measured(*answer(point)) if status == "done" else ()
+        )  # type: ignore[arg-type]
+        card = compare_with_base(list(outcome.items), list(base.items)) if outcome.items else None
         record = Trial(
             id=f"{number:04d}",
             number=number,
@@ -146,9 +173,17 @@ def write_run(
             domain=card.select.domain if card else None,
             general=card.select.general if card else None,
             scorecard=card,
-            tokens_by_source={p.source: round(p.share * made.tokens) for p in made.mixture.portions},
+            tokens_by_source={
+                p.source: round(p.share * made.tokens) for p in made.mixture.portions
+            },
             epochs_by_source={p.source: p.share / 10 for p in made.mixture.portions},
-            cost=Cost(train_seconds=6, score_seconds=3, tokens=made.tokens, tokens_per_second=170, worker="here, CPU"),
+            cost=Cost(
+                train_seconds=6,
+                score_seconds=3,
+                tokens=made.tokens,
+                tokens_per_second=170,
+                worker="here, CPU",
+            ),
             versions={"torch": "2"},
             finished="2026-01-01T00:00:00+00:00",
         )
@@ -161,7 +196,13 @@ def write_run(
 def step_rows(made: Recipe, steps: int) -> list[dict[str, object]]:
     """The first steps of a trial as its metrics file has them."""
     return [
-        {"step": n, "lr": made.lr(n, 3e-3), "loss": 2 - n / 100, "grad_norm": 1.0, "tokens": {"python-code": 1024 * n}}
+        {
+            "step": n,
+            "lr": made.lr(n, 3e-3),
+            "loss": 2 - n / 100,
+            "grad_norm": 1.0,
+            "tokens": {"python-code": 1024 * n},
+        }
         for n in range(1, steps + 1)
     ]
 
@@ -169,7 +210,9 @@ def step_rows(made: Recipe, steps: int) -> list[dict[str, object]]:
 def source(**changes: object) -> Source:
     """A source of the JSONL files of a folder."""
     values: dict[str, object] = {"name": "s", "role": "domain", "files": ["*.jsonl"]}
-    return Source.model_validate_json(json.dumps({k: v for k, v in (values | changes).items() if v is not None}))
+    return Source.model_validate_json(
+        json.dumps({k: v for k, v in (values | changes).items() if v is not None})
+    )
 
 
 def jsonl(path: Path, records: list[object]) -> Path:
@@ -177,7 +220,9 @@ def jsonl(path: Path, records: list[object]) -> Path:
     return path
 
 
-def write_store(folder: Path, name: str, documents: list[list[int]], part: float = 1.0) -> Store:
+def write_store(
+    folder: Path, name: str, documents: list[list[int]], part: float = 1.0
+) -> TokenStore:
     """A store of these training documents, token by token."""
     path = folder / name
     path.mkdir()
@@ -186,7 +231,7 @@ def write_store(folder: Path, name: str, documents: list[list[int]], part: float
     with (path / "train.idx").open("wb") as file:
         write_index(file, np.dtype("<u2"), len(documents), lambda: [lengths])
     (path / "store.json").write_text(json.dumps({"train": {"tokens": int(lengths.sum())}}))
-    return Store(path, name, part)
+    return TokenStore(path, name, part)
 
 
 SMALL = {
@@ -204,7 +249,7 @@ def write_model(folder: Path, shard: str = "5GB", **changes: object) -> Path:
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    from sweepcp.models import byte_tokenizer
+    from sweepcp.models.loading import byte_tokenizer
 
     torch.manual_seed(7)
     settings = {
@@ -219,7 +264,7 @@ def write_model(folder: Path, shard: str = "5GB", **changes: object) -> Path:
     return folder
 
 
-def write_corpora(folder: Path, model: Path) -> dict[str, Store]:
+def write_corpora(folder: Path, model: Path) -> dict[str, TokenStore]:
     """Stores of bytes: `code` of long documents, `docs` of short ones, 20 sequences of 32 tokens with fewer targets.
 
     They say that they were made with the model's tokenizer.
@@ -228,13 +273,20 @@ def write_corpora(folder: Path, model: Path) -> dict[str, Store]:
     tokenizer = BaseSpec(path=str(model), max_lr=1.0).tokenizer_id()
     stores = {}
     for name, count, low, longest in (("code", 200, 97, 70), ("docs", 150, 65, 5)):
-        texts = [rng.integers(low, low + 26, rng.integers(1, longest)).tolist() for _ in range(count)]
+        texts = [
+            rng.integers(low, low + 26, rng.integers(1, longest)).tolist() for _ in range(count)
+        ]
         stores[name] = write_store(folder, name, [[256, *text, 257] for text in texts])
         held_out = ["".join(map(chr, rng.integers(low, low + 26, 60).tolist())) for _ in range(24)]
-        (folder / name / "held_out.jsonl").write_text("".join(json.dumps(text) + "\n" for text in held_out))
-        meta = stores[name].meta | {"tokenizer": tokenizer, "held_out": {"documents": len(held_out)}}
+        (folder / name / "held_out.jsonl").write_text(
+            "".join(json.dumps(text) + "\n" for text in held_out)
+        )
+        meta = stores[name].meta | {
+            "tokenizer": tokenizer,
+            "held_out": {"documents": len(held_out)},
+        }
         (folder / name / "store.json").write_text(json.dumps(meta))
-    return {name: Store(folder / name, name) for name in stores}
+    return {name: TokenStore(folder / name, name) for name in stores}
 
 
 def target_content(folder: Path, **changes: object) -> dict[str, object]:
@@ -242,7 +294,10 @@ def target_content(folder: Path, **changes: object) -> dict[str, object]:
     return {
         "name": "small",
         "model": {"path": str(folder / "model"), "max_lr": 0.1},
-        "corpora": {name: {"store": str(folder / "stores" / name), "max_epochs": 99.0} for name in ("code", "docs")},
+        "corpora": {
+            name: {"store": str(folder / "stores" / name), "max_epochs": 99.0}
+            for name in ("code", "docs")
+        },
         "tokens": 20 * 16 * 32,
         "batch_tokens": 16 * 32,
         "seq_len": 32,
@@ -259,9 +314,15 @@ def write_bundle(folder: Path, **changes: object) -> Path:
         write_model(folder / "model")
         (folder / "stores").mkdir()
         write_corpora(folder / "stores", folder / "model")
-    content = {"published": "a test", "lr_fraction": 0.1, "mixture": mixture(0.4).model_dump(mode="json")}
+    content = {
+        "published": "a test",
+        "lr_fraction": 0.1,
+        "mixture": mixture(0.4).model_dump(mode="json"),
+    }
     (folder / "recipe.yaml").write_text(json.dumps(content))
     (folder / "target.yaml").write_text(json.dumps(target_content(folder, **changes)))
     target, file = load_target(str(folder / "target.yaml"))
-    promote(from_publication(str(folder / "recipe.yaml")), target, file, folder / "bundle")
+    promote(
+        candidate_from_publication(str(folder / "recipe.yaml")), target, file, folder / "bundle"
+    )
     return folder / "bundle"

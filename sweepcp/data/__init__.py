@@ -1,1 +1,0 @@
-"""Texts to token stores, and the stream of a mixture over them."""

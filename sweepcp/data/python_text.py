@@ -8,14 +8,11 @@ import sysconfig
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Literal
 
-from pydantic import Field
+from sweepcp.config.source import PythonText
+from sweepcp.errors import InvalidInput
 
-from sweepcp.errors import BadInput
-from sweepcp.schema import Schema
-
-LEFT_OUT = {
+EXCLUDED_FOLDERS = {
     "test",
     "tests",
     "idle_test",
@@ -26,73 +23,67 @@ LEFT_OUT = {
 DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 
 
-class PythonText(Schema):
-    """Text that is inside installed Python packages: one document a module, test packages left out.
-
-    `docs` is the modules' docstrings (and the language reference that pydoc carries, for `stdlib`), `code` the same
-    modules' code without docstrings and comments.
-    """
-
-    part: Literal["docs", "code"]
-    packages: tuple[str, ...] = Field(default=("stdlib",), min_length=1)
-    """`stdlib`, or import names of installed packages."""
-
-
 def find_modules(text: PythonText, where: object, key: str) -> list[Path]:
     """The files to read; `BadInput` for a package that is not installed."""
-    found = [path for name in text.packages for path in _modules(name, where, key)]
+    found = [path for name in text.packages for path in _package_files(name, where, key)]
     if text.part == "docs" and "stdlib" in text.packages:
         found.append(Path(sysconfig.get_path("stdlib")) / "pydoc_data" / "topics.py")
     return found
 
 
-def _modules(package: str, where: object, key: str) -> list[Path]:
+def _package_files(package: str, where: object, key: str) -> list[Path]:
     if package == "stdlib":
-        return _below(Path(sysconfig.get_path("stdlib")))
+        return _python_files(Path(sysconfig.get_path("stdlib")))
     try:
         spec = find_spec(package)
     except (ImportError, ValueError):
         spec = None
     if spec is None or not (spec.submodule_search_locations or spec.origin):
         fix = f"install it, or correct the name; `stdlib` is always here (Python {sys.version.split()[0]})"
-        raise BadInput(where, key, package, "an importable package", fix)
+        raise InvalidInput(
+            file=where, key=key, found=package, rule="an importable package", fix=fix
+        )
     if not spec.submodule_search_locations:
         return [Path(str(spec.origin))]
-    return [path for root in spec.submodule_search_locations for path in _below(Path(root))]
+    return [path for root in spec.submodule_search_locations for path in _python_files(Path(root))]
 
 
-def _below(root: Path) -> list[Path]:
+def _python_files(root: Path) -> list[Path]:
     found: list[Path] = []
     for folder, folders, names in os.walk(root):
-        folders[:] = sorted(set(folders) - LEFT_OUT)
+        folders[:] = sorted(set(folders) - EXCLUDED_FOLDERS)
         found += [Path(folder) / name for name in sorted(names) if name.endswith(".py")]
     return found
 
 
-def documents(text: PythonText, path: Path) -> Iterator[str]:
+def module_documents(text: PythonText, path: Path) -> Iterator[str]:
     """The documents of one module: its docstrings or its code as one, pydoc's chapters one by one; may be empty."""
     if path.parent.name == "pydoc_data":
         from pydoc_data.topics import topics
 
         yield from (topics[name] for name in sorted(topics))
     else:
-        yield _docstrings(path) if text.part == "docs" else _code(path)
+        yield _docstrings_of(path) if text.part == "docs" else _code_of(path)
 
 
-def _tree(path: Path) -> ast.Module:
+def _parse_module(path: Path) -> ast.Module:
     try:
         return ast.parse(path.read_bytes())
     except (SyntaxError, ValueError):  # a template or a file for another Python
         return ast.Module(body=[], type_ignores=[])
 
 
-def _docstrings(path: Path) -> str:
-    found = [ast.get_docstring(node) for node in ast.walk(_tree(path)) if isinstance(node, DOCUMENTED)]
+def _docstrings_of(path: Path) -> str:
+    found = [
+        ast.get_docstring(node)
+        for node in ast.walk(_parse_module(path))
+        if isinstance(node, DOCUMENTED)
+    ]
     return "\n\n".join(inspect.cleandoc(text) for text in found if text)
 
 
-def _code(path: Path) -> str:
-    tree = _tree(path)
+def _code_of(path: Path) -> str:
+    tree = _parse_module(path)
     for node in ast.walk(tree):
         if isinstance(node, DOCUMENTED) and ast.get_docstring(node, clean=False) is not None:
             node.body = node.body[1:] or [ast.Pass()]

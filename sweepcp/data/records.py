@@ -8,21 +8,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
-from sweepcp.data.python_text import documents
-from sweepcp.data.sources import JSONL, Found, Source
-from sweepcp.data.template import places
-from sweepcp.errors import BadInput
+from sweepcp.config.source import Source
+from sweepcp.config.template import template_keys
+from sweepcp.data.python_text import module_documents
+from sweepcp.data.source_files import JSONL, ResolvedSource
+from sweepcp.errors import InvalidInput
 
-PART_BYTES = 16 << 20
+SHARD_BYTES = 16 << 20
 """A part of a source holds about so much: it is read by one process, and is what a killed build has to do again."""
-PYTHON_PART_BYTES = 2 << 20
+PYTHON_SHARD_BYTES = 2 << 20
 """Parsing makes Python files forty times as slow to read."""
 OTHER_FIELDS = 8
 """A line may be so many times as long as its document may be: it has other fields, and escapes."""
 
 
 @dataclass(frozen=True)
-class Part:
+class SourceShard:
     """What one process reads of a source: whole files, or from `start` to `stop` in one (bytes, row groups, rows)."""
 
     number: int
@@ -33,7 +34,7 @@ class Part:
     """Which side all its documents are on, where files decide."""
 
 
-class Place(NamedTuple):
+class RecordLocation(NamedTuple):
     """Where a document stands; as text, its file and line (or row, or paragraph)."""
 
     path: Path | str
@@ -46,10 +47,14 @@ class Place(NamedTuple):
     def __str__(self) -> str:
         if self.unit == "line":
             return f"{self.path}:{_lines_before(Path(self.path), self.start) + self.number + 1}"
-        return f"{self.path}: {self.unit} {self.start + self.number + 1}" if self.unit else str(self.path)
+        return (
+            f"{self.path}: {self.unit} {self.start + self.number + 1}"
+            if self.unit
+            else str(self.path)
+        )
 
 
-class Problem(NamedTuple):
+class RecordProblem(NamedTuple):
     """Why a record cannot be used, and what its owner can do."""
 
     key: str
@@ -58,104 +63,124 @@ class Problem(NamedTuple):
     fix: str
 
 
-def parts(source: Source, found: Found) -> list[Part]:
+def split_into_shards(source: Source, found: ResolvedSource) -> list[SourceShard]:
     """Cut a source into parts, the held-out files first; the same parts on every machine."""
     if source.hub is not None:
-        shards = _hub(source).num_shards
-        return [Part(n, (), n, n + 1) for n in range(shards)]
+        shards = _load_hub(source).num_shards
+        return [SourceShard(n, (), n, n + 1) for n in range(shards)]
     if source.saved is not None:
-        return _ranges(found.paths[0], _saved(source, found.paths[0]).num_rows, _disk_size(found.paths[0]))
+        return _row_shards(
+            found.paths[0], _load_saved(source, found.paths[0]).num_rows, _disk_size(found.paths[0])
+        )
     side = None if source.held_out_files is None else False
-    cut = [*_file_parts(source, found.held_out, True), *_file_parts(source, found.paths, side)]
-    return [Part(n, p.paths, p.start, p.stop, p.held_out) for n, p in enumerate(cut)]
+    cut = [
+        *_shards_of_files(source, found.held_out, True),
+        *_shards_of_files(source, found.paths, side),
+    ]
+    return [SourceShard(n, p.paths, p.start, p.stop, p.held_out) for n, p in enumerate(cut)]
 
 
-def _file_parts(source: Source, paths: tuple[Path, ...], held_out: bool | None) -> Iterator[Part]:
+def _shards_of_files(
+    source: Source, paths: tuple[Path, ...], held_out: bool | None
+) -> Iterator[SourceShard]:
     """Small files together, large ones in pieces; a compressed one cannot be cut."""
     together: list[Path] = []
-    size, room = 0, PYTHON_PART_BYTES if source.python is not None else PART_BYTES
+    size, room = 0, PYTHON_SHARD_BYTES if source.python is not None else SHARD_BYTES
     for path in paths:
         length = path.stat().st_size
-        pieces = [(0, None)] if length <= room else _pieces(source, path, length)
+        pieces = [(0, None)] if length <= room else _split_file(source, path, length)
         if len(pieces) > 1:
-            yield from (Part(0, (path,), start, stop, held_out) for start, stop in pieces)
+            yield from (SourceShard(0, (path,), start, stop, held_out) for start, stop in pieces)
             continue
         if together and size + length > room:
-            yield Part(0, tuple(together), held_out=held_out)
+            yield SourceShard(0, tuple(together), held_out=held_out)
             together, size = [], 0
         together.append(path)
         size += length
     if together:
-        yield Part(0, tuple(together), held_out=held_out)
+        yield SourceShard(0, tuple(together), held_out=held_out)
 
 
-def _pieces(source: Source, path: Path, length: int) -> list[tuple[int, int | None]]:
+def _split_file(source: Source, path: Path, length: int) -> list[tuple[int, int | None]]:
     if path.suffix == ".parquet":
         import pyarrow.parquet
 
-        groups = _opened(path, pyarrow.parquet.ParquetFile).num_row_groups
-        step = max(1, groups * PART_BYTES // length)
+        groups = _open_parquet(path, pyarrow.parquet.ParquetFile).num_row_groups
+        step = max(1, groups * SHARD_BYTES // length)
         return [(start, min(start + step, groups)) for start in range(0, groups, step)]
     if path.suffix == ".jsonl" or (path.suffix == ".txt" and source.unit == "line"):
-        return [(start, min(start + PART_BYTES, length)) for start in range(0, length, PART_BYTES)]
+        return [
+            (start, min(start + SHARD_BYTES, length)) for start in range(0, length, SHARD_BYTES)
+        ]
     return [(0, None)]
 
 
-def _ranges(path: Path, rows: int, size: int) -> list[Part]:
-    step = max(1, rows * PART_BYTES // max(1, size))
-    return [Part(n, (path,), start, min(start + step, rows)) for n, start in enumerate(range(0, rows, step))]
+def _row_shards(path: Path, rows: int, size: int) -> list[SourceShard]:
+    step = max(1, rows * SHARD_BYTES // max(1, size))
+    return [
+        SourceShard(n, (path,), start, min(start + step, rows))
+        for n, start in enumerate(range(0, rows, step))
+    ]
 
 
 def _disk_size(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.rglob("*.arrow"))
 
 
-def too_long(found: str, source: Source) -> Problem:
+def too_long(found: str, source: Source) -> RecordProblem:
     """A document, or a line, over the source's `max_document_bytes`."""
     rule = f"a document has at most max_document_bytes, {source.max_document_bytes:,}"
-    return Problem("the text", found, rule, "cut it into documents (`unit: paragraph` for .txt), or raise it")
+    return RecordProblem(
+        "the text", found, rule, "cut it into documents (`unit: paragraph` for .txt), or raise it"
+    )
 
 
-def records(source: Source, part: Part) -> Iterator[tuple[Place, Any]]:
+def read_records(source: Source, part: SourceShard) -> Iterator[tuple[RecordLocation, Any]]:
     """The records of a part as they stand: a mapping, a text, or a problem."""
     if source.hub is not None:
-        shard = _hub(source).shard(num_shards=_hub(source).num_shards, index=part.start)
+        shard = _load_hub(source).shard(num_shards=_load_hub(source).num_shards, index=part.start)
         name = f"{source.hub.id}@{source.hub.revision[:8]}, shard {part.start}"
-        yield from ((Place(name, "row", n), row) for n, row in enumerate(shard))
+        yield from ((RecordLocation(name, "row", n), row) for n, row in enumerate(shard))
     elif source.saved is not None:
-        rows = _saved(source, part.paths[0]).select(range(part.start, part.stop or 0))
-        yield from ((Place(part.paths[0], "row", n, part.start), row) for n, row in enumerate(rows))
+        rows = _load_saved(source, part.paths[0]).select(range(part.start, part.stop or 0))
+        yield from (
+            (RecordLocation(part.paths[0], "row", n, part.start), row) for n, row in enumerate(rows)
+        )
     else:
         for path in part.paths:
             yield from _file_records(source, part, path)
 
 
-def _file_records(source: Source, part: Part, path: Path) -> Iterator[tuple[Place, Any]]:
+def _file_records(
+    source: Source, part: SourceShard, path: Path
+) -> Iterator[tuple[RecordLocation, Any]]:
     if source.python is not None:
-        yield from ((Place(path), text) for text in documents(source.python, path))
+        yield from ((RecordLocation(path), text) for text in module_documents(source.python, path))
     elif path.name.endswith(JSONL):
-        for place, line in _lines(path, part, source):
-            if isinstance(line, Problem) or line.strip():
-                yield place, _json(line) if isinstance(line, bytes) else line
+        for place, line in _read_lines(path, part, source):
+            if isinstance(line, RecordProblem) or line.strip():
+                yield place, _parse_json(line) if isinstance(line, bytes) else line
     elif path.suffix == ".parquet":
-        yield from _parquet(path, part, source)
+        yield from _read_parquet(path, part, source)
     elif source.unit == "file":
-        yield Place(path), _utf8(_whole(path, source))
+        yield RecordLocation(path), _decode(_read_whole(path, source))
     elif source.unit == "line":
-        for place, line in _lines(path, part, source):
-            if isinstance(line, Problem) or line.strip():
-                text = _utf8(line)
+        for place, line in _read_lines(path, part, source):
+            if isinstance(line, RecordProblem) or line.strip():
+                text = _decode(line)
                 yield place, text.rstrip("\r\n") if isinstance(text, str) else text
     else:
-        yield from _paragraphs(path, part, source)
+        yield from _read_paragraphs(path, part, source)
 
 
-def _paragraphs(path: Path, part: Part, source: Source) -> Iterator[tuple[Place, Any]]:
+def _read_paragraphs(
+    path: Path, part: SourceShard, source: Source
+) -> Iterator[tuple[RecordLocation, Any]]:
     """Lines between empty lines, each paragraph at its first line."""
-    begun: tuple[Place, list[str]] | None = None
-    for place, line in _lines(path, part, source):
-        text = _utf8(line)
-        if isinstance(text, Problem):
+    begun: tuple[RecordLocation, list[str]] | None = None
+    for place, line in _read_lines(path, part, source):
+        text = _decode(line)
+        if isinstance(text, RecordProblem):
             yield place, text
         elif text.strip():
             begun = begun or (place, [])
@@ -167,34 +192,42 @@ def _paragraphs(path: Path, part: Part, source: Source) -> Iterator[tuple[Place,
         yield begun[0], "".join(begun[1]).strip()
 
 
-def _whole(path: Path, source: Source) -> bytes | Problem:
+def _read_whole(path: Path, source: Source) -> bytes | RecordProblem:
     size = path.stat().st_size
-    return path.read_bytes() if size <= source.max_document_bytes else too_long(f"{size:,} bytes", source)
+    return (
+        path.read_bytes()
+        if size <= source.max_document_bytes
+        else too_long(f"{size:,} bytes", source)
+    )
 
 
-def _utf8(content: bytes | Problem) -> str | Problem:
-    if isinstance(content, Problem):
+def _decode(content: bytes | RecordProblem) -> str | RecordProblem:
+    if isinstance(content, RecordProblem):
         return content
     try:
         return content.decode("utf-8")
     except UnicodeDecodeError as error:
-        return Problem("the text", str(error), "text is UTF-8", "convert the file")
+        return RecordProblem("the text", str(error), "text is UTF-8", "convert the file")
 
 
-def _json(line: bytes) -> Any:
-    text = _utf8(line)
-    if isinstance(text, Problem):
+def _parse_json(line: bytes) -> Any:
+    text = _decode(line)
+    if isinstance(text, RecordProblem):
         return text
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
-        return Problem("the record", str(error), "one JSON object a line", "mend or remove the line")
+        return RecordProblem(
+            "the record", str(error), "one JSON object a line", "mend or remove the line"
+        )
 
 
-def _lines(path: Path, part: Part, source: Source) -> Iterator[tuple[Place, bytes | Problem]]:
+def _read_lines(
+    path: Path, part: SourceShard, source: Source
+) -> Iterator[tuple[RecordLocation, bytes | RecordProblem]]:
     """The lines that begin in the part; one that is far too long is passed over unread."""
     longest = OTHER_FIELDS * source.max_document_bytes
-    with _open(path) as file:
+    with _open_file(path) as file:
         if part.start:
             file.seek(part.start - 1)
             while (rest := file.readline(longest)) and not rest.endswith(b"\n"):
@@ -207,7 +240,7 @@ def _lines(path: Path, part: Part, source: Source) -> Iterator[tuple[Place, byte
                 return
             index += 1
             position += len(line)
-            place = Place(path, "line", index, begin)
+            place = RecordLocation(path, "line", index, begin)
             if len(line) > longest:
                 while not line.endswith(b"\n") and (line := _readline(file, longest, path)):
                     position += len(line)
@@ -221,10 +254,12 @@ def _readline(file: BinaryIO, longest: int, path: Path) -> bytes:
         return file.readline(longest + 1)
     except OSError as error:
         rule = "a compressed file that can be read to its end"
-        raise BadInput(path, "the file", str(error), rule, "fetch or compress it anew") from None
+        raise InvalidInput(
+            file=path, key="the file", found=str(error), rule=rule, fix="fetch or compress it anew"
+        ) from None
 
 
-def _open(path: Path) -> BinaryIO:
+def _open_file(path: Path) -> BinaryIO:
     if path.suffix not in (".gz", ".zst"):
         return path.open("rb")
     import pyarrow
@@ -234,34 +269,52 @@ def _open(path: Path) -> BinaryIO:
     return stream
 
 
-def _parquet(path: Path, part: Part, source: Source) -> Iterator[tuple[Place, Any]]:
+def _read_parquet(
+    path: Path, part: SourceShard, source: Source
+) -> Iterator[tuple[RecordLocation, Any]]:
     import pyarrow.parquet
 
-    file = _opened(path, pyarrow.parquet.ParquetFile)
-    keys = {key.split(".")[0] for key in places(source.template)} if source.template else {source.field}
+    file = _open_parquet(path, pyarrow.parquet.ParquetFile)
+    keys = (
+        {key.split(".")[0] for key in template_keys(source.template)}
+        if source.template
+        else {source.field}
+    )
     columns = [name for name in file.schema_arrow.names if name in keys]
     if not columns:
         have = ", ".join(file.schema_arrow.names)
-        raise BadInput(path, "the columns", have, f"one of {', '.join(sorted(keys))}", "set `field:` or `template:`")
+        raise InvalidInput(
+            file=path,
+            key="the columns",
+            found=have,
+            rule=f"one of {', '.join(sorted(keys))}",
+            fix="set `field:` or `template:`",
+        )
     groups = range(part.start, file.num_row_groups if part.stop is None else part.stop)
     before = sum(file.metadata.row_group(n).num_rows for n in range(part.start))
     index = 0
     for batch in file.iter_batches(256, row_groups=list(groups), columns=columns):
         for row in batch.to_pylist():
-            yield Place(path, "row", index, before), row
+            yield RecordLocation(path, "row", index, before), row
             index += 1
 
 
-def _opened(path: Path, open_file: Any) -> Any:
+def _open_parquet(path: Path, open_file: Any) -> Any:
     try:
         return open_file(path)
     except (OSError, ValueError) as error:
         first = str(error).split("\n")[0]
-        raise BadInput(path, "the file", first, "a Parquet file", "fetch or write it anew") from None
+        raise InvalidInput(
+            file=path,
+            key="the file",
+            found=first,
+            rule="a Parquet file",
+            fix="fetch or write it anew",
+        ) from None
 
 
 @functools.cache
-def _saved(source: Source, path: Path) -> Any:
+def _load_saved(source: Source, path: Path) -> Any:
     from datasets import DatasetDict, load_from_disk
 
     assert source.saved is not None
@@ -270,28 +323,40 @@ def _saved(source: Source, path: Path) -> Any:
         content = load_from_disk(str(path))
     except (OSError, ValueError) as error:
         rule = "a folder that `save_to_disk` of datasets wrote"
-        raise BadInput(path, key, str(error).split("\n")[0], rule, "name such a folder") from None
+        raise InvalidInput(
+            file=path, key=key, found=str(error).split("\n")[0], rule=rule, fix="name such a folder"
+        ) from None
     if not isinstance(content, DatasetDict):
         return content
     if source.saved.split not in content:
         rule = f"the folder holds several splits: {', '.join(map(str, content))}"
-        raise BadInput(path, f"{key}.split", source.saved.split, rule, "name one of them")
+        raise InvalidInput(
+            file=path,
+            key=f"{key}.split",
+            found=source.saved.split,
+            rule=rule,
+            fix="name one of them",
+        )
     return content[source.saved.split]
 
 
 @functools.cache
-def _hub(source: Source) -> Any:
+def _load_hub(source: Source) -> Any:
     from datasets import load_dataset
 
     assert source.hub is not None
     hub = source.hub
     try:
-        return load_dataset(hub.id, hub.subset, revision=hub.revision, split=hub.split, streaming=True)
+        return load_dataset(
+            hub.id, hub.subset, revision=hub.revision, split=hub.split, streaming=True
+        )
     except (OSError, ValueError) as error:
         first = (str(error).splitlines() or [type(error).__name__])[0]
         rule = f"a data set of the hub with split {hub.split} ({first})"
         fix = "check id, revision, subset and split, and that the hub can be reached"
-        raise BadInput(source.name, f"sources.{source.name}.hub", hub.id, rule, fix) from None
+        raise InvalidInput(
+            file=source.name, key=f"sources.{source.name}.hub", found=hub.id, rule=rule, fix=fix
+        ) from None
 
 
 @functools.lru_cache(maxsize=64)

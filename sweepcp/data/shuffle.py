@@ -7,7 +7,7 @@ import numpy as np
 ROUNDS = 8
 
 
-def shuffled(places: np.ndarray, size: int, key: str) -> np.ndarray:
+def permuted_positions(places: np.ndarray, size: int, key: str) -> np.ndarray:
     """What stands at `places` of a permutation of 0 to `size - 1` that the key names; same shape as `places`, int64.
 
     A Feistel network (Luby and Rackoff 1988, SIAM Journal on Computing 17) permutes the next power of four, and a
@@ -19,20 +19,20 @@ def shuffled(places: np.ndarray, size: int, key: str) -> np.ndarray:
     result = places.astype(np.uint64)
     outside = np.ones(result.shape, dtype=bool)
     while outside.any():
-        result[outside] = _permuted(result[outside], half, keys)
+        result[outside] = _feistel(result[outside], half, keys)
         outside = result >= size
     return result.astype(np.int64)
 
 
-def _permuted(values: np.ndarray, half: int, keys: list[np.uint64]) -> np.ndarray:
+def _feistel(values: np.ndarray, half: int, keys: list[np.uint64]) -> np.ndarray:
     mask, shift = np.uint64((1 << half) - 1), np.uint64(half)
     left, right = values >> shift, values & mask
     for key in keys:
-        left, right = right, left ^ (_mixed(right ^ key) & mask)
+        left, right = right, left ^ (_splitmix64(right ^ key) & mask)
     return (left << shift) | right
 
 
-def _mixed(values: np.ndarray) -> np.ndarray:
+def _splitmix64(values: np.ndarray) -> np.ndarray:
     """The finaliser of SplitMix64 (Steele, Lea and Flood 2014, OOPSLA): every bit depends on every other."""
     values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from sweepcp.data.apportion import Apportionment, given_at
-from sweepcp.data.shuffle import shuffled
-from sweepcp.data.store import Store
-from sweepcp.recipe import Recipe
+from sweepcp.config.recipe import Recipe
+from sweepcp.data.apportionment import Apportionment, counts_at
+from sweepcp.data.shuffle import permuted_positions
+from sweepcp.data.token_store import TokenStore
 
 WINDOW = 512
 """Sequences of a source whose places are found at once: an array costs hardly more than a single one."""
@@ -29,7 +29,7 @@ class Batch:
     """Index into the recipe's portions, shape (sequences,)."""
 
 
-class Sequences:
+class SourceSequences:
     """The training sequences of one source, in shuffled epochs.
 
     The source's tokens are cut into blocks of `seq_len` (the last, shorter one is left out); each epoch visits every
@@ -37,18 +37,22 @@ class Sequences:
     the same in every epoch. Nothing is kept in memory but the place of the store.
     """
 
-    def __init__(self, store: Store, seq_len: int, seed: int) -> None:
+    def __init__(self, store: TokenStore, seq_len: int, seed: int) -> None:
         self.indexed = store.train()
         self.seq_len, self.key = seq_len, f"{seed}/{store.source}"
         count = len(self.indexed.tokens)
         self.all_blocks = (count - 1) // seq_len
         self.blocks = max(1, round(self.all_blocks * store.part))
         if self.all_blocks < 1:
-            raise ValueError(f"source {store.source} has {count} tokens, not more than one sequence of {seq_len}")
+            raise ValueError(
+                f"source {store.source} has {count} tokens, not more than one sequence of {seq_len}"
+            )
         self._window = -1
         self._places: list[int] = []
 
-    def read(self, numbers: np.ndarray, tokens: np.ndarray, begins: np.ndarray, rows: np.ndarray) -> None:
+    def read(
+        self, numbers: np.ndarray, tokens: np.ndarray, begins: np.ndarray, rows: np.ndarray
+    ) -> None:
         """Put sequences, by their numbers (from 0, through all epochs), into `rows` of two arrays; shape (n,) both.
 
         `tokens` and `begins`, shape (any, seq_len + 1), get the inputs with the token after them, and where documents
@@ -65,30 +69,39 @@ class Sequences:
         """The block in which a sequence stands; found for `WINDOW` numbers at once, as they mostly come in turn."""
         window = number // WINDOW
         if window != self._window:
-            self._window, self._places = window, self._find(np.arange(window * WINDOW, (window + 1) * WINDOW)).tolist()
+            self._window, self._places = (
+                window,
+                self._find(np.arange(window * WINDOW, (window + 1) * WINDOW)).tolist(),
+            )
         return self._places[number - window * WINDOW]
 
     def _find(self, numbers: np.ndarray) -> np.ndarray:
         epochs, places = np.divmod(numbers, self.blocks)
         for epoch in np.unique(epochs):
             now = epochs == epoch
-            places[now] = shuffled(places[now], self.blocks, f"{self.key}/{epoch}")
-        return places if self.blocks == self.all_blocks else shuffled(places, self.all_blocks, f"{self.key}/part")
+            places[now] = permuted_positions(places[now], self.blocks, f"{self.key}/{epoch}")
+        return (
+            places
+            if self.blocks == self.all_blocks
+            else permuted_positions(places, self.all_blocks, f"{self.key}/part")
+        )
 
 
-class Stream:
+class MixtureStream:
     """The batches of a recipe over the stores of its sources: a function of seed, step and the steps that are skipped.
 
     `skipped` are steps of the stream that are passed over, as after a spike of the loss; the optimizer's step n takes
     the n-th of the others.
     """
 
-    def __init__(self, recipe: Recipe, stores: list[Store], skipped: tuple[int, ...] = ()) -> None:
+    def __init__(
+        self, recipe: Recipe, stores: list[TokenStore], skipped: tuple[int, ...] = ()
+    ) -> None:
         by_name = {store.source: store for store in stores}
         self.recipe, self.skipped = recipe, sorted(set(skipped))
         self.apportionment = Apportionment([p.share for p in recipe.mixture.portions])
         self.sources = {
-            i: Sequences(by_name[p.source], recipe.seq_len, recipe.seed)
+            i: SourceSequences(by_name[p.source], recipe.seq_len, recipe.seed)
             for i, p in enumerate(recipe.mixture.portions)
             if self.apportionment.weights[i]
         }
@@ -110,7 +123,7 @@ class Stream:
         if self.recipe.cross_documents:
             begins[:] = False
         targets = np.where(begins[:, 1:], IGNORED, tokens[:, 1:])
-        return Batch(tokens[:, :-1], targets, positions(begins[:, :-1]), chosen)
+        return Batch(tokens[:, :-1], targets, restarting_positions(begins[:, :-1]), chosen)
 
     def place(self, step: int) -> int:
         """Which step of the stream optimizer step `step` takes: the same, but for those that are skipped."""
@@ -135,14 +148,16 @@ class Stream:
         return tokens / (source.blocks * source.seq_len) if source else 0.0
 
 
-def tokens_by(recipe: Recipe, step: int) -> dict[str, int]:
+def tokens_by_source(recipe: Recipe, step: int) -> dict[str, int]:
     """Source → tokens that the steps up to `step` read of it."""
     weights = Apportionment([p.share for p in recipe.mixture.portions]).weights
-    given = given_at(weights, step * recipe.sequences)
-    return {p.source: n * recipe.seq_len for p, n in zip(recipe.mixture.portions, given, strict=True)}
+    given = counts_at(weights, step * recipe.sequences)
+    return {
+        p.source: n * recipe.seq_len for p, n in zip(recipe.mixture.portions, given, strict=True)
+    }
 
 
-def positions(begins: np.ndarray) -> np.ndarray:
+def restarting_positions(begins: np.ndarray) -> np.ndarray:
     """Positions that restart at 0 where `begins` is true and at the start of each row; shape (rows, length)."""
     index = np.arange(begins.shape[1])
     starts = begins * index

@@ -6,17 +6,24 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from sweepcp.errors import BadInput
-from sweepcp.export.facts import FACTS
-from sweepcp.export.handoff import Handoff, Source
+from sweepcp.config.site import Site
+from sweepcp.errors import InvalidInput
+from sweepcp.export.export_plan import ExportInput, ExportPlan
 from sweepcp.export.launchers import kubeflow, ray, skypilot, slurm, torchrun
-from sweepcp.export.launchers.shell import environment, exports, words
-from sweepcp.export.safe import check_files, check_texts
-from sweepcp.export.site import Site
-from sweepcp.export.trainers import axolotl, deepspeed, hf_trainer, llama_factory, megatron_lm, torchtitan
-from sweepcp.export.verify import Checked, check_launcher, check_trainer
-from sweepcp.files import new_folder, write_text
-from sweepcp.promote.bundle import Opened
+from sweepcp.export.launchers.shell import export_lines, process_environment, quote_words
+from sweepcp.export.recipe_facts import FACTS
+from sweepcp.export.text_checks import check_bundle_texts, check_file_names
+from sweepcp.export.trainers import (
+    axolotl,
+    deepspeed,
+    hf_trainer,
+    llama_factory,
+    megatron_lm,
+    torchtitan,
+)
+from sweepcp.export.verify import Verification, verify_launcher, verify_trainer
+from sweepcp.promote.bundle import LoadedBundle
+from sweepcp.util.files import new_folder, write_text
 
 TRAINERS = {
     "deepspeed": deepspeed,
@@ -26,9 +33,15 @@ TRAINERS = {
     "megatron-lm": megatron_lm,
     "torchtitan": torchtitan,
 }
-LAUNCHERS = {"torchrun": torchrun, "slurm": slurm, "ray": ray, "kubeflow": kubeflow, "skypilot": skypilot}
-BASH = ("sh", "sbatch")
-CHECKS = {
+LAUNCHERS = {
+    "torchrun": torchrun,
+    "slurm": slurm,
+    "ray": ray,
+    "kubeflow": kubeflow,
+    "skypilot": skypilot,
+}
+SHELL_SUFFIXES = ("sh", "sbatch")
+LAUNCHER_CHECKS = {
     "slurm": ("sbatch --test-only", "job.sbatch"),
     "kubeflow": ("kubectl apply --dry-run=server -f", "trainjob.yaml"),
     "ray": ("kubectl apply --dry-run=server -f", "rayjob.yaml"),
@@ -37,15 +50,15 @@ CHECKS = {
 
 
 @dataclass(frozen=True)
-class Export:
+class ExportResult:
     """What was written, and what its peers made of it."""
 
-    source: Source
+    source: ExportInput
     trainer: str
     launcher: str
-    handoff: Handoff
+    handoff: ExportPlan
     files: tuple[str, ...]
-    checked: dict[str, Checked]
+    checked: dict[str, Verification]
     """Trainer or launcher → what it parsed; without those that were not asked, or have no parser."""
 
     @property
@@ -64,72 +77,98 @@ class Export:
         return f"verified: parsed by {checked.peer}{later}"
 
 
-def export(
-    opened: Opened,
+def write_export(
+    opened: LoadedBundle,
     names: Sequence[str],
     site: Site,
     where: Path | None,
     out: Path,
     pythons: Sequence[str],
     strict: bool,
-) -> Export:
+) -> ExportResult:
     """Write a bundle for a trainer and a launcher into the new folder `out`, and let the peers in `pythons` parse it.
 
     `where` is the site's file. Raises `BadInput` for what cannot be written there, and with `strict` for any difference
     between the trainer and the recipe.
     """
-    trainer, launcher = choose(names)
-    check_texts(opened, out)
-    source = Source(opened, site, out, where or opened.path / "bundle.json")
+    trainer, launcher = choose_targets(names)
+    check_bundle_texts(opened, out)
+    source = ExportInput(opened, site, out, where or opened.path / "bundle.json")
     handoff = TRAINERS[trainer].write(source)
     if strict and handoff.differences:
         said = "; ".join(f"{FACTS[d.fact]}: {d.there}" for d in handoff.differences)
         rule = "with --strict, a trainer that does all that the recipe says"
-        raise BadInput("export", "--to", f"{trainer}: {said}", rule, "export to another trainer, or leave --strict out")
-    files = render(source, trainer, launcher, handoff, {})
+        raise InvalidInput(
+            file="export",
+            key="--to",
+            found=f"{trainer}: {said}",
+            rule=rule,
+            fix="export to another trainer, or leave --strict out",
+        )
+    files = render_files(source, trainer, launcher, handoff, {})
     with new_folder(out) as work:
-        _write(work, files)
+        _write_files(work, files)
     try:
-        checked = _verify(source, handoff, trainer, launcher, pythons)
+        checked = _verify_with_peers(source, handoff, trainer, launcher, pythons)
     except BaseException:
         shutil.rmtree(out)
         raise
     if checked:
-        files = render(source, trainer, launcher, handoff, checked)
-        _write(out, files)
-    return Export(source, trainer, launcher, handoff, tuple(files), checked)
+        files = render_files(source, trainer, launcher, handoff, checked)
+        _write_files(out, files)
+    return ExportResult(source, trainer, launcher, handoff, tuple(files), checked)
 
 
-def choose(names: Sequence[str]) -> tuple[str, str]:
+def choose_targets(names: Sequence[str]) -> tuple[str, str]:
     """A trainer and a launcher: the ones that are named, or `deepspeed` and `torchrun`. Raises `BadInput`."""
     for name in names:
         if name not in TRAINERS and name not in LAUNCHERS:
             rule = f"a trainer ({', '.join(TRAINERS)}) or a launcher ({', '.join(LAUNCHERS)})"
-            raise BadInput("export", "--to", name, rule, "correct the name")
+            raise InvalidInput(
+                file="export", key="--to", found=name, rule=rule, fix="correct the name"
+            )
     trainers = [name for name in dict.fromkeys(names) if name in TRAINERS]
     launchers = [name for name in dict.fromkeys(names) if name in LAUNCHERS]
     if not names or len(trainers) > 1 or len(launchers) > 1:
         rule = "one trainer, one launcher, or one of each"
-        raise BadInput("export", "--to", list(names), rule, "export once for each pair, into folders of their own")
+        raise InvalidInput(
+            file="export",
+            key="--to",
+            found=list(names),
+            rule=rule,
+            fix="export once for each pair, into folders of their own",
+        )
     return trainers[0] if trainers else "deepspeed", launchers[0] if launchers else "torchrun"
 
 
-def render(
-    source: Source, trainer: str, launcher: str, handoff: Handoff, checked: dict[str, Checked]
+def render_files(
+    source: ExportInput,
+    trainer: str,
+    launcher: str,
+    handoff: ExportPlan,
+    checked: dict[str, Verification],
 ) -> dict[str, str]:
     """Every file with its head: a pure function."""
-    export = Export(source, trainer, launcher, handoff, (), checked)
+    export = ExportResult(source, trainer, launcher, handoff, (), checked)
     files = {name: (trainer, text) for name, text in handoff.files.items()}
-    files |= {name: (launcher, text) for name, text in LAUNCHERS[launcher].write(source, handoff).items()}
+    files |= {
+        name: (launcher, text) for name, text in LAUNCHERS[launcher].write(source, handoff).items()
+    }
     if handoff.prepare:
-        commands = "\n".join(words(command) for command in handoff.prepare)
-        files["prepare.sh"] = trainer, f"set -euo pipefail\n{exports(source, environment(source, handoff))}{commands}\n"
-    check_files(files)
-    found = {name: _headed(export, name, of, text) for name, (of, text) in files.items()}
-    return found | {"SUMMARY.md": _summary(export, list(files)), "export.json": _record(export)}
+        commands = "\n".join(quote_words(command) for command in handoff.prepare)
+        files["prepare.sh"] = (
+            trainer,
+            f"set -euo pipefail\n{export_lines(source, process_environment(source, handoff))}{commands}\n",
+        )
+    check_file_names(files)
+    found = {name: _with_header(export, name, of, text) for name, (of, text) in files.items()}
+    return found | {
+        "SUMMARY.md": _summary(export, list(files)),
+        "export.json": _export_record(export),
+    }
 
 
-def _headed(export: Export, name: str, of: str, text: str) -> str:
+def _with_header(export: ExportResult, name: str, of: str, text: str) -> str:
     bundle, kind = export.source.bundle, name.rpartition(".")[2]
     about = {
         "recipe": bundle.recipe_id,
@@ -141,10 +180,10 @@ def _headed(export: Export, name: str, of: str, text: str) -> str:
     if kind == "json":
         return json.dumps({"sweepcp": about} | json.loads(text), indent=1) + "\n"
     head = "".join(f"# sweepcp {key}: {value}\n" for key, value in about.items())
-    return ("#!/usr/bin/env bash\n" if kind in BASH else "") + head + text
+    return ("#!/usr/bin/env bash\n" if kind in SHELL_SUFFIXES else "") + head + text
 
 
-def _summary(export: Export, names: list[str]) -> str:
+def _summary(export: ExportResult, names: list[str]) -> str:
     source, handoff = export.source, export.handoff
     bundle, recipe = source.bundle, source.bundle.recipe
     mix = ", ".join(f"{p.source} {p.share:.2%}" for p in recipe.mixture.portions)
@@ -159,27 +198,38 @@ def _summary(export: Export, names: list[str]) -> str:
         "",
         *(f"- {name}: {export.status(name)}" for name in (export.trainer, export.launcher)),
     ]
-    command, file = CHECKS.get(export.launcher, ("", ""))
+    command, file = LAUNCHER_CHECKS.get(export.launcher, ("", ""))
     if file in names:
-        lines.append(f"- whether {export.launcher} takes its file, it says itself: `{command} {source.out}/{file}`")
+        lines.append(
+            f"- whether {export.launcher} takes its file, it says itself: `{command} {source.out}/{file}`"
+        )
     for name, checked in export.checked.items():
         lines += [f"- {name} parsed otherwise: {f.what}: {f.detail}" for f in checked.wrong]
-        lines += [f"- {name} agrees where a difference was stated: {fact}" for fact in checked.missing]
+        lines += [
+            f"- {name} agrees where a difference was stated: {fact}" for fact in checked.missing
+        ]
     lines += ["", "## Run", ""]
     if planned := [c.name for c in bundle.corpora if c.store is None]:
-        lines.append(f"- It cannot run yet: {', '.join(planned)} have no token store. Build them, and promote again.")
+        lines.append(
+            f"- It cannot run yet: {', '.join(planned)} have no token store. Build them, and promote again."
+        )
     if handoff.prepare:
         lines.append(f"- once, where all nodes see the result: `bash {source.out}/prepare.sh`")
     saves = "saves first" if handoff.saves_on_term else "does not save"
-    lines += [f"- `{export.how}`", f"- started again, it goes on from the last checkpoint; told to end, it {saves}"]
+    lines += [
+        f"- `{export.how}`",
+        f"- started again, it goes on from the last checkpoint; told to end, it {saves}",
+    ]
     lines += ["", "## What differs from the recipe", ""]
-    lines += [f"- {FACTS[d.fact]}: {d.there}" for d in handoff.differences] or ["Nothing that is known."]
+    lines += [f"- {FACTS[d.fact]}: {d.there}" for d in handoff.differences] or [
+        "Nothing that is known."
+    ]
     if handoff.notes:
         lines += ["", "## What else is to be known", "", *(f"- {note}" for note in handoff.notes)]
     return "\n".join([*lines, "", "## Files", "", *(f"- {name}" for name in names)]) + "\n"
 
 
-def _record(export: Export) -> str:
+def _export_record(export: ExportResult) -> str:
     source, hardware = export.source, export.source.bundle.target.hardware
     content = {
         "recipe_id": source.bundle.recipe_id,
@@ -199,29 +249,35 @@ def _record(export: Export) -> str:
     return json.dumps(content, indent=1) + "\n"
 
 
-def _verify(
-    source: Source, handoff: Handoff, trainer: str, launcher: str, pythons: Sequence[str]
-) -> dict[str, Checked]:
+def _verify_with_peers(
+    source: ExportInput, handoff: ExportPlan, trainer: str, launcher: str, pythons: Sequence[str]
+) -> dict[str, Verification]:
     """The trainer must be found in one of the interpreters; the launcher is parsed where it is found, too."""
-    found: dict[str, Checked] = {}
+    found: dict[str, Verification] = {}
     missing = {}
     for python in pythons:
         if trainer not in found:
-            result = check_trainer(source, handoff, trainer, python)
+            result = verify_trainer(source, handoff, trainer, python)
             if isinstance(result, str):
                 missing[python] = result
             else:
                 found[trainer] = result
-        if launcher not in found and (checked := check_launcher(source, launcher, python)):
+        if launcher not in found and (checked := verify_launcher(source, launcher, python)):
             found[launcher] = checked
     if pythons and trainer not in found:
         rule = f"one of them has {trainer} installed"
-        raise BadInput("export", "--verify", missing, rule, "install it there, or name another interpreter")
+        raise InvalidInput(
+            file="export",
+            key="--verify",
+            found=missing,
+            rule=rule,
+            fix="install it there, or name another interpreter",
+        )
     return found
 
 
-def _write(folder: Path, files: dict[str, str]) -> None:
+def _write_files(folder: Path, files: dict[str, str]) -> None:
     for name, text in files.items():
         write_text(folder / name, text)
-        if name.endswith(BASH):
+        if name.endswith(SHELL_SUFFIXES):
             (folder / name).chmod(0o755)

@@ -1,1 +1,0 @@
-"""From a recipe to the launch bundle of a full run."""

@@ -15,13 +15,14 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from sweepcp.errors import BadInput
-from sweepcp.files import file_sha256, write_json
-from sweepcp.promote.target import Target
-from sweepcp.recipe import Recipe, Role
-from sweepcp.scorecard import Record
-from sweepcp.shape import Shape
-from sweepcp.suites import Suites
+from sweepcp.config.model_dimensions import ModelDimensions
+from sweepcp.config.recipe import Recipe
+from sweepcp.config.suites import Suites
+from sweepcp.config.target import Target
+from sweepcp.config.types import Role
+from sweepcp.errors import InvalidInput
+from sweepcp.util.files import file_sha256, write_json
+from sweepcp.util.records import Record
 
 FORMAT = 1
 CONTENT = ("bundle.json", "ds_config.json", "plan.jsonl", "proxy.jsonl")
@@ -34,7 +35,7 @@ class Model(Record):
     hub: str | None
     revision: str | None
     max_lr: float
-    shape: Shape
+    shape: ModelDimensions
     parameters: int
     fingerprint: str | None
     """Of a folder: over configuration, tokenizer, and the headers and sizes of the weights."""
@@ -58,7 +59,7 @@ class CorpusPlan(Record):
     max_epochs: float
 
 
-class Proxy(Record):
+class ProxyResult(Record):
     """The trial that was promoted, as far as the full run is compared with it."""
 
     parameters: int
@@ -134,7 +135,7 @@ class Bundle(Record):
     languages: dict[str, str]
     target: Target
     lineage: Lineage
-    proxy: Proxy | None
+    proxy: ProxyResult | None
     memory: Memory
     expense: Expense
     assumptions: tuple[str, ...]
@@ -146,7 +147,7 @@ class Bundle(Record):
 
 
 @dataclass(frozen=True)
-class Opened:
+class LoadedBundle:
     """A bundle that was read and checked."""
 
     path: Path
@@ -164,56 +165,96 @@ def write_manifest(folder: Path) -> None:
     write_json(folder / "manifest.json", {"format": FORMAT, "files": files})
 
 
-def open_bundle(folder: Path) -> Opened:
+def load_bundle(folder: Path) -> LoadedBundle:
     """Read a bundle. Raises `BadInput` when a byte of it was changed, or it is of a newer version of sweepcp."""
     again = "promote again, or restore the file from a copy"
-    manifest = _json(folder / "manifest.json", "name a folder that `sweepcp promote --out` wrote")
+    manifest = _read_json(
+        folder / "manifest.json", "name a folder that `sweepcp promote --out` wrote"
+    )
     _check_format(folder / "manifest.json", manifest)
     files = manifest.get("files")
     if not isinstance(files, dict) or not set(CONTENT[:3]) <= set(files):
         rule = f"the hashes of {', '.join(CONTENT[:3])}"
-        raise BadInput(folder / "manifest.json", "files", files, rule, again)
+        raise InvalidInput(
+            file=folder / "manifest.json", key="files", found=files, rule=rule, fix=again
+        )
     for name, expected in files.items():
         inside = (folder / name).resolve()
         if inside.parent != folder.resolve() or name not in CONTENT:
             rule = f"files of the bundle itself: {', '.join(CONTENT)}"
-            raise BadInput(folder / "manifest.json", "files", name, rule, "promote again; do not edit a bundle")
+            raise InvalidInput(
+                file=folder / "manifest.json",
+                key="files",
+                found=name,
+                rule=rule,
+                fix="promote again; do not edit a bundle",
+            )
         if not inside.is_file():
-            raise BadInput(inside, "the file", "missing", "every file that manifest.json names", again)
+            raise InvalidInput(
+                file=inside,
+                key="the file",
+                found="missing",
+                rule="every file that manifest.json names",
+                fix=again,
+            )
         if (found := file_sha256(inside)) != expected:
             rule = f"SHA-256 {expected[:16]}…, as manifest.json says; a bundle is not edited"
-            raise BadInput(inside, "the content", f"{found[:16]}…", rule, again)
-    content = _json(folder / "bundle.json", again)
+            raise InvalidInput(
+                file=inside, key="the content", found=f"{found[:16]}…", rule=rule, fix=again
+            )
+    content = _read_json(folder / "bundle.json", again)
     _check_format(folder / "bundle.json", content)
     try:
         bundle = Bundle.model_validate_json((folder / "bundle.json").read_bytes())
     except ValidationError as error:
         what = " ".join(str(error).splitlines()[:3])
-        raise BadInput(folder / "bundle.json", "the bundle", what, "one of this version of sweepcp", again) from None
-    lines = (folder / "proxy.jsonl").read_text(encoding="utf-8").splitlines() if "proxy.jsonl" in files else []
+        raise InvalidInput(
+            file=folder / "bundle.json",
+            key="the bundle",
+            found=what,
+            rule="one of this version of sweepcp",
+            fix=again,
+        ) from None
+    lines = (
+        (folder / "proxy.jsonl").read_text(encoding="utf-8").splitlines()
+        if "proxy.jsonl" in files
+        else []
+    )
     losses = tuple(json.loads(line)["loss"] for line in lines)
-    ds_config = _json(folder / "ds_config.json", again)
-    return Opened(folder, file_sha256(folder / "manifest.json"), bundle, ds_config, losses)
+    ds_config = _read_json(folder / "ds_config.json", again)
+    return LoadedBundle(folder, file_sha256(folder / "manifest.json"), bundle, ds_config, losses)
 
 
 def _check_format(path: Path, content: dict[str, Any]) -> None:
     found = content.get("format")
     if found != FORMAT:
         fix = "install that version of sweepcp, or promote again with this one"
-        raise BadInput(path, "format", found, f"{FORMAT}, which this version of sweepcp reads", fix)
+        raise InvalidInput(
+            file=path,
+            key="format",
+            found=found,
+            rule=f"{FORMAT}, which this version of sweepcp reads",
+            fix=fix,
+        )
 
 
-def _no_number(text: str) -> None:
+def _reject_constant(text: str) -> None:
     raise ValueError(f"{text} is no number of JSON")
 
 
-def _json(path: Path, fix: str) -> dict[str, Any]:
+def _read_json(path: Path, fix: str) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"), parse_constant=_no_number)
+        content = json.loads(path.read_text(encoding="utf-8"), parse_constant=_reject_constant)
     except OSError as error:
-        raise BadInput(path, "the file", error.strerror, "a bundle holds it", fix) from None
+        raise InvalidInput(
+            file=path, key="the file", found=error.strerror, rule="a bundle holds it", fix=fix
+        ) from None
     except ValueError as error:
-        raise BadInput(path, "the file", str(error), "a JSON object", fix) from None
+        raise InvalidInput(
+            file=path, key="the file", found=str(error), rule="a JSON object", fix=fix
+        ) from None
     if not isinstance(content, dict):
-        raise BadInput(path, "the file", type(content).__name__, "a JSON object", fix)
+        raise InvalidInput(
+            file=path, key="the file", found=type(content).__name__, rule="a JSON object", fix=fix
+        )
     return content

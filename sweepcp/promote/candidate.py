@@ -3,46 +3,36 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from sweepcp.base import BaseSpec
-from sweepcp.doubts import doubts
-from sweepcp.errors import BadInput
-from sweepcp.origin import base_of, experiment_of, stores_of
-from sweepcp.promote.bundle import Lineage, Proxy
-from sweepcp.promote.target import Corpus
-from sweepcp.recipe import Method, Mixture, Positive
-from sweepcp.run import Run
-from sweepcp.schema import locate, read_yaml, validate
-from sweepcp.suites import MemberSpec, Suites
-from sweepcp.trial import Trial
+from sweepcp.config.base_model import BaseSpec
+from sweepcp.config.published_recipe import PublishedRecipe
+from sweepcp.config.recipe import Mixture, TrainingMethod
+from sweepcp.config.suites import MemberSpec, Suites
+from sweepcp.config.target import TargetCorpus
+from sweepcp.config.validation import validate
+from sweepcp.config.yaml_files import find_config_file, read_yaml
+from sweepcp.corpora.provenance import base_of, experiment_of, stores_of
+from sweepcp.errors import InvalidInput
+from sweepcp.promote.bundle import Lineage, ProxyResult
+from sweepcp.runs.caveats import caveats_of
+from sweepcp.runs.run_folder import Run
+from sweepcp.runs.trial import Trial
 
 HELD_OUT_ITEMS, HELD_OUT_CHARS = 500, 20_000
 """Held-out documents of a source that a run reads where no suite says how many, and characters of each."""
-
-
-class Published(Method):
-    """A recipe that was published and not searched here."""
-
-    published: str
-    """Where."""
-    assumptions: tuple[str, ...] = ()
-    """What the publication does not say."""
-    lr_fraction: Positive
-    mixture: Mixture
-    seed: int = 0
 
 
 @dataclass(frozen=True)
 class Candidate:
     """A recipe to promote, with what is known of it."""
 
-    method: Method
+    method: TrainingMethod
     lr_fraction: float
     mixture: Mixture
     seed: int
     suites: Suites
     lineage: Lineage
     assumptions: list[str]
-    proxy: Proxy | None
+    proxy: ProxyResult | None
     run: Run | None
 
     @property
@@ -51,9 +41,9 @@ class Candidate:
         return self.run.folder(str(self.lineage.trial)) / "metrics.jsonl" if self.run else None
 
 
-def from_run(run: Run, trial_id: str | None) -> Candidate:
+def candidate_from_run(run: Run, trial_id: str | None) -> Candidate:
     """The trial of a run that its rule chooses, or the one of an id. Raises `BadInput` unless it is done."""
-    trial = _chosen(run, trial_id)
+    trial = _chosen_trial(run, trial_id)
     experiment = experiment_of(run)
     recipe, card = trial.recipe, trial.scorecard
     assert card is not None
@@ -72,8 +62,8 @@ def from_run(run: Run, trial_id: str | None) -> Candidate:
             chosen_by="--trial" if trial_id else str(run.rule),
             published=None,
         ),
-        assumptions=doubts(run, trial),
-        proxy=Proxy(
+        assumptions=caveats_of(run, trial),
+        proxy=ProxyResult(
             parameters=run.base.parameters,
             tokens=recipe.tokens,
             batch_tokens=recipe.batch_tokens,
@@ -83,22 +73,30 @@ def from_run(run: Run, trial_id: str | None) -> Candidate:
             general=card.report.general,
             general_se=card.report.general_se,
             epochs=trial.epochs_by_source,
-            held_out={m.name: m.change for m in card.report.members if m.name.startswith("held_out_")},
+            held_out={
+                m.name: m.change for m in card.report.members if m.name.startswith("held_out_")
+            },
         ),
         run=run,
     )
 
 
-def from_publication(name: str) -> Candidate:
+def candidate_from_publication(name: str) -> Candidate:
     """A recipe file, by its path or the name of a shipped one."""
-    path = locate(name, "experiments/recipes", "--recipe")
-    published = validate(Published, read_yaml(path), path)
+    path = find_config_file(name, "experiments/recipes", "--recipe")
+    published = validate(PublishedRecipe, read_yaml(path), path)
     members: dict[str, list[MemberSpec]] = {"domain": [], "general": []}
     for portion in published.mixture.portions:
         members[portion.role].append(first_documents(portion.source))
     if not all(members.values()):
         rule = "sources of both roles, so that gain and regression are measured"
-        raise BadInput(path, "mixture", sorted(k for k, v in members.items() if v), rule, "add the other, with share 0")
+        raise InvalidInput(
+            file=path,
+            key="mixture",
+            found=sorted(k for k, v in members.items() if v),
+            rule=rule,
+            fix="add the other, with share 0",
+        )
     return Candidate(
         method=published,
         lr_fraction=published.lr_fraction,
@@ -129,12 +127,16 @@ def base_of_run(run: Run) -> BaseSpec:
     return base if base.hub is not None else BaseSpec(path=place, max_lr=base.max_lr)
 
 
-def corpora_of_run(run: Run) -> dict[str, Corpus]:
+def corpora_of_run(run: Run) -> dict[str, TargetCorpus]:
     """The token stores of a run with the caps of its sources; `BadInput` where one is gone."""
     experiment = experiment_of(run)
     stores = stores_of(run, experiment)
     return {
-        s.name: Corpus(store=str(stores[s.name].path), max_epochs=s.max_epochs, beyond_max_epochs=s.beyond_max_epochs)
+        s.name: TargetCorpus(
+            store=str(stores[s.name].path),
+            max_epochs=s.max_epochs,
+            beyond_max_epochs=s.beyond_max_epochs,
+        )
         for s in experiment.sources
     }
 
@@ -144,19 +146,37 @@ def first_documents(source: str) -> MemberSpec:
     return MemberSpec(held_out=source, items=HELD_OUT_ITEMS, chars=HELD_OUT_CHARS)
 
 
-def _chosen(run: Run, trial_id: str | None) -> Trial:
+def _chosen_trial(run: Run, trial_id: str | None) -> Trial:
     by_id = run.by_id
     if trial_id is None:
         choice = run.front.choice
         if choice.id is None:
             near = f"; nearest is {choice.nearest}" if choice.nearest else ""
             fix = "search on, choose by another rule (--max-regression, --knee, --weights), or name a --trial"
-            raise BadInput(run.path, "the choice", "none", f"a trial that meets the rule: {choice.rule}{near}", fix)
+            raise InvalidInput(
+                file=run.path,
+                key="the choice",
+                found="none",
+                rule=f"a trial that meets the rule: {choice.rule}{near}",
+                fix=fix,
+            )
         return by_id[choice.id]
     if trial_id not in by_id:
-        raise BadInput(run.path, "--trial", trial_id, f"one of: {', '.join(by_id)}", "name a trial of this run")
+        raise InvalidInput(
+            file=run.path,
+            key="--trial",
+            found=trial_id,
+            rule=f"one of: {', '.join(by_id)}",
+            fix="name a trial of this run",
+        )
     trial = by_id[trial_id]
     if trial.status != "done":
         found = f"{trial_id} is {trial.status}" + (f": {trial.why}" if trial.why else "")
-        raise BadInput(run.path, "--trial", found, "a trial that is done, and so was scored", "name another trial")
+        raise InvalidInput(
+            file=run.path,
+            key="--trial",
+            found=found,
+            rule="a trial that is done, and so was scored",
+            fix="name another trial",
+        )
     return trial

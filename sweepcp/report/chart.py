@@ -5,7 +5,6 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 Draw = Literal["points", "line", "steps", "bars"]
-
 COLOURS = {
     "front": "#2563eb",
     "other": "#7d8590",

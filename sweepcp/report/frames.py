@@ -4,12 +4,12 @@ from typing import Any
 
 import pandas as pd
 
-from sweepcp.run import Run
-from sweepcp.scorecard import Member
-from sweepcp.trial import Trial
+from sweepcp.runs.run_folder import Run
+from sweepcp.runs.trial import Trial
+from sweepcp.scoring.scorecard import MemberScore
 
 TRIAL = ("run", "id", "status", "proposed_by", "domain", "domain_se", "general", "general_se")
-MEMBER = ("run", "id", "half", "on_front", "chosen", *Member.model_fields)
+MEMBER = ("run", "id", "half", "on_front", "chosen", *MemberScore.model_fields)
 STEP = ("run", "id", "status", "step", "lr", "loss", "grad_norm")
 
 
@@ -19,7 +19,7 @@ def trial_frame(run: Run) -> pd.DataFrame:
     Columns that every run has: id, status, proposed_by, domain, domain_se, general, general_se. `domain` and `general`
     are of the half that is chosen on, `reported_…` of the other; NaN unless the trial is done.
     """
-    return _frame([{"run": str(run.path)} | row for row in run.rows()], TRIAL)
+    return _to_frame([{"run": str(run.path)} | row for row in run.rows()], TRIAL)
 
 
 def member_frame(run: Run) -> pd.DataFrame:
@@ -30,10 +30,17 @@ def member_frame(run: Run) -> pd.DataFrame:
     front, rows = run.front, []
     for trial in run.trials:
         for half in ("select", "report") if trial.scorecard else ():
-            marks = {"half": half, "on_front": trial.id in front.ids, "chosen": trial.id == front.choice.id}
+            marks = {
+                "half": half,
+                "on_front": trial.id in front.ids,
+                "chosen": trial.id == front.choice.id,
+            }
             members = getattr(trial.scorecard, half).members
-            rows += [{"run": str(run.path), "id": trial.id} | marks | member.model_dump() for member in members]
-    return _frame(rows, MEMBER)
+            rows += [
+                {"run": str(run.path), "id": trial.id} | marks | member.model_dump()
+                for member in members
+            ]
+    return _to_frame(rows, MEMBER)
 
 
 def step_frame(run: Run, ids: list[str] | None = None) -> pd.DataFrame:
@@ -44,20 +51,28 @@ def step_frame(run: Run, ids: list[str] | None = None) -> pd.DataFrame:
     rows = []
     for trial_id in ids if ids is not None else [t.id for t in run.trials] + list(run.unfinished):
         ended: Trial | None = run.by_id.get(trial_id)
-        marks = {"run": str(run.path), "id": trial_id, "status": ended.status if ended else run.state}
-        rows += [marks | _flat(step) for step in run.steps(trial_id)]
-    return _frame(rows, STEP)
+        marks = {
+            "run": str(run.path),
+            "id": trial_id,
+            "status": ended.status if ended else run.state,
+        }
+        rows += [marks | _flatten_step(step) for step in run.steps(trial_id)]
+    return _to_frame(rows, STEP)
 
 
-def _flat(step: dict[str, Any]) -> dict[str, Any]:
+def _flatten_step(step: dict[str, Any]) -> dict[str, Any]:
     """A step with its nested counts as `name:source`."""
     flat: dict[str, Any] = {}
     for key, value in step.items():
-        flat |= {f"{key}:{name}": v for name, v in value.items()} if isinstance(value, dict) else {key: value}
+        flat |= (
+            {f"{key}:{name}": v for name, v in value.items()}
+            if isinstance(value, dict)
+            else {key: value}
+        )
     return flat
 
 
-def _frame(rows: list[dict[str, Any]], columns: tuple[str, ...]) -> pd.DataFrame:
+def _to_frame(rows: list[dict[str, Any]], columns: tuple[str, ...]) -> pd.DataFrame:
     """Rows as a frame that has these columns even when it is empty."""
     found = dict.fromkeys(columns) | dict.fromkeys(key for row in rows for key in row)
     return pd.DataFrame(rows, columns=list(found))

@@ -11,17 +11,17 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
-from sweepcp.errors import BadInput
-from sweepcp.files import write_text
+from sweepcp.errors import InvalidInput
 from sweepcp.report import charts, sections
 from sweepcp.report.chart import COLOURS, MARKS, Chart, Series
-from sweepcp.report.interactive import bare
-from sweepcp.report.look import Run
-from sweepcp.report.words import answer
+from sweepcp.report.labels import choice_sentence
+from sweepcp.report.plotly_figures import figure_without_title
+from sweepcp.report.views import RunView
+from sweepcp.util.files import write_text
 
-BROKEN = 4
+BROKEN_SHOWN = 4
 """Broken and running trials whose curves are shown, of each as many; the tables have all."""
-PAGES = Environment(
+TEMPLATES = Environment(
     loader=PackageLoader("sweepcp.report", "web"),
     autoescape=True,
     undefined=StrictUndefined,
@@ -31,59 +31,68 @@ PAGES = Environment(
 """Everything that a template prints is escaped, whatever it holds."""
 
 
-def write_report(run: Run, file: Path) -> None:
+def write_report(run: RunView, file: Path) -> None:
     """Write the page; `BadInput` when the file cannot be written."""
     try:
-        write_text(file, page(run))
+        write_text(file, render_page(run))
     except OSError as error:
-        raise BadInput(file, "--html", error.strerror, "a file that can be written", "name another file") from None
+        raise InvalidInput(
+            file=file,
+            key="--html",
+            found=error.strerror,
+            rule="a file that can be written",
+            fix="name another file",
+        ) from None
 
 
-def page(run: Run, stamp: str | None = None) -> str:
+def render_page(run: RunView, stamp: str | None = None) -> str:
     """The page as HTML that asks nothing of any host; one with a stamp asks its own for what is newer than that."""
-    scripts = [get_plotlyjs(), _asset("page.js")]
-    hashes = " ".join(f"'sha256-{base64.b64encode(hashlib.sha256(s.encode()).digest()).decode()}'" for s in scripts)
+    scripts = [get_plotlyjs(), _read_asset("page.js")]
+    hashes = " ".join(
+        f"'sha256-{base64.b64encode(hashlib.sha256(s.encode()).digest()).decode()}'"
+        for s in scripts
+    )
     policy = f"default-src 'none'; script-src {hashes}; style-src 'unsafe-inline'; img-src data:"
-    return PAGES.get_template("page.html").render(
+    return TEMPLATES.get_template("page.html").render(
         policy=policy + ("; connect-src 'self'" if stamp else ""),
         scripts=[Markup(script) for script in scripts],  # they are part of the program
-        style=Markup(_asset("page.css")),
+        style=Markup(_read_asset("page.css")),
         stamp=stamp,
         colours=COLOURS,
         marks=MARKS,
-        **_content(run),
+        **_page_content(run),
     )
 
 
-def _asset(name: str) -> str:
+def _read_asset(name: str) -> str:
     return (Path(__file__).parent / "web" / name).read_text(encoding="utf-8")
 
 
-def _content(run: Run) -> dict[str, Any]:
+def _page_content(run: RunView) -> dict[str, Any]:
     """What the template shows."""
     sure = run.certainty
     scored, trials = run.chosen_or_nearest, sections.trial_table(run, sure)
     drawn = {
-        "front": charts.front(run, run.known),
-        "plane": charts.plane(run, run.known),
-        "tolerance": charts.tolerance(run),
-        "tradeoff": charts.tradeoff(run, run.trend, run.known),
-        "hypervolume": charts.hypervolume(run),
-        "curves": charts.curves(run, _few(run)),
+        "front": charts.front_chart(run, run.known),
+        "plane": charts.recipe_chart(run, run.known),
+        "tolerance": charts.tolerance_chart(run),
+        "tradeoff": charts.tradeoff_chart(run, run.trend, run.known),
+        "hypervolume": charts.hypervolume_chart(run),
+        "curves": charts.training_chart(run, _trials_with_curves(run)),
     }
     return {
         "name": run.experiment["name"],
-        "question": sections.question(run),
-        "progress": sections.progress(run),
-        "answer": answer(run),
-        "caution": sections.caution(run, sure),
+        "question": sections.question_text(run),
+        "progress": sections.progress_text(run),
+        "answer": choice_sentence(run),
+        "caution": sections.bound_warning(run, sure),
         "rule": str(run.rule),
         "chosen": run.chosen,
-        "sure": sections.how_sure(run, sure),
-        "untested": sections.not_tested(run),
+        "sure": sections.certainty_lines(run, sure),
+        "untested": sections.untested_lines(run),
         "charts": drawn,
-        "legends": {name: _legend(chart) for name, chart in drawn.items()},
-        "numbers": Markup(_numbers(drawn)),
+        "legends": {name: _legend_series(chart) for name, chart in drawn.items()},
+        "numbers": Markup(_chart_json(drawn)),
         "front": sections.front_table(run, trials),
         "trials": trials,
         "members": sections.member_table(scored) if scored else None,
@@ -98,19 +107,25 @@ def _content(run: Run) -> dict[str, Any]:
     }
 
 
-def _few(run: Run) -> list[str]:
+def _trials_with_curves(run: RunView) -> list[str]:
     """Trials whose steps the page shows: the ends of the front, the choice, those that run, some that broke."""
-    broken = [t.id for t in run.trials if t.status != "done"][:BROKEN]
-    ids = [*run.front.ids[:1], run.front.choice.id, *run.front.ids[-1:], *list(run.unfinished)[:BROKEN], *broken]
+    broken = [t.id for t in run.trials if t.status != "done"][:BROKEN_SHOWN]
+    ids = [
+        *run.front.ids[:1],
+        run.front.choice.id,
+        *run.front.ids[-1:],
+        *list(run.unfinished)[:BROKEN_SHOWN],
+        *broken,
+    ]
     return list(dict.fromkeys(i for i in ids if i is not None))
 
 
-def _legend(chart: Chart) -> list[Series]:
+def _legend_series(chart: Chart) -> list[Series]:
     """A series of each name."""
     return list({s.name: s for panel in chart.panels for s in panel.series if s.name}.values())
 
 
-def _numbers(drawn: dict[str, Chart]) -> str:
+def _chart_json(drawn: dict[str, Chart]) -> str:
     """The panels of all charts for the page's script, each hover text once, six digits a number.
 
     JSON in which no `<` can end the element that it stands in.
@@ -118,22 +133,28 @@ def _numbers(drawn: dict[str, Chart]) -> str:
     texts: dict[str, int] = {}
     figures = {}
     for name, chart in drawn.items():
-        figures[name] = [_shared(bare(panel), texts) for panel in chart.panels]
-    content = json.dumps({"texts": list(texts), "charts": figures}, separators=(",", ":"), allow_nan=False)
+        figures[name] = [
+            _share_hover_texts(figure_without_title(panel), texts) for panel in chart.panels
+        ]
+    content = json.dumps(
+        {"texts": list(texts), "charts": figures}, separators=(",", ":"), allow_nan=False
+    )
     return content.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
 
 
-def _shared(figure: dict[str, Any], texts: dict[str, int]) -> dict[str, Any]:
+def _share_hover_texts(figure: dict[str, Any], texts: dict[str, int]) -> dict[str, Any]:
     """A figure whose traces name hover texts by their places in `texts`."""
     for trace in figure["data"]:
         if "hovertext" in trace:
-            trace["customdata"] = [texts.setdefault(text, len(texts)) for text in trace.pop("hovertext")]
-    return {"data": _short(figure["data"]), "layout": figure["layout"]}
+            trace["customdata"] = [
+                texts.setdefault(text, len(texts)) for text in trace.pop("hovertext")
+            ]
+    return {"data": _round_numbers(figure["data"]), "layout": figure["layout"]}
 
 
-def _short(value: Any) -> Any:
+def _round_numbers(value: Any) -> Any:
     if isinstance(value, float):
         return float(f"{value:.6g}")
     if isinstance(value, dict):
-        return {key: _short(inner) for key, inner in value.items()}
-    return [_short(inner) for inner in value] if isinstance(value, list) else value
+        return {key: _round_numbers(inner) for key, inner in value.items()}
+    return [_round_numbers(inner) for inner in value] if isinstance(value, list) else value

@@ -6,16 +6,16 @@ from math import fsum
 
 import yaml
 
-from sweepcp.doubts import doubts
-from sweepcp.experiment import Experiment
-from sweepcp.origin import experiment_of
-from sweepcp.recipe import Role
-from sweepcp.report.resample import DRAWS, Certainty
-from sweepcp.report.words import percent, scores_line, signed
-from sweepcp.run import Run
-from sweepcp.scorecard import Member, weighted
-from sweepcp.space import Range
-from sweepcp.trial import Trial
+from sweepcp.config.experiment import Experiment
+from sweepcp.config.space import Range
+from sweepcp.config.types import Role
+from sweepcp.corpora.provenance import experiment_of
+from sweepcp.report.labels import format_percent, format_signed, scores_line
+from sweepcp.runs.caveats import caveats_of
+from sweepcp.runs.run_folder import Run
+from sweepcp.runs.trial import Trial
+from sweepcp.runs.uncertainty import RESAMPLES, FrontCertainty
+from sweepcp.scoring.scorecard import MemberScore, weighted_change
 
 UNIT = "% of the base's bits per byte; higher is better"
 
@@ -37,11 +37,17 @@ class Table:
         return [(name.rstrip("#…"), kinds.get(name[-1], "")) for name in self.columns]
 
 
-def question(run: Run) -> str:
+def question_text(run: Run) -> str:
     """What was asked, in a sentence."""
-    domain, general = (", ".join(_sources(run, role)) or "none" for role in ("domain", "general"))
+    domain, general = (
+        ", ".join(_source_names(run, role)) or "none" for role in ("domain", "general")
+    )
     base = run.base
-    size = f" ({base.parameters:,} parameters, max LR {base.max_lr:g} in its pretraining)" if base else ""
+    size = (
+        f" ({base.parameters:,} parameters, max LR {base.max_lr:g} in its pretraining)"
+        if base
+        else ""
+    )
     experiment = experiment_of(run)
     return (
         f"How high may the learning rate be, and how much general text must be mixed in, when {_base_name(run)}{size} "
@@ -53,14 +59,18 @@ def question(run: Run) -> str:
 
 def _base_name(run: Run) -> str:
     spec = experiment_of(run).base
-    return "a small base, pretrained for this purpose," if spec.pretrain else str(spec.hub or spec.path)
+    return (
+        "a small base, pretrained for this purpose,"
+        if spec.pretrain
+        else str(spec.hub or spec.path)
+    )
 
 
-def _sources(run: Run, role: Role) -> list[str]:
+def _source_names(run: Run, role: Role) -> list[str]:
     return [s.name for s in experiment_of(run).sources if s.role == role]
 
 
-def progress(run: Run) -> str:
+def progress_text(run: Run) -> str:
     """How far the search is."""
     experiment = experiment_of(run)
     steps = experiment.budget.tokens // experiment.training.batch_tokens
@@ -73,7 +83,7 @@ def progress(run: Run) -> str:
     return line
 
 
-def how_sure(run: Run, sure: Certainty | None) -> list[str]:
+def certainty_lines(run: Run, sure: FrontCertainty | None) -> list[str]:
     """The choice on both halves, and what resampling says of it."""
     trial = run.chosen
     if trial is None or trial.scorecard is None:
@@ -86,13 +96,18 @@ def how_sure(run: Run, sure: Certainty | None) -> list[str]:
         lines.append("Results of single items are missing, so nothing was resampled.")
         return lines
     rivals = sorted(sure.chosen.items(), key=lambda pair: -pair[1])
-    others = ", ".join(f"{i} in {percent(p)}" for i, p in rivals if i != trial.id and p >= 0.01)
-    often = f"the rule would have chosen it in {percent(sure.chosen[trial.id])} of {DRAWS} resamples"
-    lines.append(f"Had other items of the same kind been drawn, {often}" + (f" (else {others})." if others else "."))
+    others = ", ".join(
+        f"{i} in {format_percent(p)}" for i, p in rivals if i != trial.id and p >= 0.01
+    )
+    often = f"the rule would have chosen it in {format_percent(sure.chosen[trial.id])} of {RESAMPLES} resamples"
+    lines.append(
+        f"Had other items of the same kind been drawn, {often}"
+        + (f" (else {others})." if others else ".")
+    )
     bound = run.rule.max_regression
     if sure.within is not None and bound is not None:
         lines.append(
-            f"It keeps the bound of {bound:g} % general regression in {percent(sure.within)} of {DRAWS} resamples of "
+            f"It keeps the bound of {bound:g} % general regression in {format_percent(sure.within)} of {RESAMPLES} resamples of "
             "the half that it was not chosen on."
         )
     lines.append(
@@ -102,17 +117,26 @@ def how_sure(run: Run, sure: Certainty | None) -> list[str]:
     return lines
 
 
-def caution(run: Run, sure: Certainty | None) -> str | None:
+def bound_warning(run: Run, sure: FrontCertainty | None) -> str | None:
     """A choice that does not keep its rule's bound on the half that it was not chosen on."""
     trial, bound = run.chosen, run.rule.max_regression
-    if trial is None or trial.scorecard is None or bound is None or trial.scorecard.report.general >= -bound:
+    if (
+        trial is None
+        or trial.scorecard is None
+        or bound is None
+        or trial.scorecard.report.general >= -bound
+    ):
         return None
-    often = f"; it keeps the bound in {percent(sure.within)} of resamples" if sure and sure.within is not None else ""
+    often = (
+        f"; it keeps the bound in {format_percent(sure.within)} of resamples"
+        if sure and sure.within is not None
+        else ""
+    )
     regression = -trial.scorecard.report.general
     return f"On that other half its general regression is {regression:.2f} %, beyond the bound of {bound:g} %{often}."
 
 
-def not_tested(run: Run) -> list[str]:
+def untested_lines(run: Run) -> list[str]:
     """What a reader might take for known, and is not."""
     lines = []
     trial, experiment = run.chosen_or_nearest, experiment_of(run)
@@ -121,12 +145,14 @@ def not_tested(run: Run) -> list[str]:
             f"Whether the best recipe of {run.base.parameters:,} parameters and {experiment.budget.tokens:,} "
             "tokens is the best of a larger model and a longer run."
         )
-    lines.append(f"Other values of what all trials share: {_shared(experiment)}.")
+    lines.append(f"Other values of what all trials share: {_shared_settings(experiment)}.")
     if trial is not None:
-        lines += [f"{line[0].upper()}{line[1:]}." for line in doubts(run, trial)]
+        lines += [f"{line[0].upper()}{line[1:]}." for line in caveats_of(run, trial)]
         read = {name: epochs for name, epochs in trial.epochs_by_source.items() if epochs > 0}
         if read and max(read.values()) <= 1 and experiment.target is None:
-            lines.append("Repetition: no source was read more than once, and the experiment names no target run.")
+            lines.append(
+                "Repetition: no source was read more than once, and the experiment names no target run."
+            )
     broken = Counter(t.status for t in run.trials if t.status != "done")
     if broken:
         counts = ", ".join(f"{count} {status}" for status, count in broken.items())
@@ -137,15 +163,28 @@ def not_tested(run: Run) -> list[str]:
     return lines
 
 
-def _shared(experiment: Experiment) -> str:
-    names = ("schedule", "warmup", "final_fraction", "weight_decay", "clip", "batch_tokens", "seq_len")
+def _shared_settings(experiment: Experiment) -> str:
+    names = (
+        "schedule",
+        "warmup",
+        "final_fraction",
+        "weight_decay",
+        "clip",
+        "batch_tokens",
+        "seq_len",
+    )
     values = {n: getattr(experiment.training, n) for n in names if n not in experiment.space.axes}
-    return ", ".join(f"{n} {value:,}" if isinstance(value, int) else f"{n} {value}" for n, value in values.items())
+    return ", ".join(
+        f"{n} {value:,}" if isinstance(value, int) else f"{n} {value}"
+        for n, value in values.items()
+    )
 
 
-def trial_table(run: Run, sure: Certainty | None) -> Table:
+def trial_table(run: Run, sure: FrontCertainty | None) -> Table:
     """Every trial that has ended."""
-    extra = {n: axis for n, axis in run.space.axes.items() if n not in ("lr_fraction", "general_share")}
+    extra = {
+        n: axis for n, axis in run.space.axes.items() if n not in ("lr_fraction", "general_share")
+    }
     columns = ["trial", "status", "proposed by", "LR fraction#", "domain share, %#"]
     columns += [f"{name}#" if isinstance(axis, Range) else name for name, axis in extra.items()]
     columns += [
@@ -160,25 +199,52 @@ def trial_table(run: Run, sure: Certainty | None) -> Table:
     rows, chosen = [], None
     for index, trial in enumerate(run.trials):
         chosen = index if trial.id == run.front.choice.id else chosen
-        row = [trial.id, _mark(run, trial), trial.proposed_by, f"{trial.recipe.lr_fraction:.4g}"]
+        row = [
+            trial.id,
+            _trial_mark(run, trial),
+            trial.proposed_by,
+            f"{trial.recipe.lr_fraction:.4g}",
+        ]
         row.append(f"{100 * trial.recipe.domain_share:.1f}")
         row += [
-            f"{trial.point[name]:.4g}" if isinstance(trial.point[name], float) else str(trial.point[name])
+            f"{trial.point[name]:.4g}"
+            if isinstance(trial.point[name], float)
+            else str(trial.point[name])
             for name in extra
         ]
         card = trial.scorecard
         for half in (card.select, card.report) if card else (None, None):
-            row += [_value(half.domain, half.domain_se), _value(half.general, half.general_se)] if half else ["", ""]
+            row += (
+                [
+                    _format_change(half.domain, half.domain_se),
+                    _format_change(half.general, half.general_se),
+                ]
+                if half
+                else ["", ""]
+            )
         scored = sure is not None and trial.id in sure.on_front
-        row += [f"{p[trial.id]:.2f}" for p in (sure.on_front, sure.chosen)] if sure and scored else ["", ""]
-        row.append(f"{trial.cost.train_seconds + trial.cost.score_seconds:.0f}" if trial.cost else "")
+        row += (
+            [f"{p[trial.id]:.2f}" for p in (sure.on_front, sure.chosen)]
+            if sure and scored
+            else ["", ""]
+        )
+        row.append(
+            f"{trial.cost.train_seconds + trial.cost.score_seconds:.0f}" if trial.cost else ""
+        )
         rows.append(row)
     return Table(f"Every trial. Scores ± standard error: {UNIT}", columns, rows, chosen)
 
 
 def front_table(run: Run, whole: Table) -> Table:
     """The front from least to most domain gain: rows and columns of the table of every trial."""
-    columns = ["trial", "LR fraction#", "domain share, %#", "domain#", "general#", "domain, other half#"]
+    columns = [
+        "trial",
+        "LR fraction#",
+        "domain share, %#",
+        "domain#",
+        "general#",
+        "domain, other half#",
+    ]
     columns += ["general, other half#", "P(front)#"]
     wanted = [whole.columns.index(name) for name in columns]
     by_id = {row[0]: row for row in whole.rows}
@@ -188,27 +254,38 @@ def front_table(run: Run, whole: Table) -> Table:
     return Table(f"The front. Scores ± standard error: {UNIT}", columns, rows, chosen)
 
 
-def _mark(run: Run, trial: Trial) -> str:
+def _trial_mark(run: Run, trial: Trial) -> str:
     if trial.id == run.front.choice.id:
         return "chosen"
     return "on the front" if trial.id in run.front.ids else trial.status
 
 
-def _value(value: float, error: float) -> str:
-    return f"{signed(value)} ± {error:.2f}"
+def _format_change(value: float, error: float) -> str:
+    return f"{format_signed(value)} ± {error:.2f}"
 
 
 def member_table(trial: Trial) -> Table:
     """What the scalars of a trial are made of, benchmark by benchmark, on the half that is not chosen on."""
     assert trial.scorecard is not None
-    columns = ["suite", "benchmark", "language", "unit", "items#", "base#", f"{trial.id}#", "change#"]
+    columns = [
+        "suite",
+        "benchmark",
+        "language",
+        "unit",
+        "items#",
+        "base#",
+        f"{trial.id}#",
+        "change#",
+    ]
     rows = [
         [m.role, m.name, m.language, m.unit, f"{m.items}", f"{m.base:.3f} ± {m.base_se:.3f}",
-         f"{m.value:.3f} ± {m.value_se:.3f}", f"{_value(m.change, m.change_se)} {_unit(m)}"]
+         f"{m.value:.3f} ± {m.value_se:.3f}", f"{_format_change(m.change, m.change_se)} {_change_unit(m)}"]
         for m in trial.scorecard.report.members
     ]  # fmt: skip
     return Table(
-        f"Trial {trial.id} against the base by benchmark, on the half that it was not chosen on", columns, rows
+        f"Trial {trial.id} against the base by benchmark, on the half that it was not chosen on",
+        columns,
+        rows,
     )
 
 
@@ -218,15 +295,29 @@ def language_table(trial: Trial) -> Table:
     rows, half = [], trial.scorecard.report
     for unit in ("bits per byte", "accuracy"):
         for role, language in dict.fromkeys((m.role, m.language) for m in half.members):
-            own = [m for m in half.members if (m.role, m.language, m.unit) == (role, language, unit)]
+            own = [
+                m for m in half.members if (m.role, m.language, m.unit) == (role, language, unit)
+            ]
             if own:
-                change, error = weighted(own)
-                rows.append([role, language, unit, f"{len(own)}", f"{_value(change, error)} {_unit(own[0])}"])
+                change, error = weighted_change(own)
+                rows.append(
+                    [
+                        role,
+                        language,
+                        unit,
+                        f"{len(own)}",
+                        f"{_format_change(change, error)} {_change_unit(own[0])}",
+                    ]
+                )
     columns = ["suite", "language", "unit", "benchmarks#", "change#"]
-    return Table(f"Trial {trial.id} against the base by language, on the half that it was not chosen on", columns, rows)
+    return Table(
+        f"Trial {trial.id} against the base by language, on the half that it was not chosen on",
+        columns,
+        rows,
+    )
 
 
-def _unit(member: Member) -> str:
+def _change_unit(member: MemberScore) -> str:
     return "%" if member.unit == "bits per byte" else "points"
 
 
@@ -235,7 +326,15 @@ def data_table(run: Run) -> Table:
     trial = run.chosen_or_nearest
     shares = {p.source: p.share for p in trial.recipe.mixture.portions} if trial else {}
     name = f" in trial {trial.id}" if trial else ""
-    columns = ["source", "role", "language", f"share{name}, %#", f"tokens{name}#", f"epochs{name}#", "fingerprint"]
+    columns = [
+        "source",
+        "role",
+        "language",
+        f"share{name}, %#",
+        f"tokens{name}#",
+        f"epochs{name}#",
+        "fingerprint",
+    ]
     rows = []
     for source in experiment_of(run).sources:
         key = source.name
@@ -253,7 +352,13 @@ def data_table(run: Run) -> Table:
 def failure_table(run: Run) -> Table | None:
     """Trials that have no score, and why."""
     rows = [
-        [t.id, t.status, f"{t.recipe.lr_fraction:.4g}", f"{100 * t.recipe.domain_share:.1f}", (t.reason or "").strip()]
+        [
+            t.id,
+            t.status,
+            f"{t.recipe.lr_fraction:.4g}",
+            f"{100 * t.recipe.domain_share:.1f}",
+            (t.reason or "").strip(),
+        ]
         for t in run.trials
         if t.status != "done"
     ]
@@ -284,16 +389,20 @@ def cost_lines(run: Run) -> list[str]:
 
 def version_lines(run: Run) -> list[str]:
     """The packages that decided the numbers; more than one line when trials had different ones."""
-    found = Counter(" ".join(f"{k}=={v}" for k, v in t.versions.items()) for t in run.trials if t.versions)
+    found = Counter(
+        " ".join(f"{k}=={v}" for k, v in t.versions.items()) for t in run.trials if t.versions
+    )
     return [f"{line} ({count} trials)" if len(found) > 1 else line for line, count in found.items()]
 
 
 def experiment_text(run: Run) -> str:
     """The experiment as a file for `sweepcp search`; what it leaves out has its default."""
-    return yaml.safe_dump(_stated(run.experiment), sort_keys=False, allow_unicode=True, width=100)
+    return yaml.safe_dump(
+        _without_nulls(run.experiment), sort_keys=False, allow_unicode=True, width=100
+    )
 
 
-def _stated(value: object) -> object:
+def _without_nulls(value: object) -> object:
     if isinstance(value, dict):
-        return {k: _stated(v) for k, v in value.items() if v is not None}
-    return [_stated(v) for v in value] if isinstance(value, list) else value
+        return {k: _without_nulls(v) for k, v in value.items() if v is not None}
+    return [_without_nulls(v) for v in value] if isinstance(value, list) else value

@@ -4,27 +4,33 @@ import csv
 from pathlib import Path
 from typing import Any
 
-from sweepcp.run import Run
-from sweepcp.scorecard import scorecard
+from sweepcp.runs.run_folder import Run
+from sweepcp.scoring.scorecard import compare_with_base
 
 
-def as_dict(run: Run) -> dict[str, Any]:
+def run_as_dict(run: Run) -> dict[str, Any]:
     """Base, trials, front, choice and hypervolume of a run, ready for JSON."""
     result = run.front
     trials = []
     for trial in run.trials:
-        content = trial.model_dump(mode="json", exclude={"format"}) | {"on_front": trial.id in result.ids}
-        content["recipe"] |= {"domain_share": trial.recipe.domain_share, "general_share": trial.recipe.general_share}
+        content = trial.model_dump(mode="json", exclude={"format"}) | {
+            "on_front": trial.id in result.ids
+        }
+        content["recipe"] |= {
+            "domain_share": trial.recipe.domain_share,
+            "general_share": trial.recipe.general_share,
+        }
         trials.append(content)
     base = None
     if run.base is not None:
         items = list(run.base.items)
-        members = scorecard(items, items).report.members
+        members = compare_with_base(items, items).report.members
         base = run.base.model_dump(mode="json", exclude={"format", "items"}) | {
             "domain": 0.0,
             "general": 0.0,
             "members": [
-                m.model_dump(mode="json", include={"name", "role", "unit", "base", "base_se"}) for m in members
+                m.model_dump(mode="json", include={"name", "role", "unit", "base", "base_se"})
+                for m in members
             ],
         }
     return {

@@ -4,9 +4,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from sweepcp.front import scores
-from sweepcp.run import Run
-from sweepcp.space import Point, Range
+from sweepcp.config.space import Point, Range
+from sweepcp.runs.front import score_matrix
+from sweepcp.runs.run_folder import Run
 
 
 @dataclass(frozen=True)
@@ -23,14 +23,16 @@ class Trend:
 
     def along(self, name: str, at: Point, count: int = 60) -> tuple[list[float], np.ndarray]:
         """Values of the axis `name`, the others as they are `at` a point, and the scores there, (count, 2), in %."""
-        units = np.tile([axis.to_unit(float(at[key])) for key, axis in self.axes.items()], (count, 1))
+        units = np.tile(
+            [axis.to_unit(float(at[key])) for key, axis in self.axes.items()], (count, 1)
+        )
         column = list(self.axes).index(name)
         units[:, column] = np.linspace(0, 1, count)
         values = [self.axes[name].from_unit(unit) for unit in units[:, column].tolist()]
         return values, _features(units) @ self.coefficients
 
 
-def fit(run: Run) -> Trend | None:
+def fit_trend(run: Run) -> Trend | None:
     """The trend of the done trials; None unless there are four more of them than the quadratic has terms.
 
     The leave-one-out residual of a linear fit is its residual over one minus its leverage (Allen, The relationship
@@ -38,10 +40,12 @@ def fit(run: Run) -> Trend | None:
     """
     axes = {name: axis for name, axis in run.space.axes.items() if isinstance(axis, Range)}
     done = run.done
-    units = np.array([[axis.to_unit(float(t.point[name])) for name, axis in axes.items()] for t in done])
+    units = np.array(
+        [[axis.to_unit(float(t.point[name])) for name, axis in axes.items()] for t in done]
+    )
     if not axes or len(done) < (len(axes) + 1) * (len(axes) + 2) // 2 + 4:
         return None
-    features, values = _features(units), scores(done)
+    features, values = _features(units), score_matrix(done)
     coefficients, _, rank, _ = np.linalg.lstsq(features, values, rcond=None)
     leverage = np.square(np.linalg.qr(features)[0]).sum(axis=1)
     if rank < features.shape[1] or leverage.max() > 1 - 1e-9:  # the trials do not determine it
@@ -49,7 +53,9 @@ def fit(run: Run) -> Trend | None:
     left_out = (values - features @ coefficients) / (1 - leverage)[:, None]
     spread = np.square(values - values.mean(axis=0)).sum(axis=0)
     domain, general = (1 - np.square(left_out).sum(axis=0) / spread).tolist()
-    return Trend(axes=axes, coefficients=coefficients, predictive=(domain, general), trials=len(done))
+    return Trend(
+        axes=axes, coefficients=coefficients, predictive=(domain, general), trials=len(done)
+    )
 
 
 def _features(units: np.ndarray) -> np.ndarray:

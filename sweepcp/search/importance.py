@@ -7,14 +7,14 @@ import optuna
 from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
 from optuna.trial import FrozenTrial
 
-from sweepcp.run import Run
-from sweepcp.search.propose import frozen
+from sweepcp.runs.run_folder import Run
+from sweepcp.search.proposals import frozen_trial
 
-TOP = 5
+MIN_BEST_TRIALS = 5
 """Trials that are called the best at least: fewer leave the estimate unstable, as Optuna's documentation says."""
 
 
-def importance(run: Run) -> dict[str, dict[str, float]]:
+def axis_importance(run: Run) -> dict[str, dict[str, float]]:
     """For `front`, `domain` and `general`: axis → its part of the importance, which sums to 1.
 
     PED-ANOVA (Watanabe et al. 2023, arXiv 2304.10255): how differently the best tenth of the done trials, at least five
@@ -22,12 +22,16 @@ def importance(run: Run) -> dict[str, dict[str, float]]:
     those of the highest score. Empty for fewer than ten done trials. Says nothing of how much a score changes.
     """
     done = run.done
-    if len(done) < 2 * TOP:
+    if len(done) < 2 * MIN_BEST_TRIALS:
         return {}
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     study = optuna.create_study(directions=["maximize", "maximize"])
     for trial in done:
-        study.add_trial(frozen(run.space, trial.point, [float(trial.domain or 0), float(trial.general or 0)]))
+        study.add_trial(
+            frozen_trial(
+                run.space, trial.point, [float(trial.domain or 0), float(trial.general or 0)]
+            )
+        )
     targets: dict[str, Callable[[FrozenTrial], float] | None] = {
         "front": None,
         "domain": lambda t: -float(t.values[0]),  # the evaluator takes lower for better
@@ -35,7 +39,10 @@ def importance(run: Run) -> dict[str, dict[str, float]]:
     }
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Optuna repeats there that lower is better
-        evaluator = PedAnovaImportanceEvaluator(target_quantile=max(0.1, TOP / len(done)))
+        evaluator = PedAnovaImportanceEvaluator(
+            target_quantile=max(0.1, MIN_BEST_TRIALS / len(done))
+        )
         return {
-            name: get_param_importances(study, evaluator=evaluator, target=target) for name, target in targets.items()
+            name: get_param_importances(study, evaluator=evaluator, target=target)
+            for name, target in targets.items()
         }

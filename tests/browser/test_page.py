@@ -17,7 +17,13 @@ from sweepcp.report.page import write_report
 from tests.make import write_run
 
 FOLDER = Path(os.environ["SWEEPCP_BROWSER"])
-FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
+FLAGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+]
 WIDTHS = (1440, 390)
 SCHEMES = ("light", "dark")
 HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(2)><b>bold</b>"
@@ -27,7 +33,8 @@ HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(2)><b>bold
 def browser() -> Iterator[Browser]:
     with sync_playwright() as playwright:
         opened = playwright.chromium.launch(
-            executable_path=shutil.which("chromium"), args=[*FLAGS, "--disable-component-update", "--disable-sync"]
+            executable_path=shutil.which("chromium"),
+            args=[*FLAGS, "--disable-component-update", "--disable-sync"],
         )
         yield opened
         opened.close()
@@ -38,7 +45,9 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """A run of the quickstart, and made ones in other states."""
     folder = tmp_path_factory.mktemp("runs")
     found = {"quickstart": FOLDER / "quickstart", "null": FOLDER / "quickstart"}
-    found["broken"] = write_run(folder / "broken", 12, t0003="diverged", t0009="failed", t0010="stopped")
+    found["broken"] = write_run(
+        folder / "broken", 12, t0003="diverged", t0009="failed", t0010="stopped"
+    )
     (found["broken"] / "trials" / "0011" / "trial.json").unlink()
     found["one"] = write_run(folder / "one", 1)
     found["empty"] = write_run(folder / "empty", 0)
@@ -54,12 +63,17 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 class Seen:
     """A page, and what it did while it was looked at."""
 
-    def __init__(self, browser: Browser, url: str, width: int = 1440, scheme: str = "light") -> None:
+    def __init__(
+        self, browser: Browser, url: str, width: int = 1440, scheme: str = "light"
+    ) -> None:
         context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme)  # type: ignore[arg-type]
         self.page: Page = context.new_page()
         self.errors: list[str] = []
         self.requests: list[str] = []
-        self.page.on("console", lambda m: self.errors.append(m.text) if m.type in ("error", "warning") else None)
+        self.page.on(
+            "console",
+            lambda m: self.errors.append(m.text) if m.type in ("error", "warning") else None,
+        )
         self.page.on("pageerror", lambda error: self.errors.append(str(error)))
         self.page.on("dialog", lambda dialog: self.errors.append(f"dialog {dialog.message}"))
         self.page.on("request", lambda request: self.requests.append(request.url))
@@ -93,7 +107,9 @@ def report(folder: Path, out: Path, **rule: object) -> str:
 def test_a_report_is_quiet_accessible_and_whole(
     browser: Browser, runs: dict[str, Path], tmp_path: Path, name: str, width: int, scheme: str
 ):
-    url = report(runs[name], tmp_path / "report.html", **({"max_regression": 0.0} if name == "null" else {}))
+    url = report(
+        runs[name], tmp_path / "report.html", **({"max_regression": 0.0} if name == "null" else {})
+    )
     seen = Seen(browser, url, width, scheme)
     shots = FOLDER / "shots"
     shots.mkdir(exist_ok=True)
@@ -104,7 +120,9 @@ def test_a_report_is_quiet_accessible_and_whole(
     assert seen.page.evaluate("document.documentElement.scrollWidth") <= width
     seen.page.evaluate((FOLDER / "package" / "axe.min.js").read_text())
     found = seen.page.evaluate("axe.run()")
-    problems = [(v["id"], [node["html"][:120] for node in v["nodes"][:3]]) for v in found["violations"]]
+    problems = [
+        (v["id"], [node["html"][:120] for node in v["nodes"][:3]]) for v in found["violations"]
+    ]
     assert problems == []
     assert len(found["passes"]) > 20
     seen.page.context.close()
@@ -140,18 +158,26 @@ def outside(page: Page) -> list[str]:
     return found
 
 
-def test_every_trial_is_a_point_and_says_its_recipe(browser: Browser, runs: dict[str, Path], tmp_path: Path):
+def test_every_trial_is_a_point_and_says_its_recipe(
+    browser: Browser, runs: dict[str, Path], tmp_path: Path
+):
     for name in ("quickstart", "broken"):
         run = sweepcp.load_run(runs[name])
         seen = Seen(browser, report(runs[name], tmp_path / f"{name}.html"))
         done = [t for t in run.trials if t.status == "done"]
-        front, plane = (seen.page.locator(f'.plot[data-chart="{c}"] .scatterlayer .point') for c in ("front", "plane"))
+        front, plane = (
+            seen.page.locator(f'.plot[data-chart="{c}"] .scatterlayer .point')
+            for c in ("front", "plane")
+        )
         assert front.count() == len(done) + 2  # the base, and the choice on the other half
         assert plane.count() == len(run.trials)
         said = seen.hovered("plane")
         for trial in run.trials:
             recipe = f"LR fraction {trial.recipe.lr_fraction:.3g}, {100 * trial.recipe.domain_share:.3g} % domain"
-            assert any(text.startswith(trial.id) and recipe in text for text in said), (trial.id, said)
+            assert any(text.startswith(trial.id) and recipe in text for text in said), (
+                trial.id,
+                said,
+            )
         assert any(text.startswith("the base") for text in seen.hovered("front"))
         seen.page.context.close()
 
@@ -165,7 +191,9 @@ def test_text_of_a_run_stays_text(browser: Browser, runs: dict[str, Path], tmp_p
     seen.page.context.close()
 
 
-def test_every_column_sorts_both_ways_also_by_keyboard(browser: Browser, runs: dict[str, Path], tmp_path: Path):
+def test_every_column_sorts_both_ways_also_by_keyboard(
+    browser: Browser, runs: dict[str, Path], tmp_path: Path
+):
     seen = Seen(browser, report(runs["broken"], tmp_path / "report.html"))
     table = seen.page.locator("table.sortable")
     for index, head in enumerate(table.locator("th").all()):
@@ -177,7 +205,11 @@ def test_every_column_sorts_both_ways_also_by_keyboard(browser: Browser, runs: d
             cells = table.locator(f"tbody td:nth-child({index + 1})").all_text_contents()
             filled = [cell for cell in cells if cell]
             assert cells == filled + [""] * (len(cells) - len(filled)) if number else True
-            keys = [float(c.split(" ")[0].replace("−", "-").replace(",", "")) for c in filled] if number else filled
+            keys = (
+                [float(c.split(" ")[0].replace("−", "-").replace(",", "")) for c in filled]
+                if number
+                else filled
+            )
             assert keys == sorted(keys, reverse=direction == "descending")  # type: ignore[type-var]
     assert table.locator("th[aria-sort]").count() == 1
     assert table.locator("tbody tr").count() == 11
@@ -202,11 +234,17 @@ def test_five_thousand_trials_are_drawn_and_hovered(browser: Browser, tmp_path: 
     }""")
     texts = set()
     for k in range(150):
-        seen.page.mouse.move(box["x"] + 70 + (box["width"] - 120) * k / 150, box["y"] + 60 + (k * 37) % 200)
-        texts.update(plot.locator(".hoverlayer .hovertext").all_text_contents() if k % 10 == 9 else ())
+        seen.page.mouse.move(
+            box["x"] + 70 + (box["width"] - 120) * k / 150, box["y"] + 60 + (k * 37) % 200
+        )
+        texts.update(
+            plot.locator(".hoverlayer .hovertext").all_text_contents() if k % 10 == 9 else ()
+        )
     gaps = seen.page.evaluate("window.gaps")
     late = statistics.quantiles(gaps, n=20)[-1]
-    print(f"\n5,000 trials: frames while hovering {statistics.median(gaps):.0f} ms, 95 % of them under {late:.0f} ms")
+    print(
+        f"\n5,000 trials: frames while hovering {statistics.median(gaps):.0f} ms, 95 % of them under {late:.0f} ms"
+    )
     assert len(texts) > 5
     assert seen.errors == []
     seen.page.context.close()
@@ -228,15 +266,21 @@ def test_a_watched_page_renews_itself_and_keeps_what_was_set(browser: Browser, t
         (tmp_path / "later.json").rename(last)
         expect(seen.page.locator(".sortable tbody tr")).to_have_count(5, timeout=20_000)
         assert "finished: 5 of 5" in seen.page.locator("#progress").inner_text()
-        assert seen.page.locator("table.sortable th").nth(3).get_attribute("aria-sort") == "descending"
+        assert (
+            seen.page.locator("table.sortable th").nth(3).get_attribute("aria-sort") == "descending"
+        )
         assert seen.page.locator("details").get_attribute("open") is not None
         assert seen.page.locator('.plot[data-chart="plane"] .scatterlayer .point').count() == 5
-        hosts = {request.split("/")[2] for request in seen.requests if not request.startswith("data:")}
+        hosts = {
+            request.split("/")[2] for request in seen.requests if not request.startswith("data:")
+        }
         assert len(hosts) == 1
         assert hosts.pop().startswith("127.0.0.1:")
         assert seen.errors == []
         server.terminate()
         server.wait()
-        expect(seen.page.locator("#progress")).to_contain_text("no answer from sweepcp watch", timeout=20_000)
+        expect(seen.page.locator("#progress")).to_contain_text(
+            "no answer from sweepcp watch", timeout=20_000
+        )
     finally:
         server.kill()

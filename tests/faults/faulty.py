@@ -6,13 +6,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from sweepcp.cli import main
-from sweepcp.full import checkpoint
-from sweepcp.full.zero import ZeroEngine
+from sweepcp.cli.app import main
+from sweepcp.full_run import checkpoints
+from sweepcp.training.zero_engine import ZeroEngine
 
 FAULT, BUNDLE, *OUT = sys.argv[1:]
 RANK = int(os.environ.get("RANK", "0"))
-step, save_file = ZeroEngine.step, checkpoint.save_file
+step, save_file = ZeroEngine.step, checkpoints.save_file
 steps = 0
 
 
@@ -56,9 +56,9 @@ def faulty_pointer(path: Path, text: str) -> None:
     write_text(path, text)
 
 
-write_json, write_text = checkpoint.write_json, checkpoint.write_text
+write_json, write_text = checkpoints.write_json, checkpoints.write_text
 ZeroEngine.step = faulty_step  # type: ignore[method-assign]
-checkpoint.save_file = faulty_save_file  # type: ignore[attr-defined]
-checkpoint.write_json, checkpoint.write_text = faulty_manifest, faulty_pointer  # type: ignore[attr-defined]
+checkpoints.save_file = faulty_save_file  # type: ignore[attr-defined]
+checkpoints.write_json, checkpoints.write_text = faulty_manifest, faulty_pointer  # type: ignore[attr-defined]
 sys.argv = ["sweepcp", "train", BUNDLE, *OUT]
 main()

@@ -14,9 +14,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from sweepcp.data.store import Store
-from sweepcp.data.stream import Stream
-from sweepcp.promote.bundle import open_bundle
+from sweepcp.data.stream import MixtureStream
+from sweepcp.data.token_store import TokenStore
+from sweepcp.promote.bundle import load_bundle
 from tests.integration.conftest import metrics, torchrun
 from tests.make import write_bundle
 
@@ -25,7 +25,9 @@ BAD = 11
 """The step of the stream whose data spoil the loss in a test of spikes."""
 
 
-def train(bundle: Path, out: Path, processes: int = 2, fault: str = "none") -> subprocess.CompletedProcess[str]:
+def train(
+    bundle: Path, out: Path, processes: int = 2, fault: str = "none"
+) -> subprocess.CompletedProcess[str]:
     return torchrun(processes, FAULTY, fault, bundle, "--out", out)
 
 
@@ -97,7 +99,9 @@ def test_row_23_killed_while_saving(bundle: Path, whole: Path, tmp_path: Path, f
     same(out, whole)
 
 
-def test_row_24_and_27_two_ranks_one_rank_two_ranks_through_the_epochs(bundle: Path, whole: Path, tmp_path: Path):
+def test_row_24_and_27_two_ranks_one_rank_two_ranks_through_the_epochs(
+    bundle: Path, whole: Path, tmp_path: Path
+):
     """`docs` has 20 sequences, of which a step reads 6.4, so each stop is in another epoch of it."""
     out = tmp_path / "run"
     for processes, step in ((2, 7), (1, 14)):
@@ -140,20 +144,27 @@ def test_row_26_a_flipped_bit(bundle: Path, whole: Path, halfway: Path, tmp_path
     content[len(content) // 2] ^= 1
     file.write_bytes(content)
     said = finished(train(bundle, out))
-    assert "step-00000010 is damaged (rank-00001.safetensors); going back to the checkpoint before" in said
+    assert (
+        "step-00000010 is damaged (rank-00001.safetensors); going back to the checkpoint before"
+        in said
+    )
     assert "going on after step 5 of 20" in said
     same(out, whole)
 
 
 def test_a_spike_is_gone_around_and_stays_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     bundle = write_bundle(tmp_path, spikes={"factor": 2.0, "window": 4}, checkpoints={"every": 4})
-    found = open_bundle(bundle).bundle
-    stream = Stream(found.recipe, [Store(Path(str(c.store)), c.name) for c in found.corpora])
+    found = load_bundle(bundle).bundle
+    stream = MixtureStream(
+        found.recipe, [TokenStore(Path(str(c.store)), c.name) for c in found.corpora]
+    )
     for rank in (0, 1):
         monkeypatch.setenv(f"BAD_{rank}", str(int(stream.batch(BAD, rank, 2).input_ids.sum())))
     said = finished(train(bundle, tmp_path / "run", fault="spike"))
     assert "back to step 8, passing over 3 steps of the stream" in said
-    manifest = json.loads((tmp_path / "run" / "checkpoints" / "step-00000020" / "manifest.json").read_text())
+    manifest = json.loads(
+        (tmp_path / "run" / "checkpoints" / "step-00000020" / "manifest.json").read_text()
+    )
     assert manifest["skipped"] == [9, 10, 11]
     fed = np.zeros(2, dtype=int)
     for row, place in zip(metrics(tmp_path / "run"), [*range(1, 9), *range(12, 24)], strict=True):

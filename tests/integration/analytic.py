@@ -8,14 +8,15 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from sweepcp.recipe import Recipe, Training
-from sweepcp.run import RunWriter, load_run
-from sweepcp.scorecard import Items
-from sweepcp.search import Budget
-from sweepcp.search.driver import Book, cluster, search
-from sweepcp.space import Point, Range, Space, WeightedSource, recipe_at
-from sweepcp.train import Row
-from sweepcp.trial import Base, Outcome, Proposer, Trial
+from sweepcp.config.budget import Budget
+from sweepcp.config.recipe import Recipe, TrainingSettings
+from sweepcp.config.space import Point, Range, Space, WeightedSource, recipe_at
+from sweepcp.runs.run_folder import RunWriter, read_run
+from sweepcp.runs.trial import BaseRecord, Proposer, Trial, TrialOutcome
+from sweepcp.scoring.scorecard import ItemScores
+from sweepcp.search.ledger import TrialLedger
+from sweepcp.search.ray_driver import ray_cluster, run_trials
+from sweepcp.training.loop import StepMetrics
 
 SPACE = Space(
     lr_fraction=Range(low=0.01, high=1.0, scale="log"),
@@ -34,10 +35,10 @@ def answer(lr_fraction: float, general_share: float) -> tuple[float, float]:
     return 12 * (1 - general_share) - miss, -10 * (1 - general_share) ** 2 - miss
 
 
-def items(domain: float, general: float) -> tuple[Items, ...]:
+def items(domain: float, general: float) -> tuple[ItemScores, ...]:
     """Four documents a suite that all changed by as much."""
     return tuple(
-        Items(
+        ItemScores(
             name=f"held_out_{role}",
             role=role,  # type: ignore[arg-type]
             language="en",
@@ -58,14 +59,16 @@ class AnalyticBench:
     faults: dict[float, str]
     """LR fraction → `raise`, `die`, `nan`, `infinite`, `foreign` or `hang`."""
 
-    def base(self) -> Base:
+    def base(self) -> BaseRecord:
         if "base" in self.faults.values():
             raise RuntimeError("no such model")
-        return Base(model="analytic", parameters=1, max_lr=1.0, items=items(0, 0), versions={})
+        return BaseRecord(
+            model="analytic", parameters=1, max_lr=1.0, items=items(0, 0), versions={}
+        )
 
-    def run(self, recipe: Recipe) -> Iterator[Row | Outcome]:
+    def run(self, recipe: Recipe) -> Iterator[StepMetrics | TrialOutcome]:
         fault = self.faults.get(recipe.lr_fraction) or self.faults.get(0.0)
-        yield Row(1, 0.1, 2.0, 1.0, {"code": 8}, {"domain": 2.0})
+        yield StepMetrics(1, 0.1, 2.0, 1.0, {"code": 8}, {"domain": 2.0})
         if fault == "raise":
             raise RuntimeError("out of memory")
         if fault == "die":
@@ -73,14 +76,14 @@ class AnalyticBench:
         if fault == "slow":
             time.sleep(1)
         if fault == "nan":
-            yield Outcome(status="diverged", reason="step 2 of 10: loss nan")
+            yield TrialOutcome(status="diverged", reason="step 2 of 10: loss nan")
             return
         scored = items(*answer(recipe.lr_fraction, recipe.general_share))
         if fault == "infinite":
             items(-math.inf, 0)
         if fault == "foreign":
             scored = scored[:1]
-        yield Outcome(status="done", items=scored)
+        yield TrialOutcome(status="done", items=scored)
 
 
 class Silent:
@@ -98,25 +101,33 @@ class Silent:
 
 
 def at(point: Point) -> Recipe:
-    return recipe_at(point, SOURCES, Training(seq_len=4, batch_tokens=8), 80, 0)
+    return recipe_at(point, SOURCES, TrainingSettings(seq_len=4, batch_tokens=8), 80, 0)
 
 
 def run(
-    folder: Path, trials: int, concurrency: int = 2, faults: dict[float, str] | None = None, seed: int = 0
+    folder: Path,
+    trials: int,
+    concurrency: int = 2,
+    faults: dict[float, str] | None = None,
+    seed: int = 0,
 ) -> Silent:
     """Search the analytic space for what is missing in a run folder of `trials` trials."""
     return run_bench(folder, trials, concurrency, lambda: AnalyticBench(faults or {}), seed)
 
 
-def run_bench(folder: Path, trials: int, concurrency: int, make: Callable[[], AnalyticBench], seed: int) -> Silent:
+def run_bench(
+    folder: Path, trials: int, concurrency: int, make: Callable[[], AnalyticBench], seed: int
+) -> Silent:
     watch = Silent()
     writer = RunWriter(folder)
     if not (folder / "experiment.json").exists():
         reference = {"domain": -10.0, "general": -50.0}
-        writer.start({"name": "analytic", "choose": {"max_regression": 2.0, "reference": reference}}, {})
-    before = load_run(folder)
-    book = Book(writer, watch, before.base, before.trials, SPACE, at, trials, seed)
+        writer.start(
+            {"name": "analytic", "choose": {"max_regression": 2.0, "reference": reference}}, {}
+        )
+    before = read_run(folder)
+    book = TrialLedger(writer, watch, before.base, before.trials, SPACE, at, trials, seed)
     budget = Budget(trials=trials, tokens=80, concurrency=concurrency)
-    with cluster(None, budget) as room:
-        search(book, make, budget, room)
+    with ray_cluster(None, budget) as room:
+        run_trials(book, make, budget, room)
     return watch

@@ -12,8 +12,8 @@ import pytest
 import yaml
 
 from sweepcp import load_run
-from sweepcp.files import shipped
-from sweepcp.run import Run
+from sweepcp.runs.run_folder import Run
+from sweepcp.util.files import shipped_folder
 from tests.integration.analytic import Silent
 
 SHORT = ["--set", "budget.tokens=10_240"]
@@ -34,7 +34,13 @@ class Nobody(Silent):
 
 def sweepcp(*args: object, timeout: float = 900) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "sweepcp", *map(str, args)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=timeout, env=os.environ | {"COLUMNS": "120"})
+    return subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        env=os.environ | {"COLUMNS": "120"},
+    )
 
 
 def together(*commands: list[object]) -> list[subprocess.CompletedProcess[str]]:
@@ -43,9 +49,18 @@ def together(*commands: list[object]) -> list[subprocess.CompletedProcess[str]]:
         return list(pool.map(lambda args: sweepcp(*args), commands))
 
 
-def torchrun(processes: int, *args: object, timeout: float = 600) -> subprocess.CompletedProcess[str]:
+def torchrun(
+    processes: int, *args: object, timeout: float = 600
+) -> subprocess.CompletedProcess[str]:
     """Processes of a full run; `args` are a script and its arguments, or `-m sweepcp train ...`."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(processes), *map(str, args)]
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--nproc-per-node",
+        str(processes),
+        *map(str, args),
+    ]
     env = os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "120"}
     return subprocess.run(command, capture_output=True, text=True, timeout=timeout, env=env)
 
@@ -70,12 +85,19 @@ def quickstart(tmp_path_factory: pytest.TempPathFactory) -> Run:
 def short_runs(quickstart: Run, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     """Two runs of six short trials of the quickstart, by its name and by a copy of its file elsewhere."""
     folder = tmp_path_factory.mktemp("short")
-    copy = yaml.safe_load((shipped("experiments") / "quickstart.yaml").read_text()) | {"name": "mine"}
+    copy = yaml.safe_load((shipped_folder("experiments") / "quickstart.yaml").read_text()) | {
+        "name": "mine"
+    }
     (folder / "elsewhere").mkdir()
     (folder / "elsewhere" / "mine.yaml").write_text(yaml.safe_dump(copy).replace("'3e-3'", "3e-3"))
-    names, outs = ("quickstart", folder / "elsewhere" / "mine.yaml"), [folder / "one", folder / "two"]
+    names, outs = (
+        ("quickstart", folder / "elsewhere" / "mine.yaml"),
+        [folder / "one", folder / "two"],
+    )
     sets = ["--trials", 6, *SHORT, "--set", "budget.concurrency=1"]
-    ended = together(*(["search", name, "--out", out, *sets] for name, out in zip(names, outs, strict=True)))
+    ended = together(
+        *(["search", name, "--out", out, *sets] for name, out in zip(names, outs, strict=True))
+    )
     for done in ended:
         assert done.returncode == 0, done.stderr
     return outs

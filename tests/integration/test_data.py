@@ -13,8 +13,8 @@ from ray.cluster_utils import Cluster
 
 from sweepcp.data import records
 from sweepcp.data.build import build_store
-from sweepcp.data.sources import find
-from sweepcp.files import shipped
+from sweepcp.data.source_files import resolve_source
+from sweepcp.util.files import shipped_folder
 from tests.make import jsonl, source
 from tests.unit.test_build import BYTES, RECORDS
 
@@ -30,8 +30,13 @@ def test_a_cluster_builds_the_same_store(tmp_path: Path, monkeypatch: pytest.Mon
         cluster.add_node(num_cpus=1)
         for address in (None, cluster.address):
             monkeypatch.setenv("SWEEPCP_CACHE", str(tmp_path / f"cache-{address is None}"))
-            store = build_store(s, find(s, tmp_path, ""), "bytes", lambda: BYTES, address)
-            contents.append([(store.path / n).read_bytes() for n in ("train.bin", "train.idx", "held_out.jsonl")])
+            store = build_store(s, resolve_source(s, tmp_path, ""), "bytes", lambda: BYTES, address)
+            contents.append(
+                [
+                    (store.path / n).read_bytes()
+                    for n in ("train.bin", "train.idx", "held_out.jsonl")
+                ]
+            )
     finally:
         cluster.shutdown()
     assert contents[0] == contents[1]
@@ -42,7 +47,10 @@ def catalogue(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An experiment on made listings, one of which repeats a held-out text, and on German that claims to be English."""
     folder = tmp_path_factory.mktemp("catalogue")
     rng = random.Random(0)
-    nouns, verbs = ["lamp", "cup", "table", "chair", "shelf"], ["shines", "holds", "stands", "moves", "fits"]
+    nouns, verbs = (
+        ["lamp", "cup", "table", "chair", "shelf"],
+        ["shines", "holds", "stands", "moves", "fits"],
+    )
 
     def sentence() -> str:
         return f"the {rng.choice(nouns)} {rng.choice(verbs)} number {rng.randrange(10**6)}"
@@ -52,10 +60,12 @@ def catalogue(tmp_path_factory: pytest.TempPathFactory) -> Path:
     leak = f"A long introduction to something else altogether: {' '.join(f'filler{n}' for n in range(60))}. {valid[3]}"
     jsonl(folder / "train.jsonl", [{"text": t} for t in [*train, leak]])
     jsonl(folder / "valid.jsonl", [{"text": t} for t in valid])
-    spoken = re.findall(r"\w+", "der die das Stuhl Tisch steht und wartet aber nicht Gäste kommen schön über Straße")
+    spoken = re.findall(
+        r"\w+", "der die das Stuhl Tisch steht und wartet aber nicht Gäste kommen schön über Straße"
+    )
     german = [" ".join(rng.choice(spoken) for _ in range(40)) for _ in range(300)]
     jsonl(folder / "web.jsonl", [{"text": t} for t in german])
-    content = (shipped("experiments") / "quickstart.yaml").read_text()
+    content = (shipped_folder("experiments") / "quickstart.yaml").read_text()
     head, tail = content.split("sources:")[0], content.split("space:")[1]
     content = f"""{head}sources:
   - {{name: python-docs, role: domain, files: [train.jsonl], held_out_files: [valid.jsonl]}}
@@ -70,7 +80,9 @@ space:{tail}"""
 
 def sweepcp(*args: object) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "sweepcp", *map(str, args)]
-    return subprocess.run(command, capture_output=True, text=True, env=os.environ | {"COLUMNS": "140"})
+    return subprocess.run(
+        command, capture_output=True, text=True, env=os.environ | {"COLUMNS": "140"}
+    )
 
 
 def test_check_names_what_is_wrong_and_its_list_drops_it(catalogue: Path):
@@ -82,8 +94,17 @@ def test_check_names_what_is_wrong_and_its_list_drops_it(catalogue: Path):
     assert [(f["source"], f["place"], f["overlap"]) for f in found] == [
         ("python-docs", f"{catalogue}/train.jsonl:361", 1.0)
     ]
-    assert f"train.jsonl:361 (python-docs, id {found[0]['id']}) holds 100% of held_out_python-docs" in done.stdout
-    again = sweepcp("data", "check", catalogue / "mine.yaml", "--set", "sources.python-docs.exclude=overlaps.jsonl")
+    assert (
+        f"train.jsonl:361 (python-docs, id {found[0]['id']}) holds 100% of held_out_python-docs"
+        in done.stdout
+    )
+    again = sweepcp(
+        "data",
+        "check",
+        catalogue / "mine.yaml",
+        "--set",
+        "sources.python-docs.exclude=overlaps.jsonl",
+    )
     assert again.returncode == 0, again.stderr
     assert "left out: 1 excluded" in again.stdout
 

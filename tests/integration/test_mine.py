@@ -9,11 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from sweepcp.data.mine import Mined, mine
-from sweepcp.data.read import Document
-from sweepcp.data.records import Place
-from sweepcp.data.sources import Found, Source, find
-from sweepcp.errors import BadInput
+from sweepcp.config.source import Source
+from sweepcp.corpora.mining import MiningResult, mine_corpus
+from sweepcp.data.documents import Document
+from sweepcp.data.records import RecordLocation
+from sweepcp.data.source_files import ResolvedSource, resolve_source
+from sweepcp.errors import InvalidInput
 from tests.make import jsonl
 
 OTHERS = (
@@ -32,7 +33,7 @@ OTHERS = (
 DOCSTRING = re.compile(r':[ \t]*\n[ \t]+[rRuU]?"""(.*?)"""', re.DOTALL)
 COMMENT = re.compile(r"(?:^[ \t]*#[^\n]*\n){2,}", re.MULTILINE)
 GENERAL, CORPUS = 15_000, 50_000
-Sources = tuple[tuple[Source, ...], dict[str, Found]]
+Sources = tuple[tuple[Source, ...], dict[str, ResolvedSource]]
 
 
 def written(package: Path) -> Iterator[str]:
@@ -40,7 +41,10 @@ def written(package: Path) -> Iterator[str]:
     for path in sorted(package.rglob("*.py")):
         content = path.read_text(encoding="utf-8", errors="replace")
         texts = [m.group(1) for m in DOCSTRING.finditer(content)]
-        texts += [re.sub(r"^[ \t]*#+ ?", "", m.group(0), flags=re.MULTILINE) for m in COMMENT.finditer(content)]
+        texts += [
+            re.sub(r"^[ \t]*#+ ?", "", m.group(0), flags=re.MULTILINE)
+            for m in COMMENT.finditer(content)
+        ]
         for text in texts:
             short = re.sub(r"[ \t]*\n[ \t]*", "\n", text.strip())
             if len(short) >= 100 and "icense" not in short:
@@ -49,7 +53,7 @@ def written(package: Path) -> Iterator[str]:
 
 def drawn(texts: set[str]) -> list[str]:
     """In an order that the texts themselves decide."""
-    return sorted(texts, key=lambda text: Document(text[::-1], Place("")).key)
+    return sorted(texts, key=lambda text: Document(text[::-1], RecordLocation("")).key)
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +69,9 @@ def kinds() -> tuple[list[str], list[str]]:
     return drawn(domain), drawn(others)
 
 
-def corpus(folder: Path, kinds: tuple[list[str], list[str]], share: float, general: bool) -> tuple[set[str], Sources]:
+def corpus(
+    folder: Path, kinds: tuple[list[str], list[str]], share: float, general: bool
+) -> tuple[set[str], Sources]:
     """Write an experiment's texts; also the texts that are hidden."""
     domain, others = kinds
     hidden = domain[: round(CORPUS * share / (1 - share))]
@@ -75,13 +81,20 @@ def corpus(folder: Path, kinds: tuple[list[str], list[str]], share: float, gener
     jsonl(folder / "domain.jsonl", [{"text": t} for t in domain[len(hidden) :]])
     jsonl(folder / "general.jsonl", [{"text": t} for t in others[:GENERAL]])
     jsonl(folder / "web.jsonl", [{"text": t} for t in mixed])
-    sources = tuple(Source(name=n, role="domain" if n == "domain" else "general", files=(f"{n}.jsonl",)) for n in names)
-    return set(hidden), (sources, {s.name: find(s, folder, "") for s in sources})
+    sources = tuple(
+        Source(name=n, role="domain" if n == "domain" else "general", files=(f"{n}.jsonl",))
+        for n in names
+    )
+    return set(hidden), (sources, {s.name: resolve_source(s, folder, "") for s in sources})
 
 
 def mined_texts(out: Path) -> list[str]:
     files = sorted((out / "documents").glob("*.jsonl.gz"))
-    return [json.loads(line)["text"] for f in files for line in gzip.decompress(f.read_bytes()).splitlines()]
+    return [
+        json.loads(line)["text"]
+        for f in files
+        for line in gzip.decompress(f.read_bytes()).splitlines()
+    ]
 
 
 def true_rates(hidden: set[str], texts: list[str]) -> tuple[float, float]:
@@ -93,14 +106,14 @@ def true_rates(hidden: set[str], texts: list[str]) -> tuple[float, float]:
 @pytest.fixture(scope="module")
 def two_per_cent(
     tmp_path_factory: pytest.TempPathFactory, kinds: tuple[list[str], list[str]]
-) -> tuple[Path, set[str], Sources, Mined]:
+) -> tuple[Path, set[str], Sources, MiningResult]:
     folder = tmp_path_factory.mktemp("mine")
     hidden, sources = corpus(folder, kinds, 0.02, general=True)
-    return folder, hidden, sources, mine(*sources, "web", folder / "out", 0.92)
+    return folder, hidden, sources, mine_corpus(*sources, "web", folder / "out", 0.92)
 
 
 def test_what_is_hidden_is_found_at_the_precision_that_is_predicted(
-    two_per_cent: tuple[Path, set[str], Sources, Mined],
+    two_per_cent: tuple[Path, set[str], Sources, MiningResult],
 ):
     folder, hidden, _, result = two_per_cent
     texts = mined_texts(folder / "out")
@@ -109,11 +122,15 @@ def test_what_is_hidden_is_found_at_the_precision_that_is_predicted(
     assert recall >= 0.9
     assert precision >= 0.9
     assert abs(result.precision - precision) <= 0.05
-    assert result.selected == len(texts) == len((folder / "out" / "exclude.jsonl").read_text().splitlines())
+    assert (
+        result.selected
+        == len(texts)
+        == len((folder / "out" / "exclude.jsonl").read_text().splitlines())
+    )
 
 
 def test_a_second_run_finds_the_same_and_scores_only_what_is_missing(
-    two_per_cent: tuple[Path, set[str], Sources, Mined],
+    two_per_cent: tuple[Path, set[str], Sources, MiningResult],
 ):
     folder, _, sources, result = two_per_cent
     out = folder / "out"
@@ -121,19 +138,23 @@ def test_a_second_run_finds_the_same_and_scores_only_what_is_missing(
     kept, missing = sorted((out / "scores").glob("0*.npy"))[:2]
     stamp = kept.stat().st_mtime_ns
     missing.unlink()
-    assert mine(*sources, "web", out, 0.92) == result
+    assert mine_corpus(*sources, "web", out, 0.92) == result
     assert kept.stat().st_mtime_ns == stamp
     assert {p.relative_to(out): p.read_bytes() for p in out.rglob("*.jsonl*")} == before
 
 
-def test_labels_take_the_place_of_the_estimate(two_per_cent: tuple[Path, set[str], Sources, Mined]):
+def test_labels_take_the_place_of_the_estimate(
+    two_per_cent: tuple[Path, set[str], Sources, MiningResult],
+):
     folder, hidden, sources, result = two_per_cent
     path = folder / "out" / "sample.jsonl"
     unlabelled = path.read_text()
     rows = [json.loads(line) for line in unlabelled.splitlines()]
     starts = {text[:1000] for text in hidden}
-    path.write_text("".join(json.dumps(row | {"label": row["text"] in starts}) + "\n" for row in rows))
-    labelled = mine(*sources, "web", folder / "out", 0.92)
+    path.write_text(
+        "".join(json.dumps(row | {"label": row["text"] in starts}) + "\n" for row in rows)
+    )
+    labelled = mine_corpus(*sources, "web", folder / "out", 0.92)
     precision, recall = true_rates(hidden, mined_texts(folder / "out"))
     print(
         f"labelled: {labelled.prevalence:.4f} {labelled.prevalence_interval}, precision {precision:.3f}, {recall:.3f}"
@@ -145,19 +166,23 @@ def test_labels_take_the_place_of_the_estimate(two_per_cent: tuple[Path, set[str
     assert abs(labelled.precision - precision) <= 0.1
     assert json.loads(path.read_text().splitlines()[0])["label"] is not None
     path.write_text(unlabelled)
-    assert mine(*sources, "web", folder / "out", 0.92) == result
+    assert mine_corpus(*sources, "web", folder / "out", 0.92) == result
 
 
-def test_a_corpus_without_domain_text_is_refused(tmp_path: Path, kinds: tuple[list[str], list[str]]):
+def test_a_corpus_without_domain_text_is_refused(
+    tmp_path: Path, kinds: tuple[list[str], list[str]]
+):
     hidden, sources = corpus(tmp_path, kinds, 0.0, general=True)
     assert not hidden
-    with pytest.raises(BadInput, match=r"told from none|at most"):
-        mine(*sources, "web", tmp_path / "out", 0.9)
+    with pytest.raises(InvalidInput, match=r"told from none|at most"):
+        mine_corpus(*sources, "web", tmp_path / "out", 0.9)
 
 
-def test_without_other_general_text_the_corpus_stands_for_it(tmp_path: Path, kinds: tuple[list[str], list[str]]):
+def test_without_other_general_text_the_corpus_stands_for_it(
+    tmp_path: Path, kinds: tuple[list[str], list[str]]
+):
     hidden, sources = corpus(tmp_path, kinds, 0.02, general=False)
-    result = mine(*sources, "web", tmp_path / "out", 0.9)
+    result = mine_corpus(*sources, "web", tmp_path / "out", 0.9)
     precision, recall = true_rates(hidden, mined_texts(tmp_path / "out"))
     print(f"true precision {precision:.3f}, recall {recall:.3f}: {result}")
     assert "label sample.jsonl" in result.prevalence_from

@@ -6,22 +6,30 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
-from sweepcp.run import Run
+from sweepcp.runs.run_folder import Run
 
 FOLDER = Path(__file__).parents[2] / "notebooks"
 
 
 @pytest.mark.parametrize("name", sorted(path.name for path in FOLDER.glob("*.ipynb")))
-def test_a_notebook_runs_to_its_end(quickstart: Run, short_runs: list[Path], tmp_path: Path, name: str):
+def test_a_notebook_runs_to_its_end(
+    quickstart: Run, short_runs: list[Path], tmp_path: Path, name: str
+):
     (tmp_path / "runs").mkdir()
     (tmp_path / "runs" / "quickstart").symlink_to(quickstart.path)
     (tmp_path / "runs" / "quickstart-seed-1").symlink_to(short_runs[0])
     (tmp_path / "notebooks").mkdir()
     notebook = nbformat.read(FOLDER / name, as_version=4)
-    NotebookClient(notebook, timeout=100, resources={"metadata": {"path": str(tmp_path / "notebooks")}}).execute()
-    shown = [set(o["data"]) for cell in notebook.cells for o in cell.get("outputs", ()) if "data" in o]
+    NotebookClient(
+        notebook, timeout=100, resources={"metadata": {"path": str(tmp_path / "notebooks")}}
+    ).execute()
+    shown = [
+        set(o["data"]) for cell in notebook.cells for o in cell.get("outputs", ()) if "data" in o
+    ]
     plots = sum(any("plotly" in kind for kind in kinds) for kinds in shown)
-    assert plots == sum(".plot." in cell.source for cell in notebook.cells if cell.cell_type == "code")
+    assert plots == sum(
+        ".plot." in cell.source for cell in notebook.cells if cell.cell_type == "code"
+    )
 
 
 @pytest.mark.parametrize("path", sorted(FOLDER.glob("*.ipynb")), ids=lambda path: path.name)

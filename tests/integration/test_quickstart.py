@@ -16,23 +16,23 @@ from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 
 from sweepcp import load_run
-from sweepcp.bench import Bench
-from sweepcp.data.sources import fingerprint
-from sweepcp.experiment import load_experiment
-from sweepcp.run import Run
-from sweepcp.sweep import prepare
-from sweepcp.trial import Outcome
+from sweepcp.corpora.experiment import load_experiment
+from sweepcp.data.source_files import source_fingerprint
+from sweepcp.runs.run_folder import Run
+from sweepcp.runs.trial import TrialOutcome
+from sweepcp.search.search import prepare_worker
+from sweepcp.search.trial_runner import TrialRunner
 from tests.integration.conftest import SHORT, Nobody, sweepcp, together
 
 
 @pytest.fixture(scope="module")
-def bench(quickstart: Run) -> Bench:
+def bench(quickstart: Run) -> TrialRunner:
     """A worker's bench in this process."""
 
     experiment, files = load_experiment("quickstart")
-    texts = {s.name: fingerprint(s, files[s.name]) for s in experiment.sources}
-    job, _ = prepare(experiment, files, texts, Nobody())
-    return Bench(job)
+    texts = {s.name: source_fingerprint(s, files[s.name]) for s in experiment.sources}
+    job, _ = prepare_worker(experiment, files, texts, Nobody())
+    return TrialRunner(job)
 
 
 def test_the_front_shows_the_trade_off(quickstart: Run):
@@ -60,7 +60,10 @@ def test_the_front_is_what_pandas_makes_of_the_files(quickstart: Run):
 
 
 def test_scores_follow_from_the_items_on_disk(quickstart: Run):
-    base = {(i["name"], i["unit"]): i for i in json.loads((quickstart.path / "base.json").read_text())["items"]}
+    base = {
+        (i["name"], i["unit"]): i
+        for i in json.loads((quickstart.path / "base.json").read_text())["items"]
+    }
     trial = quickstart.trials[3]
     total = weights = 0.0
     for member in json.loads((quickstart.path / "trials" / trial.id / "items.json").read_text()):
@@ -81,7 +84,9 @@ def test_each_trial_was_fed_the_mixture_that_it_asked_for(quickstart: Run):
         for line in (json.loads(lines[9]), json.loads(lines[-1])):
             fed = sum(line["tokens"].values())
             for portion in trial.recipe.mixture.portions:
-                assert abs(line["tokens"][portion.source] - portion.share * fed) < trial.recipe.seq_len
+                assert (
+                    abs(line["tokens"][portion.source] - portion.share * fed) < trial.recipe.seq_len
+                )
         assert json.loads(lines[0])["lr"] == pytest.approx(trial.recipe.lr(1, 3e-3))
 
 
@@ -101,9 +106,13 @@ def test_a_changed_experiment_is_refused_with_the_difference(quickstart: Run):
 
 def test_front_commands(quickstart: Run, tmp_path: Path):
     content = json.loads(sweepcp("front", quickstart.path, "--json").stdout)
-    assert [t["on_front"] for t in content["trials"]] == [t.id in quickstart.front.ids for t in quickstart.trials]
+    assert [t["on_front"] for t in content["trials"]] == [
+        t.id in quickstart.front.ids for t in quickstart.trials
+    ]
     assert content["reference"] == {"domain": -10.0, "general": -50.0}
-    assert json.loads(sweepcp("front", quickstart.path, "--json", "--knee").stdout)["choice"]["rule"].startswith("knee")
+    assert json.loads(sweepcp("front", quickstart.path, "--json", "--knee").stdout)["choice"][
+        "rule"
+    ].startswith("knee")
     weighted = json.loads(sweepcp("front", quickstart.path, "--json", "--weights", "1,100").stdout)
     assert weighted["choice"]["id"] == quickstart.front.ids[0]
     strict = sweepcp("front", quickstart.path, "--max-regression", "0")
@@ -112,17 +121,17 @@ def test_front_commands(quickstart: Run, tmp_path: Path):
     assert len(pd.read_csv(tmp_path / "t.csv")) == 16
 
 
-def test_a_recipe_scores_the_same_in_another_process(quickstart: Run, bench: Bench):
+def test_a_recipe_scores_the_same_in_another_process(quickstart: Run, bench: TrialRunner):
     assert bench.base().items == quickstart.base.items  # type: ignore[union-attr]
     for number in (0, 6):
         trial = quickstart.trials[number]
         outcome = list(bench.run(trial.recipe))[-1]
-        assert isinstance(outcome, Outcome)
+        assert isinstance(outcome, TrialOutcome)
         written = json.loads((quickstart.path / "trials" / trial.id / "items.json").read_text())
         assert [i.model_dump(mode="json") for i in outcome.items] == written
 
 
-def test_task_scores_are_those_of_lm_eval(bench: Bench):
+def test_task_scores_are_those_of_lm_eval(bench: TrialRunner):
     bench.model.load_state_dict(bench.weights)
     assert bench.scorer.tasks is not None
     ours = [i for i in bench.scorer.tasks.score() if i.unit == "accuracy"]
@@ -130,7 +139,11 @@ def test_task_scores_are_those_of_lm_eval(bench: Bench):
     model = HFLM(pretrained=bench.model, tokenizer=bench.tokenizer, batch_size=32)
     manager = TaskManager(include_path=str(bench.job.made_tasks), include_defaults=False)
     stock = lm_eval.simple_evaluate(
-        model, tasks=[i.name for i in ours], task_manager=manager, bootstrap_iters=0, log_samples=True
+        model,
+        tasks=[i.name for i in ours],
+        task_manager=manager,
+        bootstrap_iters=0,
+        log_samples=True,
     )
     for items in ours:
         assert sum(items.amount) / len(items.amount) == stock["results"][items.name]["acc,none"]
@@ -139,19 +152,27 @@ def test_task_scores_are_those_of_lm_eval(bench: Bench):
         assert list(bits[items.name].amount) == pytest.approx(gold, rel=1e-12)
 
 
-def test_packed_documents_do_not_see_each_other(bench: Bench):
+def test_packed_documents_do_not_see_each_other(bench: TrialRunner):
     bench.model.load_state_dict(bench.weights)
     bench.model.eval()
-    ids = torch.tensor(bench.tokenizer(["def f(x): return x" * 2, "The documentation of a module."])["input_ids"][0])
+    ids = torch.tensor(
+        bench.tokenizer(["def f(x): return x" * 2, "The documentation of a module."])["input_ids"][
+            0
+        ]
+    )
     other = torch.tensor(bench.tokenizer("The documentation of a module.")["input_ids"])
     packed = torch.cat([ids, other])[None]
     places = torch.cat([torch.arange(len(ids)), torch.arange(len(other))])[None]
     with torch.no_grad():
-        together = bench.model(input_ids=packed, position_ids=places, use_cache=False).logits[0, len(ids) :]
+        together = bench.model(input_ids=packed, position_ids=places, use_cache=False).logits[
+            0, len(ids) :
+        ]
         alone = bench.model(input_ids=other[None], use_cache=False).logits[0]
         changed = packed.clone()
         changed[0, : len(ids)] = 65
-        again = bench.model(input_ids=changed, position_ids=places, use_cache=False).logits[0, len(ids) :]
+        again = bench.model(input_ids=changed, position_ids=places, use_cache=False).logits[
+            0, len(ids) :
+        ]
     torch.testing.assert_close(together, alone, atol=1e-4, rtol=0)
     assert torch.equal(together, again)
 
@@ -168,7 +189,17 @@ def test_the_same_seed_elsewhere_gives_the_same_trials_to_the_last_bit(short_run
 
 def test_a_run_that_is_killed_twice_is_completed(quickstart: Run, tmp_path: Path):
     out = tmp_path / "run"
-    command = [sys.executable, "-m", "sweepcp", "search", "--out", str(out), "--trials", "5", *SHORT]
+    command = [
+        sys.executable,
+        "-m",
+        "sweepcp",
+        "search",
+        "--out",
+        str(out),
+        "--trials",
+        "5",
+        *SHORT,
+    ]
     kept: dict[Path, int] = {}
     for enough in (1, 3):
         driver = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -195,10 +226,16 @@ def test_a_run_that_is_killed_twice_is_completed(quickstart: Run, tmp_path: Path
 
 def leftovers(driver: int) -> list[str]:
     """Workers and raylets of a Ray that this driver started; Ray names the driver in the session folder."""
-    listed = subprocess.run(["ps", "-eo", "pid,args"], capture_output=True, text=True, check=True).stdout.splitlines()
+    listed = subprocess.run(
+        ["ps", "-eo", "pid,args"], capture_output=True, text=True, check=True
+    ).stdout.splitlines()
     session = f"_{driver}/"
-    workers = [line for line in listed if "ray::" in line and "Agent" not in line]  # two of Ray's own stay a minute
-    return [line for line in listed if session in line and "raylet" in line and "agent" not in line] + workers
+    workers = [
+        line for line in listed if "ray::" in line and "Agent" not in line
+    ]  # two of Ray's own stay a minute
+    return [
+        line for line in listed if session in line and "raylet" in line and "agent" not in line
+    ] + workers
 
 
 def test_diverged_trials_stay_trials(quickstart: Run, tmp_path: Path):
@@ -217,7 +254,17 @@ def test_diverged_trials_stay_trials(quickstart: Run, tmp_path: Path):
 
 def test_sigterm_leaves_a_run_that_goes_on(quickstart: Run, tmp_path: Path):
     out = tmp_path / "run"
-    command = [sys.executable, "-m", "sweepcp", "search", "--out", str(out), "--trials", "4", *SHORT]
+    command = [
+        sys.executable,
+        "-m",
+        "sweepcp",
+        "search",
+        "--out",
+        str(out),
+        "--trials",
+        "4",
+        *SHORT,
+    ]
     driver = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     until = time.monotonic() + 180
     while not list(out.glob("trials/*/trial.json")) and time.monotonic() < until:
@@ -225,7 +272,9 @@ def test_sigterm_leaves_a_run_that_goes_on(quickstart: Run, tmp_path: Path):
     driver.terminate()
     _, message = driver.communicate(timeout=60)
     assert driver.returncode == 128 + signal.SIGTERM
-    assert message.strip() == "Stopped. What is finished is kept; the same command goes on from there."
+    assert (
+        message.strip() == "Stopped. What is finished is kept; the same command goes on from there."
+    )
     assert 1 <= len(load_run(out).trials) < 4
 
 
@@ -251,6 +300,6 @@ def test_a_base_from_a_folder_is_the_same_base(quickstart: Run):
     assert quickstart.base is not None
     sets = [f"base={{path: {quickstart.base.model}, max_lr: 3e-3}}"]
     experiment, files = load_experiment("quickstart", sets)
-    texts = {s.name: fingerprint(s, files[s.name]) for s in experiment.sources}
-    job, _ = prepare(experiment, files, texts, Nobody())
-    assert Bench(job).base().items == quickstart.base.items
+    texts = {s.name: source_fingerprint(s, files[s.name]) for s in experiment.sources}
+    job, _ = prepare_worker(experiment, files, texts, Nobody())
+    assert TrialRunner(job).base().items == quickstart.base.items

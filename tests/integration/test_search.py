@@ -9,10 +9,10 @@ import ray
 
 from sweepcp import load_run
 from sweepcp.errors import BaseNotScored
-from sweepcp.search.propose import propose
+from sweepcp.search.proposals import propose_point
 from tests.integration import analytic
 
-START = [float(propose(analytic.SPACE, [], [], n, 0).point["lr_fraction"]) for n in range(5)]
+START = [float(propose_point(analytic.SPACE, [], [], n, 0).point["lr_fraction"]) for n in range(5)]
 """LR fractions of the anchor and the four starting points."""
 
 
@@ -20,7 +20,10 @@ START = [float(propose(analytic.SPACE, [], [], n, 0).point["lr_fraction"]) for n
 def ray_of_two() -> Iterator[None]:
     """One Ray for the module: starting it is most of a small search's time."""
     ray.init(
-        num_cpus=2, include_dashboard=False, log_to_driver=False, runtime_env={"env_vars": {"OMP_NUM_THREADS": "1"}}
+        num_cpus=2,
+        include_dashboard=False,
+        log_to_driver=False,
+        runtime_env={"env_vars": {"OMP_NUM_THREADS": "1"}},
     )
     yield
     ray.shutdown()
@@ -33,7 +36,9 @@ def test_the_known_front_is_found_and_every_trial_recorded(tmp_path: Path):
     assert {t.id for t in watch.seen} == {t.id for t in run.trials}
     assert [t.proposed_by for t in run.trials] == ["anchor"] + ["quasi-random"] * 4 + ["tpe"] * 15
     for t in run.trials:
-        assert (t.domain, t.general) == pytest.approx(analytic.answer(t.recipe.lr_fraction, t.recipe.general_share))
+        assert (t.domain, t.general) == pytest.approx(
+            analytic.answer(t.recipe.lr_fraction, t.recipe.general_share)
+        )
         assert (tmp_path / "trials" / t.id / "metrics.jsonl").read_text().count("\n") == 1
     known = np.array([analytic.answer(0.3, s) for s in np.linspace(0, 1, 50)])
     best = [t for t in run.trials if t.id in run.front.ids]
@@ -46,8 +51,19 @@ def test_each_kind_of_failure_costs_its_own_trial_only(tmp_path: Path):
     analytic.run(tmp_path, 8, faults=faults)
     run = load_run(tmp_path)
     got = {t.number: (t.status, t.reason or "") for t in run.trials}
-    assert [got[n][0] for n in range(8)] == ["failed", "failed", "diverged", "failed", "failed", "done", "done", "done"]
-    for number, text in enumerate(["out of memory", "died", "loss nan", "finite", "cannot be compared"]):
+    assert [got[n][0] for n in range(8)] == [
+        "failed",
+        "failed",
+        "diverged",
+        "failed",
+        "failed",
+        "done",
+        "done",
+        "done",
+    ]
+    for number, text in enumerate(
+        ["out of memory", "died", "loss nan", "finite", "cannot be compared"]
+    ):
         assert text in got[number][1]
     assert set(run.front.ids) <= {"0005", "0006", "0007"}
 

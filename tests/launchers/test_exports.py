@@ -11,23 +11,31 @@ from pathlib import Path
 
 import pytest
 
-from sweepcp.export.site import Site
-from sweepcp.export.write import export
-from sweepcp.promote.bundle import open_bundle
+from sweepcp.config.site import Site
+from sweepcp.export.write import write_export
+from sweepcp.promote.bundle import load_bundle
 from tests.integration.conftest import metrics
 from tests.make import write_bundle
 
 
 def written(folder: Path, *names: str, **changes: object) -> Path:
     bundle = write_bundle(folder, **changes)
-    export(open_bundle(bundle), names, Site(python=sys.executable), None, folder / "out", (), False)
+    write_export(
+        load_bundle(bundle), names, Site(python=sys.executable), None, folder / "out", (), False
+    )
     return folder / "out"
 
 
 def started(out: Path, script: str = "run.sh") -> subprocess.Popen[str]:
-    command = ["bash", str(out / script)] if script.endswith("sh") else [sys.executable, str(out / script)]
+    command = (
+        ["bash", str(out / script)]
+        if script.endswith("sh")
+        else [sys.executable, str(out / script)]
+    )
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    return subprocess.Popen(command, env=os.environ | {"COLUMNS": "120", "OMP_NUM_THREADS": "1"}, **pipes)
+    return subprocess.Popen(
+        command, env=os.environ | {"COLUMNS": "120", "OMP_NUM_THREADS": "1"}, **pipes
+    )
 
 
 def finished(out: Path, script: str = "run.sh") -> str:
@@ -56,7 +64,9 @@ def test_run_sh_starts_sweepcp_train(tmp_path):
     assert (out / "run" / "scorecard.json").is_file()
 
 
-@pytest.mark.parametrize(("trainer", "last"), [("deepspeed", "scorecard.json"), ("hf-trainer", "model/config.json")])
+@pytest.mark.parametrize(
+    ("trainer", "last"), [("deepspeed", "scorecard.json"), ("hf-trainer", "model/config.json")]
+)
 def test_ray_train_starts_trainers_with_process_groups_of_their_own(tmp_path, trainer, last):
     out = written(tmp_path, trainer, "ray")
     finished(out, "ray_train.py")
@@ -73,7 +83,15 @@ def test_the_hf_trainer_takes_the_same_steps_and_goes_on_after_term(tmp_path):
     finished(ours)
     wanted = [row["loss"] for row in metrics(ours / "run")]
     out = tmp_path / "hf"
-    export(open_bundle(tmp_path / "bundle"), ["hf-trainer"], Site(python=sys.executable), None, out, (), False)
+    write_export(
+        load_bundle(tmp_path / "bundle"),
+        ["hf-trainer"],
+        Site(python=sys.executable),
+        None,
+        out,
+        (),
+        False,
+    )
     found = losses(finished(out))
     assert len(found) == 20
     assert found[0] == pytest.approx(wanted[0], abs=5e-4)  # it prints four digits
@@ -81,10 +99,21 @@ def test_the_hf_trainer_takes_the_same_steps_and_goes_on_after_term(tmp_path):
     assert (out / "run" / "model" / "model.safetensors").is_file()
 
     again = tmp_path / "again"
-    export(open_bundle(tmp_path / "bundle"), ["hf-trainer"], Site(python=sys.executable), None, again, (), False)
+    write_export(
+        load_bundle(tmp_path / "bundle"),
+        ["hf-trainer"],
+        Site(python=sys.executable),
+        None,
+        again,
+        (),
+        False,
+    )
     before = losses(stopped_after(started(again), "'loss'"))
     assert not (again / "run" / "model").exists()
-    saved = [json.loads(path.read_text())["global_step"] for path in again.glob("run/*/trainer_state.json")]
+    saved = [
+        json.loads(path.read_text())["global_step"]
+        for path in again.glob("run/*/trainer_state.json")
+    ]
     time.sleep(1)
     after = losses(finished(again))
     assert len(after) == 20 - max(saved)
@@ -97,8 +126,14 @@ def test_a_killed_rank_is_started_again_by_itself_and_goes_on(tmp_path):
     process = started(out)
     for line in process.stdout:
         if "checkpoint at step 20" in line:
-            found = subprocess.run(["pgrep", "-f", f"sweepcp train {tmp_path}"], capture_output=True, text=True)
-            ranks = [pid for pid in found.stdout.split() if "RANK=1" in Path(f"/proc/{pid}/environ").read_text()]
+            found = subprocess.run(
+                ["pgrep", "-f", f"sweepcp train {tmp_path}"], capture_output=True, text=True
+            )
+            ranks = [
+                pid
+                for pid in found.stdout.split()
+                if "RANK=1" in Path(f"/proc/{pid}/environ").read_text()
+            ]
             os.kill(int(ranks[0]), signal.SIGKILL)
             break
     rest, _ = process.communicate(timeout=300)

@@ -14,7 +14,11 @@ from tests.integration.conftest import torchrun
 from tests.make import write_bundle
 
 PYTHON = Path(sys.executable)
-ENV = os.environ | {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "PATH": f"{PYTHON.parent}:{os.environ['PATH']}"}
+ENV = os.environ | {
+    "OMP_NUM_THREADS": "1",
+    "DS_ACCELERATOR": "cpu",
+    "PATH": f"{PYTHON.parent}:{os.environ['PATH']}",
+}
 TRAIN = ["-m", "sweepcp", "train"]
 
 
@@ -34,13 +38,19 @@ def free_port() -> str:
 
 def same(out: Path, bundle: Path, exact: bool = True) -> None:
     """Weights and steps are those of the run that torchrun started."""
-    mine, reference = (load_file(folder / "model" / "model.safetensors") for folder in (out, bundle / "run"))
-    assert max(float((mine[n] - reference[n]).abs().max()) for n in reference) <= (0 if exact else 1e-4)
+    mine, reference = (
+        load_file(folder / "model" / "model.safetensors") for folder in (out, bundle / "run")
+    )
+    assert max(float((mine[n] - reference[n]).abs().max()) for n in reference) <= (
+        0 if exact else 1e-4
+    )
     assert len((out / "metrics.jsonl").read_text().splitlines()) == 20
 
 
 def run(*command: object, env: dict[str, str] = ENV) -> None:
-    done = subprocess.run([str(c) for c in command], env=env, capture_output=True, text=True, timeout=300, check=False)
+    done = subprocess.run(
+        [str(c) for c in command], env=env, capture_output=True, text=True, timeout=300, check=False
+    )
     assert done.returncode == 0, done.stdout + done.stderr
 
 
@@ -77,7 +87,12 @@ def test_deepspeed_with_a_hostfile(bundle: Path, tmp_path: Path):
 
 def test_what_srun_sets(bundle: Path, tmp_path: Path):
     """Two tasks with the variables that srun gives them, and the address that a batch script exports."""
-    common = {"SLURM_NTASKS": "2", "SLURM_JOB_ID": "4711", "SLURM_STEP_NODELIST": "n[1-2]", "MASTER_ADDR": "127.0.0.1"}
+    common = {
+        "SLURM_NTASKS": "2",
+        "SLURM_JOB_ID": "4711",
+        "SLURM_STEP_NODELIST": "n[1-2]",
+        "MASTER_ADDR": "127.0.0.1",
+    }
     common |= {"MASTER_PORT": free_port(), "SLURM_LOCALID": "0"}
     command = [str(PYTHON), *TRAIN, str(bundle), "--out", str(tmp_path)]
     together(*((command, common | {"SLURM_PROCID": rank}) for rank in ("0", "1")))

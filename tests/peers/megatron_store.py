@@ -19,10 +19,12 @@ if not hasattr(typing, "override"):
 
 from megatron.core.datasets.indexed_dataset import IndexedDataset
 
-from sweepcp.data.store import read_indexed
+from sweepcp.data.token_store import read_indexed_tokens
 
 for store in map(Path, sys.argv[1:]):
-    theirs, ours = IndexedDataset(str(store / "train")), read_indexed(store / "train")
+    theirs, ours = IndexedDataset(str(store / "train")), read_indexed_tokens(store / "train")
     assert theirs.document_indices.tolist() == list(range(len(ours.offsets) + 1))
-    np.testing.assert_array_equal(np.concatenate([theirs[i] for i in range(len(theirs))]), ours.tokens)
+    np.testing.assert_array_equal(
+        np.concatenate([theirs[i] for i in range(len(theirs))]), ours.tokens
+    )
     print(f"{store}: {len(theirs):,} documents, {len(ours.tokens):,} tokens, equal")

@@ -9,10 +9,19 @@ from pathlib import Path
 import pytest
 import yaml
 
-from sweepcp.export.facts import FACTS
-from sweepcp.export.verify import read
-from sweepcp.promote.bundle import open_bundle
-from tests.exports import CASES, at_fixed_places, cases_of, promoted, rendered, short, source, verdicts
+from sweepcp.export.recipe_facts import FACTS
+from sweepcp.export.verify import run_reader
+from sweepcp.promote.bundle import load_bundle
+from tests.exports import (
+    CASES,
+    at_fixed_places,
+    cases_of,
+    promoted,
+    rendered,
+    short,
+    source,
+    verdicts,
+)
 from tests.exports import with_each_key_altered as altered_keys
 from tests.make import write_bundle
 
@@ -32,7 +41,9 @@ def python(peer: str) -> str:
 
 @pytest.mark.parametrize("trainer", TRAINERS)
 def test_what_is_exported_is_what_is_parsed(tmp_path, trainer):
-    found = dict(zip(CASES, verdicts(python(trainer), trainer, cases_of(tmp_path, trainer)), strict=True))
+    found = dict(
+        zip(CASES, verdicts(python(trainer), trainer, cases_of(tmp_path, trainer)), strict=True)
+    )
     for case, checked in found.items():
         assert checked.good, (case, checked.wrong, checked.missing)
     print(f"\n{found['cosine'].peer}: {len(CASES)} recipes")
@@ -41,7 +52,9 @@ def test_what_is_exported_is_what_is_parsed(tmp_path, trainer):
 @pytest.mark.parametrize("trainer", TRAINERS[1:])
 def test_every_key_that_is_exported_is_checked(tmp_path, trainer):
     variants = altered_keys(tmp_path / "out", short(tmp_path / "bundle"), trainer)
-    checked = dict(zip(variants, verdicts(python(trainer), trainer, list(variants.values())), strict=True))
+    checked = dict(
+        zip(variants, verdicts(python(trainer), trainer, list(variants.values())), strict=True)
+    )
     assert checked.pop("nothing").good
     assert [what for what, found in checked.items() if found.good] == []
     print(f"\n{trainer}: {len(checked)} keys, each altered, each found")
@@ -55,27 +68,42 @@ def test_e_llama_at_70b_on_480_gpus(tmp_path, trainer):
     stated = set(checked.differences)
     assert {f.what for f in checked.findings if f.agrees is False} == stated
     lr = next(f for f in checked.findings if f.what == "lr")
-    print(f"\n{checked.peer}: {sum(f.agrees is True for f in checked.findings)} agree, {lr.detail}, differs: {stated}")
+    print(
+        f"\n{checked.peer}: {sum(f.agrees is True for f in checked.findings)} agree, {lr.detail}, differs: {stated}"
+    )
 
 
-@pytest.mark.parametrize(("trainer", "rows"), [("axolotl", "documents"), ("llama-factory", "sequences")])
+@pytest.mark.parametrize(
+    ("trainer", "rows"), [("axolotl", "documents"), ("llama-factory", "sequences")]
+)
 def test_the_mix_is_read_and_packed_as_the_stream_was(tmp_path, trainer, rows):
     """Axolotl's own sampler fills every pack; the shares are the recipe's; another mix is noticed."""
     (tmp_path / "made").mkdir()
     bundle, out = write_bundle(tmp_path / "made"), tmp_path / "out"
-    made = source(open_bundle(bundle), out)
+    made = source(load_bundle(bundle), out)
     (checked,) = verdicts(python(trainer), trainer, [(made, rendered(made, trainer))])
     assert checked.good
     assert [f.what for f in checked.open] == ["shares"]
 
-    command = [sys.executable, "-m", "sweepcp", "data", "mix", str(bundle), "--out", str(out / "mix"), "--rows", rows]
+    command = [
+        sys.executable,
+        "-m",
+        "sweepcp",
+        "data",
+        "mix",
+        str(bundle),
+        "--out",
+        str(out / "mix"),
+        "--rows",
+        rows,
+    ]
     subprocess.run(command, check=True, capture_output=True)
-    content = read(python(trainer), trainer, [out])["read"][0]
+    content = run_reader(python(trainer), trainer, [out])["read"][0]
     assert content["facts"]["shares"] == {"code": 0.6, "docs": 0.4}
 
     record = json.loads((out / "mix" / "mix.json").read_text())
     (out / "mix" / "mix.json").write_text(json.dumps(record | {"rows": record["rows"] - 1}))
-    assert "has not the" in read(python(trainer), trainer, [out])["read"][0]["error"]
+    assert "has not the" in run_reader(python(trainer), trainer, [out])["read"][0]["error"]
 
 
 LOADER = """
@@ -143,9 +171,11 @@ def test_skypilot_takes_its_task(tmp_path):
     task = yaml.safe_load((bad / "task.yaml").read_text())
     (bad / "task.yaml").write_text(yaml.safe_dump(task | {"num_node": 3}))
     folders = [tmp_path / str(i) for i in range(len(TRAINERS))]
-    content = read(python("skypilot"), "skypilot", [*folders, bad])
+    content = run_reader(python("skypilot"), "skypilot", [*folders, bad])
     *good, last = content["read"]
-    assert all(found["settings"]["nodes"] == 60 and found["settings"]["gpus"] == 8 for found in good)
+    assert all(
+        found["settings"]["nodes"] == 60 and found["settings"]["gpus"] == 8 for found in good
+    )
     assert good[0]["settings"]["secrets"] == ["HF_TOKEN", "WANDB_API_KEY"]
     assert "num_node" in last["error"]
     print(f"\n{content['peer']}: {len(good)} tasks")
@@ -155,12 +185,17 @@ def test_the_table_in_the_readme_is_what_the_peers_say(tmp_path):
     """What survives where; SWEEPCP_WRITE_TABLE writes it."""
     columns = {}
     for trainer in TRAINERS:
-        made = source(promoted(tmp_path / trainer, "llama-3.1-70b-60x8"), tmp_path / trainer / "out")
+        made = source(
+            promoted(tmp_path / trainer, "llama-3.1-70b-60x8"), tmp_path / trainer / "out"
+        )
         (checked,) = verdicts(python(trainer), trainer, [(made, rendered(made, trainer))])
         columns[trainer] = {f.what: _cell(f) for f in checked.findings if f.what in FACTS}
         columns[trainer]["peer"] = checked.peer.split(", ")[0]
     rows = [["", *TRAINERS], ["", *(columns[t]["peer"] for t in TRAINERS)]]
-    rows += [[called, *(columns[trainer][fact] for trainer in TRAINERS)] for fact, called in FACTS.items()]
+    rows += [
+        [called, *(columns[trainer][fact] for trainer in TRAINERS)]
+        for fact, called in FACTS.items()
+    ]
     lines = [f"| {' | '.join(row)} |" for row in rows]
     table = "\n".join([lines[0], "|---" * (len(TRAINERS) + 1) + "|", *lines[1:]])
     path = Path(__file__).parents[2] / "README.md"

@@ -3,16 +3,20 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from sweepcp.data.apportion import Apportionment, given_at
+from sweepcp.data.apportionment import Apportionment, counts_at
 
-SHARES = st.lists(st.one_of(st.just(0.0), st.floats(1e-6, 1)), min_size=1, max_size=8).filter(lambda w: sum(w) > 0)
+SHARES = st.lists(st.one_of(st.just(0.0), st.floats(1e-6, 1)), min_size=1, max_size=8).filter(
+    lambda w: sum(w) > 0
+)
 
 
 def normed(weights: list[float]) -> list[float]:
     return [w / sum(weights) for w in weights]
 
 
-def deviation(shares: list[float], chosen: np.ndarray, start: int = 0, given_before: list[int] | None = None) -> float:
+def deviation(
+    shares: list[float], chosen: np.ndarray, start: int = 0, given_before: list[int] | None = None
+) -> float:
     """The largest distance, over prefixes and shares, between sequences given and sequences due."""
     before = given_before or [0] * len(shares)
     so_far = np.array(before) + np.cumsum(chosen[:, None] == np.arange(len(shares)), axis=0)
@@ -34,14 +38,16 @@ def test_every_prefix_is_within_one_sequence_of_every_share(weights: list[float]
 @settings(deadline=None, max_examples=200)
 @given(SHARES, st.integers(0, 1500))
 @example([2, 400, 30, 2, 400], 836)
-def test_any_position_is_found_as_if_all_before_it_had_been_given(weights: list[float], position: int):
+def test_any_position_is_found_as_if_all_before_it_had_been_given(
+    weights: list[float], position: int
+):
     shares = normed(weights)
     chosen, number = Apportionment(shares).take(0, 1600)
     sought = Apportionment(shares)
     later, later_number = sought.take(position, 50)
     np.testing.assert_array_equal(later, chosen[position : position + 50])
     np.testing.assert_array_equal(later_number, number[position : position + 50])
-    assert sum(given_at(sought.weights, position)) == position
+    assert sum(counts_at(sought.weights, position)) == position
 
 
 @settings(deadline=None, max_examples=50)
@@ -49,7 +55,7 @@ def test_any_position_is_found_as_if_all_before_it_had_been_given(weights: list[
 def test_far_out_the_shares_are_still_met(weights: list[float]):
     shares, far = normed(weights), 122_000_000
     stream = Apportionment(shares)
-    before = given_at(stream.weights, far)
+    before = counts_at(stream.weights, far)
     chosen, _ = stream.take(far, 2000)
     assert deviation(shares, chosen, far, before) < 1 + 1e-4
 

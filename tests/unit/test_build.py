@@ -13,20 +13,23 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from sweepcp.config.source import Source
+from sweepcp.corpora.stores import _load_encoder
 from sweepcp.data import build, records
 from sweepcp.data.build import build_store, is_held_out
-from sweepcp.data.encode import byte_encoder
-from sweepcp.data.read import Document
-from sweepcp.data.records import Place
-from sweepcp.data.sources import Source, find
-from sweepcp.data.store import Store, read_indexed
-from sweepcp.errors import BadInput
-from sweepcp.models import byte_tokenizer, load_encoder
-from sweepcp.sweep import _encoder
+from sweepcp.data.documents import Document
+from sweepcp.data.encoding import byte_encoder
+from sweepcp.data.records import RecordLocation
+from sweepcp.data.source_files import resolve_source
+from sweepcp.data.token_store import TokenStore, read_indexed_tokens
+from sweepcp.errors import InvalidInput
+from sweepcp.models.loading import byte_tokenizer, load_encoder
 from tests.make import jsonl, source, write_store
 
 BYTES = byte_encoder()
-RECORDS = [{"text": f"This is document number {n * n}, which says {n} and {n % 7}."} for n in range(400)]
+RECORDS = [
+    {"text": f"This is document number {n * n}, which says {n} and {n % 7}."} for n in range(400)
+]
 
 
 @pytest.fixture(autouse=True)
@@ -35,11 +38,11 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "cache"
 
 
-def made(s: Source, folder: Path, **more: object) -> Store:
-    return build_store(s, find(s, folder, "x.yaml"), "bytes", lambda: BYTES, **more)  # type: ignore[arg-type]
+def made(s: Source, folder: Path, **more: object) -> TokenStore:
+    return build_store(s, resolve_source(s, folder, "x.yaml"), "bytes", lambda: BYTES, **more)  # type: ignore[arg-type]
 
 
-def documents(store: Store) -> list[str]:
+def documents(store: TokenStore) -> list[str]:
     indexed = store.train()
     edges = [int(o) // indexed.tokens.itemsize for o in indexed.offsets] + [len(indexed.tokens)]
     tokens = [indexed.tokens[a:b].tolist() for a, b in pairwise(edges)]
@@ -48,7 +51,7 @@ def documents(store: Store) -> list[str]:
 
 
 def key(text: str) -> bytes:
-    return Document(text, Place("")).key
+    return Document(text, RecordLocation("")).key
 
 
 def test_a_store_holds_every_document_once_on_the_side_of_its_hash(tmp_path: Path):
@@ -60,7 +63,12 @@ def test_a_store_holds_every_document_once_on_the_side_of_its_hash(tmp_path: Pat
     assert store.meta["train"]["bytes"] == sum(len(t) for t in documents(store))
     assert store.tokens == store.meta["train"]["bytes"] + 2 * store.meta["train"]["documents"]
     assert not list(store.path.parent.glob(".building*"))
-    assert {p.name for p in store.path.iterdir()} == {"train.bin", "train.idx", "held_out.jsonl", "store.json"}
+    assert {p.name for p in store.path.iterdir()} == {
+        "train.bin",
+        "train.idx",
+        "held_out.jsonl",
+        "store.json",
+    }
 
 
 def test_a_document_keeps_its_side_when_the_corpus_grows_and_the_share_is_met():
@@ -75,11 +83,15 @@ def test_parts_do_not_change_the_store(tmp_path: Path, monkeypatch: pytest.Monke
     contents = []
     for size in (1 << 20, 5000):
         monkeypatch.setattr(records, "PART_BYTES", size)
-        monkeypatch.setattr("sweepcp.data.build.spread", lambda work, items, address: map(work, items))
+        monkeypatch.setattr(
+            "sweepcp.data.build.spread", lambda work, items, address: map(work, items)
+        )
         monkeypatch.setenv("SWEEPCP_CACHE", str(tmp_path / str(size)))
         store = made(source(), tmp_path)
         assert store.meta["near_duplicates"] >= 50
-        contents.append([(store.path / n).read_bytes() for n in ("train.bin", "train.idx", "held_out.jsonl")])
+        contents.append(
+            [(store.path / n).read_bytes() for n in ("train.bin", "train.idx", "held_out.jsonl")]
+        )
     assert contents[0] == contents[1]
 
 
@@ -87,7 +99,9 @@ def test_the_index_byte_by_byte(tmp_path: Path):
     store = write_store(tmp_path, "a", [[5, 6, 7], [8], [9, 10]])
     assert (store.path / "train.bin").read_bytes() == struct.pack("<6H", 5, 6, 7, 8, 9, 10)
     expected = b"MMIDIDX\x00\x00" + struct.pack("<QBQQ", 1, 8, 3, 4)
-    expected += struct.pack("<3i", 3, 1, 2) + struct.pack("<3q", 0, 6, 8) + struct.pack("<4q", 0, 1, 2, 3)
+    expected += (
+        struct.pack("<3i", 3, 1, 2) + struct.pack("<3q", 0, 6, 8) + struct.pack("<4q", 0, 1, 2, 3)
+    )
     assert (store.path / "train.idx").read_bytes() == expected
     indexed = store.train()
     assert indexed.begins(0, 6) == [0, 3, 4]
@@ -105,15 +119,17 @@ def test_a_damaged_store_is_refused(tmp_path: Path, damage: str):
         index.write_bytes(index.read_bytes()[:-1])
     else:
         tokens.write_bytes(tokens.read_bytes()[:-2])
-    with pytest.raises(BadInput, match="builds it again"):
-        read_indexed(store.path / "train")
+    with pytest.raises(InvalidInput, match="builds it again"):
+        read_indexed_tokens(store.path / "train")
 
 
 def test_a_vocabulary_over_65536_is_stored_in_four_bytes(tmp_path: Path):
     jsonl(tmp_path / "a.jsonl", RECORDS[:50])
     s = source()
     small = made(s, tmp_path)
-    large = build_store(s, find(s, tmp_path, "x.yaml"), "large", lambda: replace(BYTES, size=65537))
+    large = build_store(
+        s, resolve_source(s, tmp_path, "x.yaml"), "large", lambda: replace(BYTES, size=65537)
+    )
     assert large.train().tokens.dtype == np.dtype("<i4")
     np.testing.assert_array_equal(large.train().tokens, small.train().tokens)
 
@@ -125,21 +141,28 @@ def test_near_duplicates_are_dropped_counted_and_may_stay(tmp_path: Path):
     store = made(source(held_out=1e-9), tmp_path)
     assert documents(store) == texts[:2]
     assert store.meta["near_duplicates"] == 2
-    assert store.meta["train"] == {"documents": 2, "bytes": len(text) + 10, "tokens": len(text) + 14}
+    assert store.meta["train"] == {
+        "documents": 2,
+        "bytes": len(text) + 10,
+        "tokens": len(text) + 14,
+    }
     assert documents(made(source(held_out=1e-9, near_duplicates="keep"), tmp_path)) == texts
 
 
 def test_held_out_files_are_held_out_whole_and_their_copies_are_not_trained_on(tmp_path: Path):
     jsonl(tmp_path / "a.jsonl", RECORDS[:100])
     jsonl(tmp_path / "valid.json.jsonl", RECORDS[90:110])
-    store = made(source(files=["a.jsonl"], held_out_files=["valid.json.jsonl"], near_duplicates="drop"), tmp_path)
+    store = made(
+        source(files=["a.jsonl"], held_out_files=["valid.json.jsonl"], near_duplicates="drop"),
+        tmp_path,
+    )
     texts = [str(r["text"]) for r in RECORDS]
     assert set(store.held_out_texts()) <= set(texts[90:110])
     assert not set(documents(store)) & set(texts[90:110])
 
 
 def test_tokens_are_those_of_transformers(tmp_path: Path):
-    from sweepcp.base import BaseSpec
+    from sweepcp.config.base_model import BaseSpec
 
     folder = tmp_path / "model"
     byte_tokenizer().save_pretrained(folder)
@@ -147,17 +170,28 @@ def test_tokens_are_those_of_transformers(tmp_path: Path):
     encoder = load_encoder(BaseSpec(path=str(folder), max_lr=1e-3))
     text = "Grüße, <s> 東京 </s>\n\n  x"
     assert encoder.encode([text]) == BYTES.encode([text])
-    assert encoder.encode([text])[0] == [256, *byte_tokenizer()(text, add_special_tokens=False)["input_ids"], 257]
+    assert encoder.encode([text])[0] == [
+        256,
+        *byte_tokenizer()(text, add_special_tokens=False)["input_ids"],
+        257,
+    ]
     (folder / "config.json").write_text(json.dumps({"model_type": "llama", "vocab_size": 257}))
-    with pytest.raises(BadInput, match="at most the 257 tokens that the model has embeddings for"):
-        _encoder(BaseSpec(path=str(folder), max_lr=1e-3))
+    with pytest.raises(
+        InvalidInput, match="at most the 257 tokens that the model has embeddings for"
+    ):
+        _load_encoder(BaseSpec(path=str(folder), max_lr=1e-3))
 
 
 def test_what_did_not_change_is_not_built_again(tmp_path: Path):
     jsonl(tmp_path / "a.jsonl", RECORDS)
     first = made(source(), tmp_path)
     stamp = (first.path / "store.json").stat().st_mtime_ns
-    again = build_store(source(weight=3), find(source(), tmp_path, ""), "bytes", lambda: pytest.fail("built again"))
+    again = build_store(
+        source(weight=3),
+        resolve_source(source(), tmp_path, ""),
+        "bytes",
+        lambda: pytest.fail("built again"),
+    )
     assert (again.path / "store.json").stat().st_mtime_ns == stamp
     jsonl(tmp_path / "a.jsonl", RECORDS[1:])
     assert made(source(), tmp_path).path != first.path
@@ -169,18 +203,20 @@ def test_a_file_that_changes_while_it_is_read_is_refused(tmp_path: Path):
     def meddle(done: int, of: int) -> None:
         os.utime(path, ns=(1, done))
 
-    with pytest.raises(BadInput, match="its files changed"):
+    with pytest.raises(InvalidInput, match="its files changed"):
         made(source(), tmp_path, progress=meddle)
 
 
 def test_a_store_with_too_many_bad_records_is_refused_when_built_and_when_found(tmp_path: Path):
     (tmp_path / "a.jsonl").write_text("".join(json.dumps(r) + "\n" for r in RECORDS[:99]) + "{\n")
     assert made(source(bad_records=0.01), tmp_path).meta["bad"] == 1
-    with pytest.raises(BadInput, match=r"1 of 100 records cannot be used: .*a\.jsonl:100"):
+    with pytest.raises(InvalidInput, match=r"1 of 100 records cannot be used: .*a\.jsonl:100"):
         made(source(bad_records=0.009), tmp_path)
 
 
-def test_a_build_that_was_killed_goes_on_with_the_parts_that_are_left(tmp_path: Path, own_cache: Path):
+def test_a_build_that_was_killed_goes_on_with_the_parts_that_are_left(
+    tmp_path: Path, own_cache: Path
+):
     """The builder is killed with SIGKILL; its processes go with it; what they finished is kept."""
     script = tmp_path / "slow.py"
     script.write_text(
@@ -213,7 +249,10 @@ if __name__ == "__main__":
     builder.kill()
     builder.wait()
     time.sleep(1.5)
-    assert str(tmp_path) not in subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True).stdout
+    assert (
+        str(tmp_path)
+        not in subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True).stdout
+    )
     kept = {p: p.stat().st_mtime_ns for p in own_cache.glob("stores/.building-*/*.json")}
     assert len(kept) >= 3
     seen: list[tuple[int, int]] = []
@@ -238,7 +277,7 @@ def test_an_error_in_another_process_arrives_whole(tmp_path: Path, monkeypatch: 
     jsonl(tmp_path / "a.jsonl", RECORDS)
     (tmp_path / "b.jsonl").write_text('{"text": "fine"}\n{"txt": "no"}\n')
     monkeypatch.setattr(records, "PART_BYTES", 5000)
-    with pytest.raises(BadInput) as error:
+    with pytest.raises(InvalidInput) as error:
         made(source(), tmp_path)
     assert error.value.where == f"{tmp_path}/b.jsonl:2"
     assert "set `field:`" in error.value.fix

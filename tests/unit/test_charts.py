@@ -7,21 +7,32 @@ import pytest
 from matplotlib.figure import Figure
 
 import sweepcp
-from sweepcp.errors import BadInput
+from sweepcp.errors import InvalidInput
 from sweepcp.report import charts
 from sweepcp.report.chart import COLOURS, Axis, Chart, Panel, Series
-from sweepcp.report.image import save
-from sweepcp.report.interactive import figure
-from sweepcp.report.page import page
+from sweepcp.report.matplotlib_figures import save_image
+from sweepcp.report.page import render_page
+from sweepcp.report.plotly_figures import plotly_figure
 from tests.make import write_run
 
-KINDS = ("front", "plane", "tradeoff", "parallel", "importance", "hypervolume", "curves", "tolerance")
+KINDS = (
+    "front",
+    "plane",
+    "tradeoff",
+    "parallel",
+    "importance",
+    "hypervolume",
+    "curves",
+    "tolerance",
+)
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> sweepcp.Run:
     folder = tmp_path_factory.mktemp("run")
-    return sweepcp.load_run(write_run(folder, 24, t0003="diverged", t0009="failed", t0011="stopped"))
+    return sweepcp.load_run(
+        write_run(folder, 24, t0003="diverged", t0009="failed", t0011="stopped")
+    )
 
 
 def points(chart: Chart) -> list[Series]:
@@ -34,7 +45,7 @@ def trials_in(series: list[Series]) -> list[str]:
 
 
 def test_the_front_has_every_done_trial_once_and_the_choice_twice(run: sweepcp.Run):
-    chart = charts.front(run, run.known)
+    chart = charts.front_chart(run, run.known)
     done = [t for t in run.trials if t.status == "done"]
     assert run.chosen is not None
     assert trials_in(points(chart)) == sorted([t.id for t in done] + [run.chosen.id])
@@ -48,7 +59,7 @@ def test_the_front_has_every_done_trial_once_and_the_choice_twice(run: sweepcp.R
 def test_error_bars_of_the_front_are_its_standard_errors(run: sweepcp.Run):
     by_place = {
         x: error
-        for s in points(charts.front(run, run.known))
+        for s in points(charts.front_chart(run, run.known))
         if s.x_error
         for x, error in zip(s.x, s.x_error, strict=True)
     }
@@ -70,21 +81,21 @@ def test_hovering_gives_the_recipe(run: sweepcp.Run):
 
 
 def test_the_plane_has_every_trial(run: sweepcp.Run):
-    chart = charts.plane(run, run.known)
+    chart = charts.recipe_chart(run, run.known)
     assert trials_in(points(chart)) == [t.id for t in run.trials]
     assert {s.name for s in points(chart)} >= {"diverged", "failed", "stopped"}
 
 
 def test_the_edge_of_the_front_never_rises_to_the_right(run: sweepcp.Run):
-    stairs = charts.front(run, run.known).panels[0].series[0]
+    stairs = charts.front_chart(run, run.known).panels[0].series[0]
     assert stairs.draw == "steps"
     assert list(stairs.x) == sorted(stairs.x, reverse=True)
     assert list(stairs.y) == sorted(stairs.y)
 
 
 def test_tolerance_is_what_the_rule_chooses_at_every_bound(run: sweepcp.Run):
-    line = charts.tolerance(run).panels[0].series[0]
-    fraction = charts.tolerance(run).panels[1].series[0]
+    line = charts.tolerance_chart(run).panels[0].series[0]
+    fraction = charts.tolerance_chart(run).panels[1].series[0]
     for bound in np.linspace(0, line.x[-1], 50):
         choice = run.choose(max_regression=float(bound))
         at = int(np.searchsorted(line.x, bound, side="right")) - 1
@@ -96,7 +107,7 @@ def test_tolerance_is_what_the_rule_chooses_at_every_bound(run: sweepcp.Run):
 
 
 def test_the_hypervolume_rises_to_that_of_the_front(run: sweepcp.Run):
-    line = charts.hypervolume(run).panels[0].series[0]
+    line = charts.hypervolume_chart(run).panels[0].series[0]
     assert list(line.x) == [t.number for t in run.trials if t.status == "done"]
     assert list(line.y) == sorted(line.y)
     assert line.y[-1] == pytest.approx(run.front.hypervolume, rel=1e-12)
@@ -104,7 +115,7 @@ def test_the_hypervolume_rises_to_that_of_the_front(run: sweepcp.Run):
 
 def test_long_curves_are_means_of_whole_windows(tmp_path: Path):
     run = sweepcp.load_run(write_run(tmp_path, 1, documents=8, steps=700))
-    chart = charts.curves(run)
+    chart = charts.training_chart(run)
     loss = chart.panels[0].series[0]
     assert "Each point is the mean of up to 3 steps." in chart.notes
     assert len(loss.y) == 234
@@ -117,7 +128,7 @@ def test_a_loss_that_is_not_finite_is_a_gap(tmp_path: Path):
     folder = write_run(tmp_path, 1, documents=8)
     metrics = folder / "trials" / "0000" / "metrics.jsonl"
     metrics.write_text(metrics.read_text().replace('"loss": 1.95', '"loss": NaN'))
-    loss = charts.curves(sweepcp.load_run(folder)).panels[0].series[0]
+    loss = charts.training_chart(sweepcp.load_run(folder)).panels[0].series[0]
     assert [n for n, y in enumerate(loss.y, 1) if math.isnan(y)] == [5]
 
 
@@ -126,12 +137,12 @@ def test_what_is_not_finite_is_not_drawn_and_not_an_error(tmp_path: Path):
     metrics = folder / "trials" / "0001" / "metrics.jsonl"
     metrics.write_text(metrics.read_text().replace('"grad_norm": 1.0', '"grad_norm": Infinity'))
     run = sweepcp.load_run(folder)
-    assert "Infinity" not in page(run)
+    assert "Infinity" not in render_page(run)
     assert run.plot.curves().to_json()
 
 
 def test_parallel_lines_stand_where_the_values_are(run: sweepcp.Run):
-    chart = charts.parallel(run, run.known)
+    chart = charts.parallel_chart(run, run.known)
     labels = [label.split("\n")[0] for _, label in chart.panels[0].x.ticks]
     assert labels == ["lr_fraction", "general_share", "domain, %", "general, %"]
     heights = np.array([y for s in chart.panels[0].series for y in s.y]).reshape(-1, 5)[:, :4]
@@ -140,18 +151,24 @@ def test_parallel_lines_stand_where_the_values_are(run: sweepcp.Run):
     assert heights.max() == 1
     first = next(s for s in chart.panels[0].series if any(h.startswith("0000") for h in s.hover))
     at = [h[:4] for h in first.hover].index("0000")
-    assert first.y[at : at + 2] == pytest.approx([0.5, math.sqrt(0.5)])  # 0.1 on a log scale, 0.5 on a root's
+    assert first.y[at : at + 2] == pytest.approx(
+        [0.5, math.sqrt(0.5)]
+    )  # 0.1 on a log scale, 0.5 on a root's
 
 
 def test_axes_of_names_have_their_place_too(tmp_path: Path):
     axes = "lr_fraction: {low: 0.01, high: 1.0, scale: log}, general_share: {low: 0.0, high: 1.0}"
     space = f"{{{axes}, warmup: {{low: 0.0, high: 0.2}}, schedule: {{choices: [cosine, wsd]}}}}"
     run = sweepcp.load_run(write_run(tmp_path, 40, documents=8, space=space))
-    chart = charts.parallel(run, run.known)
+    chart = charts.parallel_chart(run, run.known)
     labels = [label.split("\n")[0] for _, label in chart.panels[0].x.ticks]
     assert labels == [*run.space.axes, "domain, %", "general, %"]
     at = labels.index("schedule")
-    heights = {series.y[k + at] for series in chart.panels[0].series for k in range(0, len(series.y), len(labels) + 1)}
+    heights = {
+        series.y[k + at]
+        for series in chart.panels[0].series
+        for k in range(0, len(series.y), len(labels) + 1)
+    }
     assert heights == {0.0, 1.0}
     assert "schedule wsd" in "".join(run.known.hover.values())
     trend = run.trend
@@ -159,23 +176,35 @@ def test_axes_of_names_have_their_place_too(tmp_path: Path):
     assert "schedule" not in trend.axes
     assert set(run.plot.importance().data[0].x) == set(range(len(run.space.axes)))
     assert run.draw.tradeoff()
-    assert page(run).count(">wsd</td>") == 20
+    assert render_page(run).count(">wsd</td>") == 20
 
 
 def test_compared_runs_share_their_recipes(tmp_path: Path):
-    one, two = (sweepcp.load_run(write_run(tmp_path / name, n, documents=8)) for name, n in (("a", 5), ("b", 7)))
-    chart = charts.compare(one, two, ["budget.trials: 5 → 7"])
+    one, two = (
+        sweepcp.load_run(write_run(tmp_path / name, n, documents=8))
+        for name, n in (("a", 5), ("b", 7))
+    )
+    chart = charts.comparison_chart(one, two, ["budget.trials: 5 → 7"])
     assert "Differs: budget.trials: 5 → 7" in chart.notes
-    assert "5 recipes were tried in both; Spearman's rank correlation: domain 1.00, general 1.00." in chart.notes
+    assert (
+        "5 recipes were tried in both; Spearman's rank correlation: domain 1.00, general 1.00."
+        in chart.notes
+    )
     matched = chart.panels[1].series[1]
     assert list(matched.x) == list(matched.y) == [t.domain for t in one.trials]
     assert f"a {one.front.hypervolume:.1f} %²" in chart.notes[0]
     empty = sweepcp.load_run(write_run(tmp_path / "c", 0))
-    assert "No recipe was tried in both, so only the fronts can be compared." in charts.compare(one, empty, []).notes
+    assert (
+        "No recipe was tried in both, so only the fronts can be compared."
+        in charts.comparison_chart(one, empty, []).notes
+    )
 
 
 def test_the_runs_own_comparison_says_how_the_experiments_differ(tmp_path: Path):
-    one, two = (sweepcp.load_run(write_run(tmp_path / name, n, documents=8)) for name, n in (("a", 2), ("b", 3)))
+    one, two = (
+        sweepcp.load_run(write_run(tmp_path / name, n, documents=8))
+        for name, n in (("a", 2), ("b", 3))
+    )
     title = one.plot.compare(two).layout.title
     assert "budget.trials: 2 → 3" in title.subtitle.text
 
@@ -189,8 +218,10 @@ def test_each_chart_is_drawn_by_both_libraries(run: sweepcp.Run, name: str):
 
 
 def test_plotly_has_the_numbers_that_the_chart_has():
-    series = Series("a<b", [1.0, 2.0, 3.0], [0.1, math.nan, 0.3], draw="line", hover=["<b>x</b>\ny", "", ""])
-    drawn = figure(Chart("t", [Panel(Axis("x", log=True), Axis("y"), [series])]))
+    series = Series(
+        "a<b", [1.0, 2.0, 3.0], [0.1, math.nan, 0.3], draw="line", hover=["<b>x</b>\ny", "", ""]
+    )
+    drawn = plotly_figure(Chart("t", [Panel(Axis("x", log=True), Axis("y"), [series])]))
     trace = drawn.data[0]
     assert list(trace.x) == [1.0, 2.0, 3.0]
     assert list(trace.y) == [0.1, None, 0.3]
@@ -200,15 +231,15 @@ def test_plotly_has_the_numbers_that_the_chart_has():
 
 
 def test_an_image_is_the_same_every_time_and_names_its_kinds(run: sweepcp.Run, tmp_path: Path):
-    chart = charts.front(run, run.known)
+    chart = charts.front_chart(run, run.known)
     for name in ("a.svg", "b.svg", "c.png"):
-        save(chart, tmp_path / name)
+        save_image(chart, tmp_path / name)
     assert (tmp_path / "a.svg").read_bytes() == (tmp_path / "b.svg").read_bytes()
     assert (tmp_path / "c.png").read_bytes().startswith(b"\x89PNG")
-    with pytest.raises(BadInput, match=r"one of \.png, \.svg, \.pdf"):
-        save(chart, tmp_path / "front.gif")
-    with pytest.raises(BadInput, match="check its folder"):
-        save(chart, tmp_path / "missing" / "front.png")
+    with pytest.raises(InvalidInput, match=r"one of \.png, \.svg, \.pdf"):
+        save_image(chart, tmp_path / "front.gif")
+    with pytest.raises(InvalidInput, match="check its folder"):
+        save_image(chart, tmp_path / "missing" / "front.png")
 
 
 @pytest.mark.parametrize("background", ["#ffffff", "#14181d"])

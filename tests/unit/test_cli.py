@@ -9,16 +9,18 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from sweepcp.cli import main
-from sweepcp.experiment import load_experiment
-from sweepcp.files import shipped
+from sweepcp.cli.app import main
+from sweepcp.corpora.experiment import load_experiment
+from sweepcp.util.files import shipped_folder
 
-QUICKSTART = (shipped("experiments") / "quickstart.yaml").read_text()
+QUICKSTART = (shipped_folder("experiments") / "quickstart.yaml").read_text()
 TRAINING = "training:\n  seq_len: 128"
 LOW = "space: {lr_fraction: {low: 1.0, high: 0.1, scale: log}, general_share: {low: 0, high: 1}}"
 
 
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *args: str) -> tuple[int, str]:
+def run(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *args: str
+) -> tuple[int, str]:
     """Exit status and the error message of a command."""
     monkeypatch.setattr(sys, "argv", ["sweepcp", *args])
     with pytest.raises(SystemExit) as stop:
@@ -29,19 +31,51 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *ar
 @pytest.mark.parametrize(
     ("old", "new", "expected"),
     [
-        (TRAINING, "training:\n  seq_lenn: 128", ["training.seq_lenn", "128", "unknown key", "`seq_len`"]),
+        (
+            TRAINING,
+            "training:\n  seq_lenn: 128",
+            ["training.seq_lenn", "128", "unknown key", "`seq_len`"],
+        ),
         ("choose:", "chose:", ["chose", "unknown key", "`choose`"]),
         ("seed: 0", "seed: 0\nseed: 1", [":5: seed", "duplicate key", "remove one"]),
-        ("max_lr: 3e-3", 'max_lr: "1e-4"', ["base.max_lr", "'1e-4'", "a number, not text", "without quotes"]),
-        ("python-docs: 1.0", "python-docs: 0.9", ["base.pretrain.mixture", "0.9", "sum to 1", "correct the shares"]),
+        (
+            "max_lr: 3e-3",
+            'max_lr: "1e-4"',
+            ["base.max_lr", "'1e-4'", "a number, not text", "without quotes"],
+        ),
+        (
+            "python-docs: 1.0",
+            "python-docs: 0.9",
+            ["base.pretrain.mixture", "0.9", "sum to 1", "correct the shares"],
+        ),
         ("trials: 16", "trials: 0", ["budget.trials", "0", "greater than or equal to 1"]),
         ("space: lr-mix", LOW, ["space.lr_fraction", "low 1 is below high 0.1", "swap them"]),
-        ("python: {part: code}", "files: [empty.jsonl]", ["sources.python-code.files", "empty.jsonl", "empty"]),
-        (TRAINING, "training:\n  seq_len: 512", ["training.seq_len", "512", "at most 256 tokens", "256 or less"]),
-        ("python: {part: code}", "files: [no.jsonl]", ["sources.python-code.files", "no.jsonl", "correct the path"]),
+        (
+            "python: {part: code}",
+            "files: [empty.jsonl]",
+            ["sources.python-code.files", "empty.jsonl", "empty"],
+        ),
+        (
+            TRAINING,
+            "training:\n  seq_len: 512",
+            ["training.seq_len", "512", "at most 256 tokens", "256 or less"],
+        ),
+        (
+            "python: {part: code}",
+            "files: [no.jsonl]",
+            ["sources.python-code.files", "no.jsonl", "correct the path"],
+        ),
         ("role: domain", "role: general", ["sources", "a source of role domain", "add a source"]),
-        ("tokens: 102_400", "tokens: 100_000", ["budget.tokens", "100000", "multiple", "use 100352"]),
-        ("- {held_out: python-code,", "- {held_out: python,", ["suites.domain", "python", "one of the sources"]),
+        (
+            "tokens: 102_400",
+            "tokens: 100_000",
+            ["budget.tokens", "100000", "multiple", "use 100352"],
+        ),
+        (
+            "- {held_out: python-code,",
+            "- {held_out: python,",
+            ["suites.domain", "python", "one of the sources"],
+        ),
         ("max_regression: 2.0", "max_regresion: 2.0", ["choose.max_regresion", "`max_regression`"]),
         ("name: quickstart", "name: [a", ["line", "valid YAML"]),
     ],
@@ -75,11 +109,17 @@ def test_bad_experiments(
         (["search", "--set", "budget.trails=4"], ["--set budget.trails=4", "`trials`"]),
         (["search", "--set", "budget"], ["key=value"]),
         (["search", "--trials", "0"], ["--set budget.trials=0", "greater than or equal to 1"]),
-        (["search", "--set", "space.lr_fraction.low=2"], ["--set space.lr_fraction.low=2", "low 2 is below high 1"]),
+        (
+            ["search", "--set", "space.lr_fraction.low=2"],
+            ["--set space.lr_fraction.low=2", "low 2 is below high 1"],
+        ),
         (["search", "--set", "sources.nope.weight=1"], ["python-docs, python-code"]),
         (["search", "e-llama"], ["sources.listings-en.planned_tokens", "give its `files`"]),
         (["front", "nowhere"], ["nowhere", "experiment.json"]),
-        (["plan", "--set", "choose.knee=true"], ["exactly one of max_regression, knee and weights"]),
+        (
+            ["plan", "--set", "choose.knee=true"],
+            ["exactly one of max_regression, knee and weights"],
+        ),
     ],
 )
 def test_bad_commands(
@@ -103,7 +143,9 @@ def test_numbers_in_scientific_notation_are_numbers(tmp_path: Path):
         assert load_experiment(str(path))[0].base.max_lr == 1e-4
 
 
-@pytest.mark.parametrize("path", sorted(shipped("experiments").glob("*.yaml")), ids=lambda p: p.stem)
+@pytest.mark.parametrize(
+    "path", sorted(shipped_folder("experiments").glob("*.yaml")), ids=lambda p: p.stem
+)
 def test_every_shipped_experiment_loads_by_name(path: Path):
     experiment, _ = load_experiment(path.stem)
     assert experiment.name == path.stem
@@ -111,14 +153,21 @@ def test_every_shipped_experiment_loads_by_name(path: Path):
     assert (first["lr_fraction"], first["general_share"]) == (0.1, 0.5)
 
 
-@pytest.mark.parametrize("path", sorted(shipped("search_spaces").glob("*.yaml")), ids=lambda p: p.stem)
+@pytest.mark.parametrize(
+    "path", sorted(shipped_folder("search_spaces").glob("*.yaml")), ids=lambda p: p.stem
+)
 def test_every_shipped_space_loads_in_an_experiment_that_has_its_sources(path: Path):
     experiment, _ = load_experiment("e-llama", [f"space={path.stem}"])
     assert experiment.space.axes
 
 
 def test_overrides_reach_every_key():
-    sets = ["budget.trials=3", "sources.python-code.weight=2", "space.lr_fraction.high=0.5", "suites.domain.1.items=80"]
+    sets = [
+        "budget.trials=3",
+        "sources.python-code.weight=2",
+        "space.lr_fraction.high=0.5",
+        "suites.domain.1.items=80",
+    ]
     experiment, _ = load_experiment("quickstart", sets)
     assert experiment.budget.trials == 3
     assert experiment.sources[1].weight == 2
@@ -138,21 +187,32 @@ print("HEAVY", [m for m in ("torch", "ray", "transformers", "pandas") if m in sy
 """
     out = tmp_path / "schema.json"
     for args in (["--version"], ["plan", "--help"], ["plan"], ["schema", "--out", str(out)]):
-        done = subprocess.run([sys.executable, "-c", code, *args], capture_output=True, text=True, check=True)
+        done = subprocess.run(
+            [sys.executable, "-c", code, *args], capture_output=True, text=True, check=True
+        )
         assert done.stdout.splitlines()[-1] == "HEAVY []"
     schema = json.loads(out.read_text())
     assert schema["additionalProperties"] is False
     assert "max_regression" in json.dumps(schema)
 
 
-def test_plan_shows_what_the_search_would_do(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+def test_plan_shows_what_the_search_would_do(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
     monkeypatch.setattr(sys, "argv", ["sweepcp", "plan", "e-llama"])
     monkeypatch.setenv("COLUMNS", "140")
     with pytest.raises(SystemExit) as stop:
         main()
     assert stop.value.code == 0
     text = capsys.readouterr().out
-    for part in ("480 steps", "3e-05", "350,000,000,000 planned", "2.43e+19 FLOPs", "needs 128 GB", "not a commit"):
+    for part in (
+        "480 steps",
+        "3e-05",
+        "350,000,000,000 planned",
+        "2.43e+19 FLOPs",
+        "needs 128 GB",
+        "not a commit",
+    ):
         assert part in text
 
 
@@ -160,7 +220,9 @@ def test_a_base_in_a_folder_is_looked_up_from_the_file_and_not_from_here(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     (tmp_path / "model").mkdir()
-    (tmp_path / "model" / "config.json").write_text('{"model_type": "llama", "max_position_embeddings": 256}')
+    (tmp_path / "model" / "config.json").write_text(
+        '{"model_type": "llama", "max_position_embeddings": 256}'
+    )
     save_file({"weight": torch.zeros(2, 3)}, tmp_path / "model" / "model.safetensors")
     head, tail = QUICKSTART.split("  pretrain:")[0], QUICKSTART.split("sources:", 1)[1]
     (tmp_path / "mine.yaml").write_text(f"{head}  path: model\n\nsources:{tail}")

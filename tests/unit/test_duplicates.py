@@ -6,9 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sweepcp.data.duplicates import MINIMA, Signer, near_duplicates, ngrams, words
-from sweepcp.data.overlap import Item, write_index
-from sweepcp.data.python_text import PythonText, documents, find_modules
+from sweepcp.config.source import PythonText
+from sweepcp.corpora.overlap_index import SuiteItem, write_overlap_index
+from sweepcp.data.near_duplicates import MINIMA, Signer, near_duplicates, ngrams, split_words
+from sweepcp.data.python_text import find_modules, module_documents
 
 SIGNER = Signer()
 
@@ -17,8 +18,8 @@ SIGNER = Signer()
 def real() -> list[str]:
     """Real English texts that differ: paragraphs of 30 words and more in the documentation of installed packages."""
     text = PythonText(part="docs", packages=("numpy", "stdlib"))
-    pages = [page for path in find_modules(text, "", "") for page in documents(text, path)]
-    return sorted({p for page in pages for p in page.split("\n\n") if len(words(p)) >= 30})
+    pages = [page for path in find_modules(text, "", "") for page in module_documents(text, path)]
+    return sorted({p for page in pages for p in page.split("\n\n") if len(split_words(p)) >= 30})
 
 
 def flags(texts: list[str]) -> np.ndarray:
@@ -30,8 +31,8 @@ def resemblance(one: set[str], two: set[str]) -> float:
 
 
 def test_words_and_runs_of_words():
-    assert words("It's RED, isn't it?") == ["it", "s", "red", "isn", "t", "it"]
-    assert words("東京は ok") == ["東", "京", "は", "ok"]
+    assert split_words("It's RED, isn't it?") == ["it", "s", "red", "isn", "t", "it"]
+    assert split_words("東京は ok") == ["東", "京", "は", "ok"]
     assert ngrams(["a", "b", "c"], 2) == ["a b", "b c"]
     assert ngrams(["a"], 2) == ["a"]
 
@@ -43,7 +44,7 @@ def test_signatures_agree_as_often_as_documents_resemble():
         other = [*base[:-changed], *(f"v{i}" for i in range(changed))]
         one, two = " ".join(base), " ".join(other)
         agreement = (SIGNER.sign(one) == SIGNER.sign(two)).mean()
-        expected = resemblance(*(set(ngrams(words(t), 5)) for t in (one, two)))
+        expected = resemblance(*(set(ngrams(split_words(t), 5)) for t in (one, two)))
         assert abs(agreement - expected) < 4 * np.sqrt(expected * (1 - expected) / MINIMA)
 
 
@@ -56,7 +57,7 @@ def closest(grams: list[set[str]], owners: dict[str, list[int]], number: int) ->
 def test_planted_near_duplicates_are_found_and_nothing_else(real: list[str]):
     rng = random.Random(1)
     alike = flags(real)
-    grams = [set(ngrams(words(t), 5)) for t in real]
+    grams = [set(ngrams(split_words(t), 5)) for t in real]
     owners: dict[str, list[int]] = {}
     for number, own in enumerate(grams):
         for gram in own:
@@ -66,7 +67,7 @@ def test_planted_near_duplicates_are_found_and_nothing_else(real: list[str]):
     assert len(false) <= 0.001 * len(real)
     distinct = [t for t, is_alike in zip(real, alike, strict=True) if not is_alike]
     planted = []
-    for text in rng.sample([t for t in distinct if len(words(t)) >= 100], 100):
+    for text in rng.sample([t for t in distinct if len(split_words(t)) >= 100], 100):
         pieces = text.split()
         pieces[rng.randrange(len(pieces))] = "different"
         planted.append("Copied: " + " ".join(pieces).upper())
@@ -83,23 +84,27 @@ def test_the_first_of_several_copies_stays():
 def test_planted_benchmark_items_are_found_and_nothing_else(real: list[str], tmp_path: Path):
     rng = random.Random(2)
     texts = rng.sample(real, 3000)
-    items = [Item("bench", str(n), text) for n, text in enumerate(texts[:100])]
-    index, count, short = write_index(tmp_path / "i", [*items, Item("bench", "short", "four words are few")])
+    items = [SuiteItem("bench", str(n), text) for n, text in enumerate(texts[:100])]
+    index, count, short = write_overlap_index(
+        tmp_path / "i", [*items, SuiteItem("bench", "short", "four words are few")]
+    )
     assert (count, short) == (101, 1)
     for n, text in enumerate(texts[:100]):
         hits = index.find(f"Some talk before it. {text.upper()} And some after.")
         assert (str(n), 1.0) in [(h.item, h.overlap) for h in hits]
-    halves = [(n, words(text)) for n, text in enumerate(texts[:100])]
+    halves = [(n, split_words(text)) for n, text in enumerate(texts[:100])]
     assert all(index.find(" ".join(w[: len(w) * 3 // 4])) for _, w in halves)
-    assert not any(str(n) in [h.item for h in index.find(" ".join(w[: len(w) // 3]))] for n, w in halves)
-    runs = [set(ngrams(words(i.text), 8)) for i in items]
+    assert not any(
+        str(n) in [h.item for h in index.find(" ".join(w[: len(w) // 3]))] for n, w in halves
+    )
+    runs = [set(ngrams(split_words(i.text), 8)) for i in items]
     for text in texts[100:]:  # these texts do quote one another: what is found is really there
-        own = set(ngrams(words(text), 8))
+        own = set(ngrams(split_words(text), 8))
         held = {str(n) for n, r in enumerate(runs) if len(own & r) >= 0.5 * len(r)}
         assert {hit.item for hit in index.find(text)} == held
 
 
 def test_an_index_of_nothing_finds_nothing(tmp_path: Path):
-    index, count, _ = write_index(tmp_path / "i", [])
+    index, count, _ = write_overlap_index(tmp_path / "i", [])
     assert count == 0
     assert index.find("one two three four five six seven eight nine") == []

@@ -7,8 +7,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from sweepcp.data.stream import IGNORED, Batch, positions
-from sweepcp.engine import Engine, token_losses
+from sweepcp.data.stream import IGNORED, Batch, restarting_positions
+from sweepcp.training.engine import PlainEngine, token_losses
 from tests.make import recipe, write_model
 
 ATTENTION = ("sdpa", "eager", "flash_attention_2")
@@ -28,7 +28,9 @@ def packed(seed: int = 0) -> Batch:
     for row, lengths in enumerate(ROWS):
         begins[row, np.cumsum([0, *lengths])] = True
     targets = np.where(begins[:, 1:], IGNORED, np.roll(ids, -1, 1))
-    return Batch(ids, targets, positions(begins[:, :-1]), np.zeros(len(ROWS), dtype=np.int32))
+    return Batch(
+        ids, targets, restarting_positions(begins[:, :-1]), np.zeros(len(ROWS), dtype=np.int32)
+    )
 
 
 @pytest.mark.parametrize("attention", ATTENTION)
@@ -40,7 +42,9 @@ def test_packed_documents_do_not_see_each_other(folder: Path, attention: str, tr
         if not torch.cuda.is_available():
             pytest.skip("flash attention needs a GPU")
         device, dtype = torch.device("cuda"), torch.bfloat16
-    model = AutoModelForCausalLM.from_pretrained(folder, attn_implementation=attention, dtype=dtype).to(device)
+    model = AutoModelForCausalLM.from_pretrained(
+        folder, attn_implementation=attention, dtype=dtype
+    ).to(device)
     model.train(training)
     batch = packed()
     with torch.no_grad():
@@ -49,8 +53,12 @@ def test_packed_documents_do_not_see_each_other(folder: Path, attention: str, tr
         for row, lengths in enumerate(ROWS):
             for first, last in zip(np.cumsum([0, *lengths[:-1]]), np.cumsum(lengths), strict=True):
                 arrays = (batch.input_ids, batch.targets, batch.position_ids)
-                alone = Batch(*(array[row : row + 1, first:last] for array in arrays), batch.source[:1])
-                apart[row, first:last] = token_losses(model, device, alone, slice(None)).cpu().numpy()
+                alone = Batch(
+                    *(array[row : row + 1, first:last] for array in arrays), batch.source[:1]
+                )
+                apart[row, first:last] = (
+                    token_losses(model, device, alone, slice(None)).cpu().numpy()
+                )
         other = packed()
         other.input_ids[1] = np.random.default_rng(5).integers(0, 256, 32)
         other.input_ids[:, : ROWS[0][0]] = 0  # another first document, of the other rows as well
@@ -66,8 +74,10 @@ def test_micro_batches_weigh_by_their_targets(folder: Path):
     batch.targets[0, :20] = IGNORED
     results = []
     for micro in (3, 1):
-        model = AutoModelForCausalLM.from_pretrained(folder, attn_implementation="sdpa", dtype=torch.float32)
-        engine = Engine(model, recipe(seq_len=32, batch_tokens=96, tokens=96), micro, "fp32")
+        model = AutoModelForCausalLM.from_pretrained(
+            folder, attn_implementation="sdpa", dtype=torch.float32
+        )
+        engine = PlainEngine(model, recipe(seq_len=32, batch_tokens=96, tokens=96), micro, "fp32")
         losses, norm = engine.step(batch, int((batch.targets != IGNORED).sum()), 0.01)
         results.append((losses, norm, model.lm_head.weight.detach().clone()))
     np.testing.assert_allclose(results[0][0], results[1][0], rtol=1e-6)

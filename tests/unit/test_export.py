@@ -13,9 +13,9 @@ import yaml
 from jsonschema import Draft202012Validator
 from torch.distributed.run import config_from_args, parse_args
 
-from sweepcp.errors import BadInput
-from sweepcp.export.safe import check_files
-from sweepcp.export.write import LAUNCHERS, TRAINERS, choose, export
+from sweepcp.errors import InvalidInput
+from sweepcp.export.text_checks import check_file_names
+from sweepcp.export.write import LAUNCHERS, TRAINERS, choose_targets, write_export
 from tests.exports import at_fixed_places, promoted, rendered, source
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "exports"
@@ -72,15 +72,15 @@ def test_every_pair_carries_recipe_bundle_status_and_how_to_run_it(e_llama, trai
 
 
 def test_a_trainer_alone_gets_torchrun_and_a_launcher_alone_our_own_train():
-    assert choose(["axolotl"]) == ("axolotl", "torchrun")
-    assert choose(["slurm"]) == ("deepspeed", "slurm")
-    assert choose(["kubeflow", "torchtitan"]) == ("torchtitan", "kubeflow")
+    assert choose_targets(["axolotl"]) == ("axolotl", "torchrun")
+    assert choose_targets(["slurm"]) == ("deepspeed", "slurm")
+    assert choose_targets(["kubeflow", "torchtitan"]) == ("torchtitan", "kubeflow")
 
 
 @pytest.mark.parametrize("names", [[], ["axolotl", "torchtitan"], ["slurm", "ray"], ["nanotron"]])
 def test_other_names_are_refused(names):
-    with pytest.raises(BadInput, match=r"rule:.*(one of each|megatron-lm)"):
-        choose(names)
+    with pytest.raises(InvalidInput, match=r"rule:.*(one of each|megatron-lm)"):
+        choose_targets(names)
 
 
 def words(script: str) -> list[str]:
@@ -96,14 +96,21 @@ def test_torchrun_takes_its_arguments(e_llama, trainer):
     assert (python, module, run) == ("/shared/venv/bin/python", "-m", "torch.distributed.run")
     args = parse_args(arguments)
     config, _, _ = config_from_args(args)
-    assert (config.min_nodes, config.max_nodes, config.nproc_per_node, config.max_restarts) == (60, 60, 8, 3)
+    assert (config.min_nodes, config.max_nodes, config.nproc_per_node, config.max_restarts) == (
+        60,
+        60,
+        8,
+        3,
+    )
     assert config.rdzv_backend == "c10d"
     assert args.training_script or args.module
 
 
 def test_skypilot_and_kubeflow_start_the_same_command(e_llama):
     sky = yaml.safe_load(rendered(e_llama, "torchtitan", "skypilot")["task.yaml"])
-    trainer = yaml.safe_load(rendered(e_llama, "torchtitan", "kubeflow")["trainjob.yaml"])["spec"]["trainer"]
+    trainer = yaml.safe_load(rendered(e_llama, "torchtitan", "kubeflow")["trainjob.yaml"])["spec"][
+        "trainer"
+    ]
     ours = parse_args(words(sky["run"])[3:])
     theirs = parse_args(trainer["args"][2:])
     assert (ours.module, ours.training_script, ours.training_script_args) == (
@@ -119,7 +126,9 @@ def strict(schema: dict) -> dict:
     """A structural schema of Kubernetes as JSON schema, in which unknown fields are errors."""
     if schema.get("x-kubernetes-int-or-string"):
         return {"type": ["integer", "string"]}
-    found = {key: value for key, value in schema.items() if not key.startswith("x-") and key != "format"}
+    found = {
+        key: value for key, value in schema.items() if not key.startswith("x-") and key != "format"
+    }
     for key in ("properties",):
         if key in found:
             found[key] = {name: strict(inner) for name, inner in found[key].items()}
@@ -137,7 +146,10 @@ def definitions(name: str) -> dict[str, Any]:
     return yaml.load((Path(str(CRDS)) / name).read_text(), yaml.CSafeLoader)
 
 
-@pytest.mark.skipif(CRDS is None, reason="SWEEPCP_CRDS names no folder with the CRDs of KubeRay and Kubeflow Trainer")
+@pytest.mark.skipif(
+    CRDS is None,
+    reason="SWEEPCP_CRDS names no folder with the CRDs of KubeRay and Kubeflow Trainer",
+)
 @pytest.mark.parametrize("trainer", TRAINERS)
 @pytest.mark.parametrize(
     ("launcher", "file", "definition"),
@@ -146,12 +158,17 @@ def definitions(name: str) -> dict[str, Any]:
         ("ray", "rayjob.yaml", "ray.io_rayjobs.yaml"),
     ],
 )
-def test_kubernetes_takes_the_files_with_unknown_fields_refused(e_llama, trainer, launcher, file, definition):
+def test_kubernetes_takes_the_files_with_unknown_fields_refused(
+    e_llama, trainer, launcher, file, definition
+):
     content = yaml.safe_load(rendered(e_llama, trainer, launcher)[file])
     versions = definitions(definition)["spec"]["versions"]
     name = content["apiVersion"].split("/")[1]
     (schema,) = (v["schema"]["openAPIV3Schema"] for v in versions if v["name"] == name)
-    schema["properties"]["metadata"] = {"type": "object", "x-kubernetes-preserve-unknown-fields": True}
+    schema["properties"]["metadata"] = {
+        "type": "object",
+        "x-kubernetes-preserve-unknown-fields": True,
+    }
     validator = Draft202012Validator(strict(schema))
     validator.validate(content)
     content["spec"]["unknown"] = 1
@@ -163,7 +180,7 @@ def test_what_torchtitan_cannot_be_is_refused(tmp_path):
     shape = opened.bundle.model.shape.model_copy(update={"num_hidden_layers": 79})
     model = opened.bundle.model.model_copy(update={"shape": shape})
     object.__setattr__(opened, "bundle", opened.bundle.model_copy(update={"model": model}))
-    with pytest.raises(BadInput, match="whose sizes torchtitan has"):
+    with pytest.raises(InvalidInput, match="whose sizes torchtitan has"):
         rendered(source(opened, tmp_path / "out"), "torchtitan")
 
 
@@ -173,26 +190,28 @@ def test_megatron_needs_what_it_would_take_another_value_for(tmp_path, key):
     shape = opened.bundle.model.shape.model_copy(update={key: None})
     model = opened.bundle.model.model_copy(update={"shape": shape})
     object.__setattr__(opened, "bundle", opened.bundle.model_copy(update={"model": model}))
-    with pytest.raises(BadInput, match=key):
+    with pytest.raises(InvalidInput, match=key):
         rendered(source(opened, tmp_path / "out"), "megatron-lm")
 
 
 def test_strict_refuses_a_difference_and_writes_nothing(tmp_path):
     opened = promoted(tmp_path, "llama-3.1-8b-4x8")
     made = source(opened, tmp_path / "out")
-    with pytest.raises(BadInput, match="documents attend to those before them"):
-        export(opened, ["llama-factory"], made.site, None, tmp_path / "out", (), True)
+    with pytest.raises(InvalidInput, match="documents attend to those before them"):
+        write_export(opened, ["llama-factory"], made.site, None, tmp_path / "out", (), True)
     assert not (tmp_path / "out").exists()
-    done = export(opened, ["torchtitan"], made.site, None, tmp_path / "out", (), True)
+    done = write_export(opened, ["torchtitan"], made.site, None, tmp_path / "out", (), True)
     assert done.handoff.differences == ()
-    with pytest.raises(BadInput, match="exists"):
-        export(opened, ["torchtitan"], made.site, None, tmp_path / "out", (), True)
+    with pytest.raises(InvalidInput, match="exists"):
+        write_export(opened, ["torchtitan"], made.site, None, tmp_path / "out", (), True)
 
 
 def test_differences_stand_in_the_summary_and_in_the_record(e_llama):
     files = rendered(e_llama, "llama-factory")
     assert "attention between documents: documents attend" in files["SUMMARY.md"]
-    assert json.loads(files["export.json"])["differences"]["attention"].startswith("documents attend")
+    assert json.loads(files["export.json"])["differences"]["attention"].startswith(
+        "documents attend"
+    )
 
 
 @pytest.mark.parametrize("trainer", ["axolotl", "megatron-lm", "torchtitan"])
@@ -207,4 +226,4 @@ def test_trackers_that_a_trainer_does_not_know_are_said(tmp_path, trainer):
 def test_files_stay_in_their_folder():
     for name in ("../x.sh", "/etc/x", "a/b", "", "-x"):
         with pytest.raises(ValueError, match="no plain file name"):
-            check_files([name])
+            check_file_names([name])

@@ -6,9 +6,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sweepcp.export.facts import FACTS, UNWRITTEN, compare, facts_of, same_lr
-from sweepcp.export.facts import same as same_value
-from sweepcp.schedule import lr_factor
+from sweepcp.config.schedule import lr_factor
+from sweepcp.export.recipe_facts import (
+    FACTS,
+    MIX_NOT_WRITTEN,
+    compare_facts,
+    is_same_lr,
+    recipe_facts,
+)
+from sweepcp.export.recipe_facts import is_same as same_value
 from tests.exports import promoted
 
 
@@ -32,12 +38,12 @@ def wanted_curve(steps=100, schedule="cosine", warmup=0.1, final=0.1):
 @pytest.mark.parametrize("schedule", ["cosine", "linear", "wsd", "constant"])
 def test_a_curve_that_is_a_step_late_agrees_and_one_that_is_two_steps_late_does_not(schedule):
     wanted = wanted_curve(schedule=schedule)
-    assert same_lr(wanted, curve(schedule=schedule)) == (True, "area +0.0000%")
-    assert same_lr(wanted, curve(schedule=schedule, shift=1))[0]
-    assert not same_lr(wanted, curve(schedule=schedule, shift=2))[0]
+    assert is_same_lr(wanted, curve(schedule=schedule)) == (True, "area +0.0000%")
+    assert is_same_lr(wanted, curve(schedule=schedule, shift=1))[0]
+    assert not is_same_lr(wanted, curve(schedule=schedule, shift=2))[0]
     none = wanted_curve(schedule=schedule, warmup=0)
-    assert same_lr(none, curve(schedule=schedule, warmup=0, shift=1))[0]
-    assert not same_lr(none, [0.0, *curve(schedule=schedule, warmup=0)[1:]])[0]
+    assert is_same_lr(none, curve(schedule=schedule, warmup=0, shift=1))[0]
+    assert not is_same_lr(none, [0.0, *curve(schedule=schedule, warmup=0)[1:]])[0]
 
 
 @pytest.mark.parametrize(
@@ -54,7 +60,7 @@ def test_a_curve_that_is_a_step_late_agrees_and_one_that_is_two_steps_late_does_
     ids=["final", "warmup", "schedule", "peak", "last", "nan", "short"],
 )
 def test_other_curves_do_not_agree(found):
-    agrees, why = same_lr(wanted_curve(), found)
+    agrees, why = is_same_lr(wanted_curve(), found)
     assert not agrees
     assert why
 
@@ -62,14 +68,19 @@ def test_other_curves_do_not_agree(found):
 def test_the_step_that_differs_is_named():
     found = curve()
     found[40] *= 1.2
-    assert same_lr(wanted_curve(), found)[1].startswith("step 41: 0.7")
+    assert is_same_lr(wanted_curve(), found)[1].startswith("step 41: 0.7")
 
 
-@given(st.integers(20, 300), st.sampled_from(["cosine", "linear", "wsd"]), st.floats(0.02, 0.3), st.floats(0, 0.5))
+@given(
+    st.integers(20, 300),
+    st.sampled_from(["cosine", "linear", "wsd"]),
+    st.floats(0.02, 0.3),
+    st.floats(0, 0.5),
+)
 def test_agreement_does_not_depend_on_the_length(steps, schedule, warmup, final):
     wanted = wanted_curve(steps, schedule, warmup, final)
-    assert same_lr(wanted, curve(steps, schedule, warmup, final, shift=1))[0]
-    assert not same_lr(wanted, [1.01 * lr for lr in wanted[1:]])[0]
+    assert is_same_lr(wanted, curve(steps, schedule, warmup, final, shift=1))[0]
+    assert not is_same_lr(wanted, [1.01 * lr for lr in wanted[1:]])[0]
 
 
 def test_the_same_value_is_of_the_same_kind():
@@ -85,22 +96,30 @@ def test_the_same_value_is_of_the_same_kind():
 
 
 def test_every_fact_is_compared_and_a_missing_one_disagrees(tmp_path):
-    wanted = facts_of(promoted(tmp_path, "llama-3.1-8b-4x8").bundle)
+    wanted = recipe_facts(promoted(tmp_path, "llama-3.1-8b-4x8").bundle)
     assert wanted.keys() == FACTS.keys()
     same = wanted | {"lr": wanted["lr"][1:]}
-    assert all(f.agrees for f in compare(wanted, same, {"a": 1}, {"a": 1}))
+    assert all(f.agrees for f in compare_facts(wanted, same, {"a": 1}, {"a": 1}))
     for name in FACTS:
         others = {key: value for key, value in same.items() if key != name}
-        assert [f.what for f in compare(wanted, others, {}, {}) if f.agrees is False] == [name]
-    assert [f.what for f in compare(wanted, same, {"a": 1}, {}) if not f.agrees] == ["setting a"]
-    (later,) = (f for f in compare(wanted, same | {"shares": UNWRITTEN}, {}, {}) if not f.agrees)
+        assert [f.what for f in compare_facts(wanted, others, {}, {}) if f.agrees is False] == [
+            name
+        ]
+    assert [f.what for f in compare_facts(wanted, same, {"a": 1}, {}) if not f.agrees] == [
+        "setting a"
+    ]
+    (later,) = (
+        f for f in compare_facts(wanted, same | {"shares": MIX_NOT_WRITTEN}, {}, {}) if not f.agrees
+    )
     assert (later.what, later.agrees) == ("shares", None)
 
 
 def test_facts_of_e_llama(tmp_path):
     """85,000 steps of 11,796,480 tokens, a tenth of 1.5e-4, 1:1: as the paper and the target say."""
-    facts = facts_of(promoted(tmp_path, "llama-3.1-70b-60x8").bundle)
+    facts = recipe_facts(promoted(tmp_path, "llama-3.1-70b-60x8").bundle)
     assert (facts["steps"], facts["batch"], len(facts["lr"])) == (85_000, 11_796_480, 85_001)
     assert max(facts["lr"]) == pytest.approx(1.5e-5, rel=1e-12)
     assert facts["lr"][-1] == pytest.approx(1.5e-6, rel=1e-12)
-    assert math.fsum(v for k, v in facts["shares"].items() if not k.startswith("web")) == pytest.approx(0.5)
+    assert math.fsum(
+        v for k, v in facts["shares"].items() if not k.startswith("web")
+    ) == pytest.approx(0.5)

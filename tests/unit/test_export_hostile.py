@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from sweepcp.files import write_json
 from sweepcp.promote.bundle import write_manifest
+from sweepcp.util.files import write_json
 from tests.exports import promoted
 from tests.unit.test_cli import run
 
@@ -40,7 +40,9 @@ def hashed_again(bundle: Path, place: str, value: Any) -> None:
 
 
 @pytest.fixture
-def refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+def refused(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., str]:
     """Export a bundle, which must end with status 2 and write nothing; gives the message."""
 
     def refuse(bundle: Path, *arguments: str, out: str = "out") -> str:
@@ -82,11 +84,19 @@ HOSTILE = [
 ]
 
 
-@pytest.mark.parametrize(("place", "value"), HOSTILE, ids=[f"{p} {str(v)[:20]!r}" for p, v in HOSTILE])
+@pytest.mark.parametrize(
+    ("place", "value"), HOSTILE, ids=[f"{p} {str(v)[:20]!r}" for p, v in HOSTILE]
+)
 def test_a_hostile_bundle_is_refused_though_its_hashes_are_right(refused, bundle, place, value):
     hashed_again(bundle, place, value)
     said = refused(bundle)
-    if isinstance(value, str) and len(value) > 30 and " " not in value and "/" not in value and "\n" not in value:
+    if (
+        isinstance(value, str)
+        and len(value) > 30
+        and " " not in value
+        and "/" not in value
+        and "\n" not in value
+    ):
         assert value not in said  # a secret is not repeated
 
 
@@ -104,7 +114,9 @@ def test_numbers_that_are_none_are_refused(refused, bundle, name, number):
 def test_a_manifest_that_names_files_elsewhere_is_refused(refused, bundle):
     manifest = json.loads((bundle / "manifest.json").read_text())
     for name in ("../../etc/passwd", "/etc/passwd"):
-        write_json(bundle / "manifest.json", manifest | {"files": manifest["files"] | {name: "0" * 64}})
+        write_json(
+            bundle / "manifest.json", manifest | {"files": manifest["files"] | {name: "0" * 64}}
+        )
         assert "files of the bundle itself" in refused(bundle)
 
 
@@ -139,7 +151,11 @@ def test_a_hostile_site_is_refused(refused, bundle, content, rule):
 
 
 def kubernetes(bundle: Path, job: str, mount: str | None = None, **changes: str) -> Path:
-    section = {"image": "registry/x:1", "claim": "shared", "mount": mount or str(bundle.parent)} | changes
+    section = {
+        "image": "registry/x:1",
+        "claim": "shared",
+        "mount": mount or str(bundle.parent),
+    } | changes
     site = bundle.parent / "site.yaml"
     site.write_text(json.dumps({"job": job, "kubernetes": section}))
     return site

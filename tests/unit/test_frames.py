@@ -27,13 +27,18 @@ def test_a_row_a_trial_a_member_a_step(tmp_path: Path):
 
 def test_the_weighted_members_of_a_half_are_its_scalars(tmp_path: Path):
     run = sweepcp.load_run(write_run(tmp_path / "run", 3, documents=8))
-    members = run.members_to_pandas().query("unit == 'bits per byte' and half == 'select' and role == 'general'")
+    members = run.members_to_pandas().query(
+        "unit == 'bits per byte' and half == 'select' and role == 'general'"
+    )
     means = members.groupby("id")["change"].mean()  # all weights are 1
     assert means.tolist() == pytest.approx([t.general for t in run.trials])
 
 
 def test_frames_of_several_runs_concatenate(tmp_path: Path):
-    runs = [sweepcp.load_run(write_run(tmp_path / name, n, documents=8)) for name, n in (("a", 2), ("b", 3))]
+    runs = [
+        sweepcp.load_run(write_run(tmp_path / name, n, documents=8))
+        for name, n in (("a", 2), ("b", 3))
+    ]
     frame = pd.concat([run.to_pandas() for run in runs], ignore_index=True)
     assert frame["run"].tolist() == [str(tmp_path / "a")] * 2 + [str(tmp_path / "b")] * 3
     assert frame.groupby("run").size().tolist() == [2, 3]

@@ -5,7 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sweepcp.front import Reference, Rule, Weights, choose, front, knee, on_front, scores
+from sweepcp.config.choice import ChoiceRule, ReferencePoint, ScalarWeights
+from sweepcp.runs.front import choose_point, is_on_front, knee_point, pareto_front, score_matrix
 from tests.make import trial
 
 # A front of three (a, c, e), with b and d dominated:
@@ -14,9 +15,16 @@ from tests.make import trial
 #    -1 |    b  c
 #    -4 |       d    e
 #       +-- 2  5  6  9  domain
-TRIALS = [trial(0, 2, 0), trial(1, 5, -1), trial(2, 6, -1), trial(3, 6, -4), trial(4, 9, -4), trial(5, None, None)]
-BOUND = Rule(max_regression=2.0)
-ZERO = Reference(domain=0.0, general=-5.0)
+TRIALS = [
+    trial(0, 2, 0),
+    trial(1, 5, -1),
+    trial(2, 6, -1),
+    trial(3, 6, -4),
+    trial(4, 9, -4),
+    trial(5, None, None),
+]
+BOUND = ChoiceRule(max_regression=2.0)
+ZERO = ReferencePoint(domain=0.0, general=-5.0)
 
 
 def dominates(a: np.ndarray, b: np.ndarray) -> bool:
@@ -24,7 +32,7 @@ def dominates(a: np.ndarray, b: np.ndarray) -> bool:
 
 
 def test_front_choice_and_hypervolume_by_hand():
-    result = front(TRIALS, BOUND, ZERO)
+    result = pareto_front(TRIALS, BOUND, ZERO)
     assert result.ids == ("0000", "0002", "0004")
     assert result.choice.id == "0002"
     assert (result.choice.domain, result.choice.general) == (6, -1)
@@ -37,7 +45,7 @@ def test_front_choice_and_hypervolume_by_hand():
 def test_front_is_exactly_what_nothing_dominates(pairs: list[tuple[int, int]]):
     points = np.array(pairs, dtype=float).reshape(-1, 2)
     expected = [not any(dominates(q, p) for q in points) for p in points]
-    assert on_front(points).tolist() == expected
+    assert is_on_front(points).tolist() == expected
 
 
 def test_the_best_within_a_bound_is_on_the_front():
@@ -46,38 +54,43 @@ def test_the_best_within_a_bound_is_on_the_front():
     for bound in (0.5, 1.0, 3.0):
         allowed = [t for t in trials if (t.general or 0) >= -bound]
         best = max(allowed, key=lambda t: t.domain or 0)
-        assert front(trials, Rule(max_regression=bound), ZERO).choice.id == best.id
+        assert pareto_front(trials, ChoiceRule(max_regression=bound), ZERO).choice.id == best.id
 
 
 def test_no_trial_within_the_rule_is_no_choice_and_names_the_nearest():
-    result = front([trial(0, 5, -3), trial(1, 9, -8)], Rule(max_regression=1.0), ZERO)
+    result = pareto_front([trial(0, 5, -3), trial(1, 9, -8)], ChoiceRule(max_regression=1.0), ZERO)
     assert result.choice.id is None
     assert result.choice.nearest == "0000"
     assert result.choice.domain is None
 
 
 def test_the_bound_itself_is_within_the_rule():
-    assert front([trial(0, 5, -2.0)], BOUND, ZERO).choice.id == "0000"
+    assert pareto_front([trial(0, 5, -2.0)], BOUND, ZERO).choice.id == "0000"
 
 
 def test_knee_and_weights():
-    best = scores([TRIALS[0], TRIALS[2], TRIALS[4]])
-    assert choose(best, Rule(knee=True)) == 1
-    assert choose(best, Rule(weights=Weights(domain=1, general=1))) == 1
-    assert choose(best, Rule(weights=Weights(domain=1, general=9))) == 0
-    assert choose(best, Rule(weights=Weights(domain=9, general=1))) == 2
-    assert knee(np.array([[1.0, 0.0], [5.0, -3.0]])) == 0
+    best = score_matrix([TRIALS[0], TRIALS[2], TRIALS[4]])
+    assert choose_point(best, ChoiceRule(knee=True)) == 1
+    assert choose_point(best, ChoiceRule(weights=ScalarWeights(domain=1, general=1))) == 1
+    assert choose_point(best, ChoiceRule(weights=ScalarWeights(domain=1, general=9))) == 0
+    assert choose_point(best, ChoiceRule(weights=ScalarWeights(domain=9, general=1))) == 2
+    assert knee_point(np.array([[1.0, 0.0], [5.0, -3.0]])) == 0
 
 
 def test_an_empty_front_and_one_beyond_the_reference():
-    result = front([trial(0, None, None)], BOUND, ZERO)
-    assert (result.ids, result.hypervolume, result.choice.id, result.choice.nearest) == ((), 0.0, None, None)
-    assert front([trial(0, 5, -20)], BOUND, ZERO).hypervolume == 0.0
+    result = pareto_front([trial(0, None, None)], BOUND, ZERO)
+    assert (result.ids, result.hypervolume, result.choice.id, result.choice.nearest) == (
+        (),
+        0.0,
+        None,
+        None,
+    )
+    assert pareto_front([trial(0, 5, -20)], BOUND, ZERO).hypervolume == 0.0
 
 
 def test_equal_trials_stand_together_and_the_lower_number_is_chosen():
     for order in itertools.permutations([trial(0, 5, -1), trial(1, 5, -1)]):
-        result = front(list(order), BOUND, ZERO)
+        result = pareto_front(list(order), BOUND, ZERO)
         assert result.ids == ("0000", "0001")
         assert result.choice.id == "0000"
 
@@ -85,4 +98,4 @@ def test_equal_trials_stand_together_and_the_lower_number_is_chosen():
 def test_a_rule_is_exactly_one():
     for content in ({}, {"knee": True, "max_regression": 1.0}):
         with pytest.raises(ValueError, match="exactly one"):
-            Rule.model_validate(content)
+            ChoiceRule.model_validate(content)

@@ -20,7 +20,14 @@ LAYERS = [
     {"trial"},
     {"space", "front"},
     {"run"},
-    {"data.template", "data.python_text", "data.language", "data.encode", "data.shuffle", "data.apportion"},
+    {
+        "data.template",
+        "data.python_text",
+        "data.language",
+        "data.encode",
+        "data.shuffle",
+        "data.apportion",
+    },
     {"data.sources", "data.store", "data.spread", "data.duplicates", "data.prevalence"},
     {"data.records", "data.overlap", "data.stream"},
     {"data.read"},
@@ -64,7 +71,16 @@ LAYERS = [
     {"cli"},
     {"__main__"},
 ]
-PACKAGES = ("data", "score", "promote", "full", "export", "export.trainers", "export.launchers", "report")
+PACKAGES = (
+    "data",
+    "score",
+    "promote",
+    "full",
+    "export",
+    "export.trainers",
+    "export.launchers",
+    "report",
+)
 """Whose own file imports nothing."""
 HEIGHT = {name: height for height, names in enumerate(LAYERS) for name in names}
 LIGHT = (
@@ -80,9 +96,36 @@ LIGHT = (
     "run",
     "report.tables",
 )
-LIGHT = (*LIGHT, "experiment", "plan", "display", "base", "suites", "data.build", "data.estimate", "job", "search")
-LIGHT = (*LIGHT, "check", "repetition", "sweep", "shape", "model_files", "origin", "full.ready", "promote.show")
-LIGHT = (*LIGHT, *(f"promote.{name}" for name in ("target", "bundle", "candidate", "translate", "budget", "ds_config")))
+LIGHT = (
+    *LIGHT,
+    "experiment",
+    "plan",
+    "display",
+    "base",
+    "suites",
+    "data.build",
+    "data.estimate",
+    "job",
+    "search",
+)
+LIGHT = (
+    *LIGHT,
+    "check",
+    "repetition",
+    "sweep",
+    "shape",
+    "model_files",
+    "origin",
+    "full.ready",
+    "promote.show",
+)
+LIGHT = (
+    *LIGHT,
+    *(
+        f"promote.{name}"
+        for name in ("target", "bundle", "candidate", "translate", "budget", "ds_config")
+    ),
+)
 
 LIGHT = (*LIGHT, "export.write", "export.verify", "export.show")
 
@@ -105,7 +148,9 @@ def imports(path: Path) -> set[str]:
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("sweepcp."):
             name = node.module.removeprefix("sweepcp.")
-            found |= {f"{name}.{alias.name}" for alias in node.names} if name in PACKAGES else {name}
+            found |= (
+                {f"{name}.{alias.name}" for alias in node.names} if name in PACKAGES else {name}
+            )
     return found
 
 
@@ -120,7 +165,12 @@ def test_no_layer_imports_a_higher_one(name: str):
 
 
 def test_who_may_import_what():
-    outside: dict[str, set[str]] = {"ray": set(), "lm_eval": set(), "optuna": set(), "deepspeed": set()}
+    outside: dict[str, set[str]] = {
+        "ray": set(),
+        "lm_eval": set(),
+        "optuna": set(),
+        "deepspeed": set(),
+    }
     for name, path in modules().items():
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.ImportFrom):
@@ -139,10 +189,16 @@ def test_who_may_import_what():
     }
 
 
-@pytest.mark.parametrize(("light", "allowed"), [(LIGHT, ()), (("report.page", "report.watch"), ("pandas",))])
-def test_light_modules_import_neither_torch_nor_ray(light: tuple[str, ...], allowed: tuple[str, ...]):
+@pytest.mark.parametrize(
+    ("light", "allowed"), [(LIGHT, ()), (("report.page", "report.watch"), ("pandas",))]
+)
+def test_light_modules_import_neither_torch_nor_ray(
+    light: tuple[str, ...], allowed: tuple[str, ...]
+):
     names = ", ".join(f"sweepcp.{name}" for name in light)
-    heavy = sorted({"torch", "ray", "transformers", "pandas", "lm_eval", "optuna", "deepspeed"} - set(allowed))
+    heavy = sorted(
+        {"torch", "ray", "transformers", "pandas", "lm_eval", "optuna", "deepspeed"} - set(allowed)
+    )
     code = f"import sys, {names}\nprint([m for m in {heavy!r} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

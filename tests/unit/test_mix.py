@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from datasets import load_from_disk
 
-from sweepcp.data.mix import pieces, rows_of, write_mix
-from sweepcp.data.stream import IGNORED, Stream
-from sweepcp.errors import BadInput
+from sweepcp.data.materialize import document_spans, generate_rows, materialize_mix
+from sweepcp.data.stream import IGNORED, MixtureStream
+from sweepcp.errors import InvalidInput
 from tests.make import recipe, write_store
 
 
@@ -16,7 +16,10 @@ from tests.make import recipe, write_store
 def stores(tmp_path):
     """Sources of documents of many lengths, of one token too."""
     rng = np.random.default_rng(1)
-    texts = {name: [rng.integers(low, low + 9, n).tolist() for n in rng.integers(1, 30, 80)] for name, low in SOURCES}
+    texts = {
+        name: [rng.integers(low, low + 9, n).tolist() for n in rng.integers(1, 30, 80)]
+        for name, low in SOURCES
+    }
     return [write_store(tmp_path, name, documents) for name, documents in texts.items()]
 
 
@@ -25,19 +28,23 @@ RECIPE = recipe(tokens=16 * 8 * 4, batch_tokens=16 * 8, seq_len=16)
 
 
 def test_sequences_are_those_of_the_stream_with_labels_where_their_token_stands(stores):
-    rows = list(rows_of(list(range(1, 5)), RECIPE, tuple(stores), "sequences"))
-    stream = Stream(RECIPE, stores)
+    rows = list(generate_rows(list(range(1, 5)), RECIPE, tuple(stores), "sequences"))
+    stream = MixtureStream(RECIPE, stores)
     batches = [stream.batch(step) for step in range(1, 5)]
-    assert np.array_equal([r["input_ids"] for r in rows], np.concatenate([b.input_ids for b in batches]))
+    assert np.array_equal(
+        [r["input_ids"] for r in rows], np.concatenate([b.input_ids for b in batches])
+    )
     labels = np.array([r["labels"] for r in rows])
     assert np.array_equal(labels[:, 1:], np.concatenate([b.targets[:, :-1] for b in batches]))
     assert (labels[:, 0] == IGNORED).all()
-    assert (np.concatenate([b.targets for b in batches]) == IGNORED).sum() > 20  # documents do begin within sequences
+    assert (
+        np.concatenate([b.targets for b in batches]) == IGNORED
+    ).sum() > 20  # documents do begin within sequences
 
 
 def test_documents_are_the_pieces_of_sequences_and_fill_them_again(stores):
-    rows = list(rows_of([1, 2], RECIPE, tuple(stores), "documents"))
-    stream = Stream(RECIPE, stores)
+    rows = list(generate_rows([1, 2], RECIPE, tuple(stores), "documents"))
+    stream = MixtureStream(RECIPE, stores)
     tokens = np.concatenate([stream.batch(step).input_ids.ravel() for step in (1, 2)])
     assert np.array_equal(np.concatenate([r["input_ids"] for r in rows]), tokens)
     filled = np.cumsum([len(r["input_ids"]) for r in rows])
@@ -50,30 +57,31 @@ def test_documents_are_the_pieces_of_sequences_and_fill_them_again(stores):
 
 
 def test_pieces_by_hand(stores):
-    batch = Stream(RECIPE, stores).batch(1)
+    batch = MixtureStream(RECIPE, stores).batch(1)
     batch.position_ids[0] = [5, 6, 0, 1, 2, 0, 0, *range(1, 10)]
     batch.position_ids[0][0] = 0
-    assert pieces(batch, 0) == [(0, 2), (2, 5), (5, 6), (6, 16)]
+    assert document_spans(batch, 0) == [(0, 2), (2, 5), (5, 6), (6, 16)]
 
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_mix_on_disk_has_its_tokens_counted_and_is_written_once(stores, tmp_path, workers):
     out = tmp_path / "mix"
-    tokens = write_mix(RECIPE, stores, out, "sequences", workers)
+    tokens = materialize_mix(RECIPE, stores, out, "sequences", workers)
     assert sum(tokens.values()) == RECIPE.tokens
     loaded = load_from_disk(str(out))
     assert np.array_equal(
-        loaded["input_ids"], [r["input_ids"] for r in rows_of([1, 2, 3, 4], RECIPE, tuple(stores), "sequences")]
+        loaded["input_ids"],
+        [r["input_ids"] for r in generate_rows([1, 2, 3, 4], RECIPE, tuple(stores), "sequences")],
     )
     record = json.loads((out / "mix.json").read_text())
     assert (record["rows"], record["tokens"], record["kind"]) == (32, tokens, "sequences")
     assert [path.name for path in tmp_path.iterdir() if "work" in path.name] == []
-    with pytest.raises(BadInput, match="written once"):
-        write_mix(RECIPE, stores, out, "sequences", workers)
+    with pytest.raises(InvalidInput, match="written once"):
+        materialize_mix(RECIPE, stores, out, "sequences", workers)
 
 
 def test_what_a_stopped_writing_left_is_written_again(stores, tmp_path):
     (tmp_path / "mix").mkdir()
     (tmp_path / "mix" / "data-00000-of-00001.arrow").write_text("torn")
-    write_mix(RECIPE, stores, tmp_path / "mix", "documents", 1)
+    materialize_mix(RECIPE, stores, tmp_path / "mix", "documents", 1)
     assert len(load_from_disk(str(tmp_path / "mix"))) > 32

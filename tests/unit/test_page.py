@@ -16,11 +16,11 @@ from pathlib import Path
 import pytest
 
 import sweepcp
-from sweepcp.errors import BadInput
-from sweepcp.experiment import load_experiment
-from sweepcp.report.page import page, write_report
-from sweepcp.report.sections import experiment_text, how_sure, language_table, progress
-from sweepcp.report.watch import server
+from sweepcp.corpora.experiment import load_experiment
+from sweepcp.errors import InvalidInput
+from sweepcp.report.page import render_page, write_report
+from sweepcp.report.sections import certainty_lines, experiment_text, language_table, progress_text
+from sweepcp.report.server import make_server
 from tests.make import write_run
 
 
@@ -37,7 +37,11 @@ class Reader(HTMLParser):
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append((tag, tuple(name for name, _ in attrs)))
-        self.links += [str(value) for name, value in attrs if name in ("src", "href", "action", "srcset", "data")]
+        self.links += [
+            str(value)
+            for name, value in attrs
+            if name in ("src", "href", "action", "srcset", "data")
+        ]
         if tag not in ("meta", "link", "rect", "path"):
             self.inside.append(tag)
 
@@ -50,20 +54,26 @@ class Reader(HTMLParser):
 
     @property
     def words(self) -> str:
-        return " ".join(t for tag, texts in self.texts.items() if tag not in ("script", "style") for t in texts)
+        return " ".join(
+            t for tag, texts in self.texts.items() if tag not in ("script", "style") for t in texts
+        )
 
     @property
     def numbers(self) -> dict[str, object]:
-        return next(json.loads(text) for text in self.texts["script"] if text.startswith('{"texts"'))
+        return next(
+            json.loads(text) for text in self.texts["script"] if text.startswith('{"texts"')
+        )
 
 
 def read(folder: Path, **rule: object) -> Reader:
-    return Reader(page(sweepcp.load_run(folder).choosing(**rule)))
+    return Reader(render_page(sweepcp.load_run(folder).choosing(**rule)))
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_run(tmp_path_factory.mktemp("run"), 16, documents=20, t0003="diverged", t0009="failed")
+    return write_run(
+        tmp_path_factory.mktemp("run"), 16, documents=20, t0003="diverged", t0009="failed"
+    )
 
 
 def test_the_answer_is_reported_on_the_other_half(folder: Path):
@@ -86,7 +96,7 @@ def test_every_trial_has_a_row_and_every_failure_its_reason(folder: Path):
 
 
 def test_a_page_asks_nothing_of_any_host(folder: Path):
-    text = page(sweepcp.load_run(folder))
+    text = render_page(sweepcp.load_run(folder))
     seen = Reader(text)
     assert seen.links == ["data:,"]
     assert "connect-src" not in text[:2000]
@@ -134,9 +144,12 @@ def test_a_null_choice_names_the_nearest(folder: Path):
     run = sweepcp.load_run(folder).choosing(max_regression=0.0)
     seen = read(folder, max_regression=0.0)
     assert run.chosen is None
-    assert f"No trial meets the rule. The one of least regression, {run.front.choice.nearest}" in seen.words
+    assert (
+        f"No trial meets the rule. The one of least regression, {run.front.choice.nearest}"
+        in seen.words
+    )
     assert "general regression ≤ 0 %" in seen.words
-    assert how_sure(run, run.certainty) == []
+    assert certainty_lines(run, run.certainty) == []
 
 
 def test_only_failures(tmp_path: Path):
@@ -150,11 +163,14 @@ def test_a_missed_bound_is_said_beside_the_answer(tmp_path: Path):
     run = sweepcp.load_run(folder)
     assert run.chosen is not None
     assert run.chosen.scorecard is not None
-    for bound in (-run.chosen.scorecard.report.general + 1, -run.chosen.scorecard.report.general - 0.01):
+    for bound in (
+        -run.chosen.scorecard.report.general + 1,
+        -run.chosen.scorecard.report.general - 0.01,
+    ):
         told = run.choosing(max_regression=max(bound, 0.0))
         if told.chosen is not None and told.chosen.scorecard is not None:
             missed = told.chosen.scorecard.report.general < -max(bound, 0.0)
-            assert ("beyond the bound of" in Reader(page(told)).words) == missed
+            assert ("beyond the bound of" in Reader(render_page(told)).words) == missed
 
 
 def test_without_items_the_page_says_so(tmp_path: Path):
@@ -179,7 +195,9 @@ def test_no_text_of_a_run_becomes_markup(folder: Path, tmp_path: Path):
     for path in folder.rglob("*"):
         if path.is_file():
             text = path.read_text()
-            if path.name == "experiment.json":  # what is checked when it is read may be any text here only
+            if (
+                path.name == "experiment.json"
+            ):  # what is checked when it is read may be any text here only
                 text = text.replace('"language": "python"', f'"language": {json.dumps(HOSTILE)}')
             for old, new in swaps.items() if path.name != "experiment.json" else ():
                 quoted = json.dumps(new) if old.startswith('"') else json.dumps(new)[1:-1]
@@ -201,7 +219,7 @@ def test_no_text_of_a_run_becomes_markup(folder: Path, tmp_path: Path):
 
 def test_a_report_that_cannot_be_written_is_refused(folder: Path, tmp_path: Path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(BadInput, match="name another file"):
+    with pytest.raises(InvalidInput, match="name another file"):
         write_report(sweepcp.load_run(folder), tmp_path / "file" / "report.html")
 
 
@@ -210,7 +228,7 @@ def served(tmp_path: Path) -> Iterator[tuple[Path, int]]:
     folder = write_run(tmp_path, 4, documents=20)
     last = folder / "trials" / "0003" / "trial.json"
     last.rename(tmp_path / "later.json")
-    with server(folder, 0) as running:
+    with make_server(folder, 0) as running:
         thread = threading.Thread(target=running.serve_forever, args=(0.01,))
         thread.start()
         yield folder, running.server_address[1]
@@ -261,14 +279,22 @@ def test_the_commands_write_and_serve(folder: Path, tmp_path: Path):
     command = [sys.executable, "-m", "sweepcp"]
     files = [tmp_path / "report.html", tmp_path / "front.svg"]
     report = [*command, "report", str(folder), "--html", str(files[0]), "--image", str(files[1])]
-    done = subprocess.run([*report, "--max-regression", "1"], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [*report, "--max-regression", "1"], capture_output=True, text=True, check=True
+    )
     assert done.stdout.splitlines()[1:] == [str(file) for file in files]
     assert "general regression ≤ 1 %" in files[0].read_text()
-    for wrong in (["report", str(tmp_path)], ["watch", str(tmp_path)], ["report", str(folder), "--image", "front.gif"]):
+    for wrong in (
+        ["report", str(tmp_path)],
+        ["watch", str(tmp_path)],
+        ["report", str(folder), "--image", "front.gif"],
+    ):
         failed = subprocess.run([*command, *wrong], capture_output=True, text=True, check=False)
         assert failed.returncode == 2, failed.stderr
         assert "fix:" in failed.stderr
-    watch = subprocess.Popen([*command, "watch", str(folder), "--port", "0"], stdout=subprocess.PIPE, text=True)
+    watch = subprocess.Popen(
+        [*command, "watch", str(folder), "--port", "0"], stdout=subprocess.PIPE, text=True
+    )
     assert watch.stdout is not None
     port = int(watch.stdout.readline().split("/")[2].split(":")[1])
     assert ask(port, "/").status == 200
@@ -278,8 +304,8 @@ def test_the_commands_write_and_serve(folder: Path, tmp_path: Path):
 
 def test_a_taken_port_is_refused(served: tuple[Path, int]):
     folder, port = served
-    with pytest.raises(BadInput, match="name another port"):
-        server(folder, port)
+    with pytest.raises(InvalidInput, match="name another port"):
+        make_server(folder, port)
 
 
 def test_a_run_that_is_being_written_says_so(tmp_path: Path):
@@ -292,9 +318,13 @@ with lock(Path({str(folder)!r})):
     print("held", flush=True)
     input()
 """
-    holder = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    holder = subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
     assert holder.stdout is not None
     holder.stdout.readline()
-    assert progress(sweepcp.load_run(folder)) == ("running: 3 of 4 trials have ended; running: 0003 at step 10 of 100")
+    assert progress_text(sweepcp.load_run(folder)) == (
+        "running: 3 of 4 trials have ended; running: 0003 at step 10 of 100"
+    )
     holder.communicate("\n")
     assert sweepcp.load_run(folder).state == "interrupted"

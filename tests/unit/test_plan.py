@@ -1,7 +1,7 @@
 import pytest
 
-from sweepcp.experiment import load_experiment
-from sweepcp.plan import make_plan
+from sweepcp.corpora.experiment import load_experiment
+from sweepcp.search.plan import make_plan
 
 
 def test_numbers_of_the_e_llama_plan_by_hand():
@@ -23,7 +23,12 @@ def test_numbers_of_the_e_llama_plan_by_hand():
 
 
 def test_warnings():
-    sets = ["budget.trials=4", "budget.tokens=20_971_520", "space.lr_fraction.high=2", "sources.0.planned_tokens=1000"]
+    sets = [
+        "budget.trials=4",
+        "budget.tokens=20_971_520",
+        "space.lr_fraction.high=2",
+        "sources.0.planned_tokens=1000",
+    ]
     sets += [f"sources.{i}.planned_tokens=1000" for i in range(1, 9)]
     text = "\n".join(make_plan(*load_experiment("e-llama", sets)).warnings)
     assert "the model proposes none" in text

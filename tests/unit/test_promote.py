@@ -9,30 +9,30 @@ import pytest
 import torch
 from deepspeed.runtime.config import DeepSpeedConfig
 
-from sweepcp.data.store import Store
-from sweepcp.data.stream import Stream
-from sweepcp.errors import BadInput
-from sweepcp.files import write_json
-from sweepcp.full.ready import check_ready
-from sweepcp.promote.bundle import open_bundle, write_manifest
-from sweepcp.promote.candidate import from_run
-from sweepcp.promote.translate import plan_rows
-from sweepcp.run import RunWriter, load_run
-from sweepcp.trial import Outcome
+from sweepcp.data.stream import MixtureStream
+from sweepcp.data.token_store import TokenStore
+from sweepcp.errors import InvalidInput
+from sweepcp.full_run.preflight import check_ready
+from sweepcp.promote.bundle import load_bundle, write_manifest
+from sweepcp.promote.candidate import candidate_from_run
+from sweepcp.promote.translate import planned_steps
+from sweepcp.runs.run_folder import RunWriter, read_run
+from sweepcp.runs.trial import TrialOutcome
+from sweepcp.util.files import write_json
 from tests.make import recipe, target_content, trial, write_bundle, write_model
 
 
 def refused(folder: Path, **changes: object) -> str:
     shutil.rmtree(folder / "bundle", ignore_errors=True)
-    with pytest.raises(BadInput) as error:
+    with pytest.raises(InvalidInput) as error:
         write_bundle(folder, **changes)
     assert not (folder / "bundle").exists()
     return str(error.value)
 
 
 def broken(folder: Path) -> str:
-    with pytest.raises(BadInput) as error:
-        check_ready(folder, open_bundle(folder).bundle)
+    with pytest.raises(InvalidInput) as error:
+        check_ready(folder, load_bundle(folder).bundle)
     return str(error.value)
 
 
@@ -48,7 +48,7 @@ def bundle(tmp_path: Path) -> Path:
 
 
 def test_the_recipe_is_translated_and_nothing_else_of_it_changes(bundle: Path):
-    opened = open_bundle(bundle)
+    opened = load_bundle(bundle)
     found = opened.bundle.recipe
     assert (found.tokens, found.batch_tokens, found.seq_len, found.steps) == (10_240, 512, 32, 20)
     same = recipe(tokens=10_240, batch_tokens=512, seq_len=32, mixture=found.mixture)
@@ -64,21 +64,26 @@ def test_deepspeed_is_told_every_number_and_no_schedule(bundle: Path):
     assert not {"scheduler", "optimizer"} & set(config)
     assert config["zero_optimization"]["stage"] == 3
     assert config["train_batch_size"] == 16
-    assert config["gradient_accumulation_steps"] == 4  # 16 sequences = 2 processes × 4 × micro batches of 2
+    assert (
+        config["gradient_accumulation_steps"] == 4
+    )  # 16 sequences = 2 processes × 4 × micro batches of 2
     known = DeepSpeedConfig(config | {"train_batch_size": 8, "train_micro_batch_size_per_gpu": 2})
     assert known.gradient_clipping == 1.0
 
 
 @pytest.mark.parametrize("share", [0.4, 0.0, 0.123456])
 def test_the_plan_is_what_the_stream_gives(bundle: Path, share: float):
-    found = open_bundle(bundle).bundle
-    portions = [p.model_copy(update={"share": s}) for p, s in zip(found.recipe.mixture.portions, (1 - share, share))]  # noqa: B905
+    found = load_bundle(bundle).bundle
+    portions = [
+        p.model_copy(update={"share": s})
+        for p, s in zip(found.recipe.mixture.portions, (1 - share, share))
+    ]  # noqa: B905
     changed = found.recipe.model_copy(
         update={"mixture": found.recipe.mixture.model_copy(update={"portions": tuple(portions)})}
     )
-    stream = Stream(changed, [Store(Path(str(c.store)), c.name) for c in found.corpora])
+    stream = MixtureStream(changed, [TokenStore(Path(str(c.store)), c.name) for c in found.corpora])
     fed = np.zeros(2, dtype=int)
-    rows = plan_rows(changed, 0.1)
+    rows = planned_steps(changed, 0.1)
     assert [row["step"] for row in rows] == list(range(1, 21))
     for row in rows:
         fed += np.bincount(stream.batch(row["step"]).source, minlength=2) * 32
@@ -93,13 +98,19 @@ def test_targets_that_cannot_be_run_are_refused(tmp_path: Path):
     said = refused(tmp_path, batch_tokens=15 * 32, tokens=20 * 15 * 32)
     assert "2 processes × micro batches of 2 sequences" in said
     assert "use batch_tokens 512" in said
-    assert "the model takes at most 64 tokens" in refused(tmp_path, seq_len=128, batch_tokens=2048, tokens=20_480)
+    assert "the model takes at most 64 tokens" in refused(
+        tmp_path, seq_len=128, batch_tokens=2048, tokens=20_480
+    )
     capped = {**stores, "docs": {**stores["docs"], "max_epochs": 4.0}}
     said = refused(tmp_path, corpora=capped)
     assert "epochs" in said
     assert "no run reads it more than 4 times" in said
-    assert "every source of the recipe has a corpus" in refused(tmp_path, corpora={"code": stores["code"]})
-    assert "a source of the recipe: code, docs" in refused(tmp_path, corpora={**stores, "web": stores["code"]})
+    assert "every source of the recipe has a corpus" in refused(
+        tmp_path, corpora={"code": stores["code"]}
+    )
+    assert "a source of the recipe: code, docs" in refused(
+        tmp_path, corpora={**stores, "web": stores["code"]}
+    )
     gone = {**stores, "docs": {"store": str(tmp_path / "nowhere")}}
     assert "sweepcp data build" in refused(tmp_path, corpora=gone)
     assert "a published recipe has no run" in refused(tmp_path, corpora=None)
@@ -109,14 +120,16 @@ def test_targets_that_cannot_be_run_are_refused(tmp_path: Path):
 
 def test_a_bundle_is_not_written_over_another(tmp_path: Path):
     write_bundle(tmp_path)
-    with pytest.raises(BadInput, match="a folder that does not exist yet"):
+    with pytest.raises(InvalidInput, match="a folder that does not exist yet"):
         write_bundle(tmp_path)
 
 
 def test_models_that_would_run_code_or_unpickle_are_refused(tmp_path: Path):
     write_bundle(tmp_path)
     config = json.loads((tmp_path / "model" / "config.json").read_text())
-    write_json(tmp_path / "model" / "config.json", config | {"auto_map": {"AutoModel": "modeling.Mine"}})
+    write_json(
+        tmp_path / "model" / "config.json", config | {"auto_map": {"AutoModel": "modeling.Mine"}}
+    )
     assert "own code is never run" in refused(tmp_path)
     write_json(tmp_path / "model" / "config.json", config)
     (tmp_path / "model" / "model.safetensors").unlink()
@@ -183,20 +196,27 @@ def test_what_a_bundle_was_made_with_is_checked_again(tmp_path: Path):
 
 def test_only_a_done_trial_is_promoted(tmp_path: Path):
     writer = RunWriter(tmp_path)
-    writer.start({"choose": {"max_regression": 1.0, "reference": {"domain": -10.0, "general": -50.0}}}, {})
+    writer.start(
+        {"choose": {"max_regression": 1.0, "reference": {"domain": -10.0, "general": -50.0}}}, {}
+    )
     for number, (domain, general, status) in enumerate(
-        [(5.0, -3.0, "done"), (None, None, "diverged"), (None, None, "stopped"), (None, None, "failed")]
+        [
+            (5.0, -3.0, "done"),
+            (None, None, "diverged"),
+            (None, None, "stopped"),
+            (None, None, "failed"),
+        ]
     ):
         made = trial(number, domain, general, status=status)
         writer.begin(made.id)
-        writer.trial(made, Outcome(status=status))  # type: ignore[arg-type]
-    run = load_run(tmp_path)
+        writer.trial(made, TrialOutcome(status=status))  # type: ignore[arg-type]
+    run = read_run(tmp_path)
     for id_, status in (("0001", "diverged"), ("0002", "stopped"), ("0003", "failed")):
-        with pytest.raises(BadInput, match=f"{id_} is {status}: it broke"):
-            from_run(run, id_)
-    with pytest.raises(BadInput, match="name a trial of this run"):
-        from_run(run, "0009")
-    with pytest.raises(BadInput, match="general regression ≤ 1 %; nearest is 0000"):
-        from_run(run, None)
-    with pytest.raises(BadInput, match="≤ 2 %"):
-        from_run(run.choosing(max_regression=2.0), None)
+        with pytest.raises(InvalidInput, match=f"{id_} is {status}: it broke"):
+            candidate_from_run(run, id_)
+    with pytest.raises(InvalidInput, match="name a trial of this run"):
+        candidate_from_run(run, "0009")
+    with pytest.raises(InvalidInput, match="general regression ≤ 1 %; nearest is 0000"):
+        candidate_from_run(run, None)
+    with pytest.raises(InvalidInput, match="≤ 2 %"):
+        candidate_from_run(run.choosing(max_regression=2.0), None)

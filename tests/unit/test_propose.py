@@ -1,9 +1,9 @@
 import numpy as np
 
-from sweepcp.front import on_front, scores
-from sweepcp.search.propose import propose
-from sweepcp.space import Choices, Range, Space
-from sweepcp.trial import Trial
+from sweepcp.config.space import Choices, Range, Space
+from sweepcp.runs.front import is_on_front, score_matrix
+from sweepcp.runs.trial import Trial
+from sweepcp.search.proposals import propose_point
 from tests.make import trial
 
 SPACE = Space(
@@ -24,7 +24,7 @@ def analytic(point: dict[str, float | str]) -> tuple[float, float]:
 def run(n: int, seed: int = 0) -> list[Trial]:
     trials: list[Trial] = []
     for number in range(n):
-        proposal = propose(SPACE, trials, [], number, seed)
+        proposal = propose_point(SPACE, trials, [], number, seed)
         trials.append(
             trial(number, *analytic(proposal.point), point=proposal.point, proposed_by=proposal.by)  # type: ignore[arg-type]
         )
@@ -46,16 +46,16 @@ def test_the_same_seed_gives_the_same_points_and_another_gives_others():
 
 def test_a_continued_search_proposes_what_it_would_have():
     whole = run(10)
-    assert propose(SPACE, whole[:7], [], 7, 0).point == whole[7].point
+    assert propose_point(SPACE, whole[:7], [], 7, 0).point == whole[7].point
 
 
 def test_pending_points_are_avoided_and_failed_ones_ignored():
     trials = run(10)
-    alone = propose(SPACE, trials, [], 10, 0)
-    beside = propose(SPACE, trials, [alone.point], 10, 0)
+    alone = propose_point(SPACE, trials, [], 10, 0)
+    beside = propose_point(SPACE, trials, [alone.point], 10, 0)
     assert beside.point != alone.point
     broken = [*trials, trial(10, None, None)]
-    assert propose(SPACE, broken, [], 10, 0) == alone
+    assert propose_point(SPACE, broken, [], 10, 0) == alone
 
 
 def test_the_model_learns():
@@ -64,4 +64,4 @@ def test_the_model_learns():
     misses = [abs(np.log10(float(t.point["lr_fraction"]) / 0.3)) for t in late]
     assert np.median(misses) < 0.3  # uniform on the log scale would be about 0.5
     assert sum(t.point["schedule"] == "cosine" for t in late) > 10
-    assert on_front(scores(trials)).sum() >= 4
+    assert is_on_front(score_matrix(trials)).sum() >= 4

@@ -9,38 +9,51 @@ import pyarrow.parquet
 import pytest
 from datasets import Dataset, DatasetDict
 
+from sweepcp.config.source import Source
 from sweepcp.data import records
-from sweepcp.data.read import Document, Tally, check_bad_records, read
-from sweepcp.data.records import Place, parts
-from sweepcp.data.sources import Source, find
-from sweepcp.errors import BadInput
+from sweepcp.data.documents import Document, RecordCounts, check_bad_records, read_documents
+from sweepcp.data.records import RecordLocation, split_into_shards
+from sweepcp.data.source_files import resolve_source
+from sweepcp.errors import InvalidInput
 from tests.make import jsonl, source
 
 RECORDS = [{"text": f"text number {n}", "n": n} for n in range(200)]
 TEXTS = [r["text"] for r in RECORDS]
 
 
-def documents(s: Source, folder: Path, tally: Tally | None = None) -> list[Document]:
-    found = find(s, folder, "x.yaml")
-    return [d for part in parts(s, found) for d in read(s, found, part, tally if tally is not None else Tally())]
+def documents(s: Source, folder: Path, tally: RecordCounts | None = None) -> list[Document]:
+    found = resolve_source(s, folder, "x.yaml")
+    return [
+        d
+        for part in split_into_shards(s, found)
+        for d in read_documents(s, found, part, tally if tally is not None else RecordCounts())
+    ]
 
 
 def zstd(content: bytes) -> bytes:
     return bytes(pa.Codec("zstd").compress(content))
 
 
-@pytest.mark.parametrize("kind", ["jsonl", "jsonl.gz", "jsonl.zst", "parquet", "txt", "saved", "split", "hub"])
-def test_every_kind_of_source_gives_the_same_documents(tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize(
+    "kind", ["jsonl", "jsonl.gz", "jsonl.zst", "parquet", "txt", "saved", "split", "hub"]
+)
+def test_every_kind_of_source_gives_the_same_documents(
+    tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+):
     lines = "".join(json.dumps(r) + "\n" for r in RECORDS).encode()
     origin: dict[str, object] = {"files": [f"a.{kind}"]}
     if kind == "jsonl":
         (tmp_path / "a.jsonl").write_bytes(b"\xef\xbb\xbf" + lines)
     elif kind == "jsonl.gz":  # of two members, as `cat a.gz b.gz` makes it
-        (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(lines[:1000]) + gzip.compress(lines[1000:]))
+        (tmp_path / "a.jsonl.gz").write_bytes(
+            gzip.compress(lines[:1000]) + gzip.compress(lines[1000:])
+        )
     elif kind == "jsonl.zst":
         (tmp_path / "a.jsonl.zst").write_bytes(zstd(lines))
     elif kind == "parquet":
-        pa.parquet.write_table(pa.Table.from_pylist(RECORDS), tmp_path / "a.parquet", row_group_size=30)
+        pa.parquet.write_table(
+            pa.Table.from_pylist(RECORDS), tmp_path / "a.parquet", row_group_size=30
+        )
     elif kind == "txt":
         (tmp_path / "a.txt").write_text("\n".join(TEXTS))
         origin["unit"] = "line"
@@ -52,8 +65,11 @@ def test_every_kind_of_source_gives_the_same_documents(tmp_path: Path, kind: str
     else:
         rows = Dataset.from_list(RECORDS)
         (rows if kind == "saved" else DatasetDict(train=rows)).save_to_disk(tmp_path / "set")
-        origin = {"files": None, "saved": {"path": "set", **({} if kind == "saved" else {"split": "train"})}}
-    tally = Tally()
+        origin = {
+            "files": None,
+            "saved": {"path": "set", **({} if kind == "saved" else {"split": "train"})},
+        }
+    tally = RecordCounts()
     assert [d.text for d in documents(source(**origin), tmp_path, tally)] == TEXTS
     assert (tally.records, tally.bad) == (200, 0)
 
@@ -63,11 +79,15 @@ def test_parts_of_any_size_give_the_same_documents_and_places(
     tmp_path: Path, ending: str, monkeypatch: pytest.MonkeyPatch
 ):
     if ending == "jsonl":
-        (tmp_path / "a.jsonl").write_text("\n".join(json.dumps(r) + "\n" * (r["n"] % 3 == 0) for r in RECORDS))
+        (tmp_path / "a.jsonl").write_text(
+            "\n".join(json.dumps(r) + "\n" * (r["n"] % 3 == 0) for r in RECORDS)
+        )
     elif ending == "txt":
         (tmp_path / "a.txt").write_text("\n".join(TEXTS))
     else:
-        pa.parquet.write_table(pa.Table.from_pylist(RECORDS), tmp_path / "a.parquet", row_group_size=7)
+        pa.parquet.write_table(
+            pa.Table.from_pylist(RECORDS), tmp_path / "a.parquet", row_group_size=7
+        )
     s = source(files=[f"a.{ending}"], unit="line")
     whole = [(d.text, str(d.place)) for d in documents(s, tmp_path)]
     assert [text for text, _ in whole] == TEXTS
@@ -80,12 +100,14 @@ def test_places_name_file_and_line(tmp_path: Path):
     jsonl(tmp_path / "a.jsonl", RECORDS)
     found = [str(d.place) for d in documents(source(), tmp_path)]
     assert found == [f"{tmp_path}/a.jsonl:{n}" for n in range(1, 201)]
-    assert str(Place("org/name", "row", 4, 10)) == "org/name: row 15"
+    assert str(RecordLocation("org/name", "row", 4, 10)) == "org/name: row 15"
 
 
 def test_paragraphs_and_files(tmp_path: Path):
     (tmp_path / "a.txt").write_text("one\ntwo\n\n\n \nthree\n")
-    assert [d.text for d in documents(source(files=["a.txt"]), tmp_path)] == ["one\ntwo\n\n\n \nthree\n"]
+    assert [d.text for d in documents(source(files=["a.txt"]), tmp_path)] == [
+        "one\ntwo\n\n\n \nthree\n"
+    ]
     paragraphs = documents(source(files=["a.txt"], unit="paragraph"), tmp_path)
     assert [d.text for d in paragraphs] == ["one\ntwo", "three"]
     assert [str(d.place).rpartition(":")[2] for d in paragraphs] == ["1", "6"]
@@ -93,7 +115,7 @@ def test_paragraphs_and_files(tmp_path: Path):
 
 def test_templates_and_nested_fields_and_how_often_each_key_was_there(tmp_path: Path):
     jsonl(tmp_path / "a.jsonl", [{"t": "Lamp", "p": {"eur": 3}}, {"t": "Cup", "p": None}])
-    tally = Tally()
+    tally = RecordCounts()
     s = source(template="{t}\nPrice: {p.eur} EUR\n{weight}")
     assert [d.text for d in documents(s, tmp_path, tally)] == ["Lamp\nPrice: 3 EUR", "Cup"]
     assert dict(tally.used_keys) == {"t": 2, "p.eur": 1, "weight": 0}
@@ -104,16 +126,30 @@ def test_filters_count_what_they_leave_out(tmp_path: Path):
     english = "The dog runs across the street and is happy about the lovely weather this morning."
     texts = ["short", english, german, english + " buy now", "x " * 400, "lorem " + english]
     jsonl(tmp_path / "a.jsonl", [{"text": t} for t in texts])
-    excluded = Document(texts[-1], Place("")).key.hex()[:16]
+    excluded = Document(texts[-1], RecordLocation("")).key.hex()[:16]
     jsonl(tmp_path / "out.json", [{"id": excluded}])
-    filters = {"min_chars": 10, "max_chars": 500, "languages": ["en"], "drop": r"buy\s+now", "keep": "dog"}
-    tally = Tally()
+    filters = {
+        "min_chars": 10,
+        "max_chars": 500,
+        "languages": ["en"],
+        "drop": r"buy\s+now",
+        "keep": "dog",
+    }
+    tally = RecordCounts()
     s = source(files=["a.jsonl"], filters=filters, exclude="out.json")
     assert [d.text for d in documents(s, tmp_path, tally)] == [english]
-    assert dict(tally.left_out) == {"min_chars": 1, "max_chars": 1, "keep": 1, "drop": 1, "excluded": 1}
-    tally = Tally()
+    assert dict(tally.left_out) == {
+        "min_chars": 1,
+        "max_chars": 1,
+        "keep": 1,
+        "drop": 1,
+        "excluded": 1,
+    }
+    tally = RecordCounts()
     documents(
-        source(files=["a.jsonl"], filters={"languages": ["en"], "min_chars": 50, "max_chars": 500}), tmp_path, tally
+        source(files=["a.jsonl"], filters={"languages": ["en"], "min_chars": 50, "max_chars": 500}),
+        tmp_path,
+        tally,
     )
     assert tally.left_out["language de"] == 1
 
@@ -133,33 +169,41 @@ BAD = [
 
 
 @pytest.mark.parametrize(("line", "key", "found"), BAD)
-def test_a_bad_record_is_named_or_skipped_and_counted(tmp_path: Path, line: bytes, key: str, found: str):
+def test_a_bad_record_is_named_or_skipped_and_counted(
+    tmp_path: Path, line: bytes, key: str, found: str
+):
     (tmp_path / "a.jsonl").write_bytes(b'{"text": "fine"}\n\n' + line + b'\n{"text": "good"}\n')
-    with pytest.raises(BadInput) as error:
+    with pytest.raises(InvalidInput) as error:
         documents(source(max_document_bytes=50), tmp_path)
     assert error.value.where == f"{tmp_path}/a.jsonl:3"
     assert error.value.key == key
     assert found in str(error.value.value)
     assert "bad_records: 0.001" in error.value.fix
-    tally = Tally()
+    tally = RecordCounts()
     s = source(max_document_bytes=50, bad_records=0.4)
     assert [d.text for d in documents(s, tmp_path, tally)] == ["fine", "good"]
     assert (tally.records, tally.bad) == (3, 1)
     assert tally.examples[0].startswith(f"{tmp_path}/a.jsonl:3: {key}")
     check_bad_records(s, tally)
-    with pytest.raises(BadInput, match="1 of 3 records cannot be used"):
+    with pytest.raises(InvalidInput, match="1 of 3 records cannot be used"):
         check_bad_records(source(bad_records=0.3), tally)
 
 
 @pytest.mark.parametrize("ending", ["gz", "zst"])
 @pytest.mark.parametrize("damage", ["cut", "scratched"])
 def test_a_damaged_archive_is_refused(tmp_path: Path, ending: str, damage: str):
-    lines = "".join(json.dumps({"text": f"{n * 7919 % 10007} of {n}"}) + "\n" for n in range(20000)).encode()
+    lines = "".join(
+        json.dumps({"text": f"{n * 7919 % 10007} of {n}"}) + "\n" for n in range(20000)
+    ).encode()
     content = gzip.compress(lines) if ending == "gz" else zstd(lines)
     half = len(content) // 2
-    broken = content[:half] if damage == "cut" else content[:half] + b"scratch!" * 4 + content[half + 32 :]
+    broken = (
+        content[:half]
+        if damage == "cut"
+        else content[:half] + b"scratch!" * 4 + content[half + 32 :]
+    )
     (tmp_path / f"a.jsonl.{ending}").write_bytes(broken)
-    with pytest.raises(BadInput) as error:
+    with pytest.raises(InvalidInput) as error:
         documents(source(files=[f"a.jsonl.{ending}"], bad_records=1), tmp_path)
     assert f"a.jsonl.{ending}" in error.value.where
     assert "read to its end" in error.value.rule or "Expecting" in str(error.value.value)
@@ -167,24 +211,24 @@ def test_a_damaged_archive_is_refused(tmp_path: Path, ending: str, damage: str):
 
 def test_a_template_whose_keys_no_record_has_is_refused(tmp_path: Path):
     jsonl(tmp_path / "a.jsonl", RECORDS)
-    with pytest.raises(BadInput, match="one of the template's keys") as error:
+    with pytest.raises(InvalidInput, match="one of the template's keys") as error:
         documents(source(template="{title}"), tmp_path)
     assert error.value.where == f"{tmp_path}/a.jsonl:1"
 
 
 def test_parquet_that_is_none_or_has_no_such_column(tmp_path: Path):
     (tmp_path / "a.parquet").write_bytes(b"PAR1 not really")
-    with pytest.raises(BadInput, match="a Parquet file"):
+    with pytest.raises(InvalidInput, match="a Parquet file"):
         documents(source(files=["a.parquet"]), tmp_path)
     pa.parquet.write_table(pa.table({"body": ["one"]}), tmp_path / "a.parquet")
-    with pytest.raises(BadInput, match="the columns"):
+    with pytest.raises(InvalidInput, match="the columns"):
         documents(source(files=["a.parquet"]), tmp_path)
 
 
 def test_a_folder_that_datasets_did_not_write(tmp_path: Path):
     (tmp_path / "set").mkdir()
-    with pytest.raises(BadInput, match="save_to_disk"):
+    with pytest.raises(InvalidInput, match="save_to_disk"):
         documents(source(files=None, saved={"path": "set"}), tmp_path)
     DatasetDict(a=Dataset.from_list(RECORDS)).save_to_disk(tmp_path / "several")
-    with pytest.raises(BadInput, match="several splits: a"):
+    with pytest.raises(InvalidInput, match="several splits: a"):
         documents(source(files=None, saved={"path": "several"}), tmp_path)

@@ -7,12 +7,12 @@ import pyarrow.parquet
 import pytest
 from datasets import Dataset
 
-from sweepcp.data.estimate import estimate_tokens
-from sweepcp.data.sources import find
-from sweepcp.data.stream import Stream
-from sweepcp.errors import BadInput
-from sweepcp.experiment import load_experiment
-from sweepcp.repetition import check_epochs, epoch_warnings, matched_part, readings
+from sweepcp.corpora.experiment import load_experiment
+from sweepcp.corpora.repetition import check_epochs, count_epochs, epoch_warnings, matched_fraction
+from sweepcp.data.source_files import resolve_source
+from sweepcp.data.stream import MixtureStream
+from sweepcp.data.token_estimate import estimate_tokens
+from sweepcp.errors import InvalidInput
 from tests.make import jsonl, recipe, source, write_store
 
 TOKENS = {"python-docs": 2_000_000.0, "python-code": 6_000_000.0}
@@ -21,7 +21,7 @@ TARGET = ["target={tokens: 20_000_000}", "budget.tokens=102_400"]
 
 def test_epochs_by_hand():
     experiment, _ = load_experiment("quickstart", TARGET)
-    docs, code = readings(experiment, TOKENS)
+    docs, code = count_epochs(experiment, TOKENS)
     assert (docs.first_share, code.first_share) == (0.5, 0.5)
     assert docs.first_epochs == pytest.approx(0.5 * 102_400 / 2e6)
     assert docs.most_epochs == pytest.approx(102_400 / 2e6)
@@ -35,22 +35,24 @@ def test_epochs_by_hand():
 
 def test_a_larger_corpus_at_the_target_is_repeated_less():
     sets = ["target={tokens: 20_000_000, source_tokens: {python-docs: 40_000_000}}"]
-    docs, _ = readings(load_experiment("quickstart", sets)[0], TOKENS)
+    docs, _ = count_epochs(load_experiment("quickstart", sets)[0], TOKENS)
     assert docs.target_most_epochs == pytest.approx(0.5)
 
 
 def test_matched_trials_repeat_as_the_target_does():
     sets = ["target={tokens: 20_000_000, match_repetition: true}"]
     experiment, _ = load_experiment("quickstart", sets)
-    assert matched_part(experiment, "python-docs", 2e6) == pytest.approx(102_400 / 20e6)
-    for reading in readings(experiment, TOKENS):
+    assert matched_fraction(experiment, "python-docs", 2e6) == pytest.approx(102_400 / 20e6)
+    for reading in count_epochs(experiment, TOKENS):
         assert reading.first_epochs == pytest.approx(reading.target_first_epochs)
         assert reading.most_epochs == pytest.approx(reading.target_most_epochs)
 
 
 def test_a_stream_over_matched_parts_repeats_as_often(tmp_path: Path):
     stores = [write_store(tmp_path, n, [list(range(4001))], part=0.01) for n in ("code", "docs")]
-    stream = Stream(recipe(tokens=8 * 50), stores)  # 50 sequences of each source, 10 blocks of 1,000
+    stream = MixtureStream(
+        recipe(tokens=8 * 50), stores
+    )  # 50 sequences of each source, 10 blocks of 1,000
     begins = np.concatenate([b.input_ids[:, 0] for b in stream.batches()])
     assert sorted(np.unique(begins, return_counts=True)[1].tolist())[0] >= 5
     assert stream.epochs(0, 200) == pytest.approx(5)
@@ -59,26 +61,33 @@ def test_a_stream_over_matched_parts_repeats_as_often(tmp_path: Path):
 @pytest.mark.parametrize(
     ("target", "message"),
     [
-        ("{tokens: 102_400, match_repetition: true, source_tokens: {python-docs: 9_000_000}}", "give the source more"),
+        (
+            "{tokens: 102_400, match_repetition: true, source_tokens: {python-docs: 9_000_000}}",
+            "give the source more",
+        ),
         ("{tokens: 2_000_000_000, match_repetition: true}", "less than a sequence"),
     ],
 )
 def test_what_cannot_be_matched_is_refused(target: str, message: str):
     experiment, _ = load_experiment("quickstart", [f"target={target}"])
-    with pytest.raises(BadInput, match=message):
-        readings(experiment, TOKENS)
+    with pytest.raises(InvalidInput, match=message):
+        count_epochs(experiment, TOKENS)
 
 
 def test_caps_warn_or_refuse():
-    experiment, _ = load_experiment("quickstart", [*TARGET, "sources.python-docs.beyond_max_epochs=refuse"])
-    with pytest.raises(BadInput, match=r"up to 10\.00 epochs"):
+    experiment, _ = load_experiment(
+        "quickstart", [*TARGET, "sources.python-docs.beyond_max_epochs=refuse"]
+    )
+    with pytest.raises(InvalidInput, match=r"up to 10\.00 epochs"):
         check_epochs(experiment, TOKENS)
     check_epochs(load_experiment("quickstart", TARGET)[0], TOKENS)
-    check_epochs(load_experiment("quickstart", ["sources.python-docs.beyond_max_epochs=refuse"])[0], TOKENS)
+    check_epochs(
+        load_experiment("quickstart", ["sources.python-docs.beyond_max_epochs=refuse"])[0], TOKENS
+    )
 
 
 def test_an_unknown_source_of_the_target_is_refused():
-    with pytest.raises(BadInput, match=r"target\.source_tokens"):
+    with pytest.raises(InvalidInput, match=r"target\.source_tokens"):
         load_experiment("quickstart", ["target={tokens: 5, source_tokens: {nope: 3}}"])
 
 
@@ -86,7 +95,10 @@ def test_an_unknown_source_of_the_target_is_refused():
 def test_tokens_are_estimated_from_a_sample(tmp_path: Path, kind: str):
     rng = np.random.default_rng(0)
     letters = rng.integers(97, 123, 4_100_000, dtype=np.uint8).tobytes().decode()
-    texts = [letters[1000 * n : 1000 * n + int(size)] for n, size in enumerate(rng.integers(500, 1500, 4000))]
+    texts = [
+        letters[1000 * n : 1000 * n + int(size)]
+        for n, size in enumerate(rng.integers(500, 1500, 4000))
+    ]
     records = [{"text": t, "other": t[:300]} for t in texts]
     s = source(files=[f"a.{kind}"], unit="line", held_out=0.1)
     if kind == "jsonl":
@@ -107,6 +119,6 @@ def test_tokens_are_estimated_from_a_sample(tmp_path: Path, kind: str):
         read.append(len(some))
         return float(sum(map(len, some)))
 
-    estimate = estimate_tokens(s, find(s, tmp_path, ""), count)
+    estimate = estimate_tokens(s, resolve_source(s, tmp_path, ""), count)
     assert estimate == pytest.approx(0.9 * sum(map(len, texts)), rel=0.03)
     assert sum(read) < 3000

@@ -5,16 +5,18 @@ import numpy as np
 import pytest
 
 import sweepcp
-from sweepcp.report.resample import DRAWS, certainty, resampled
-from sweepcp.run import RunWriter
-from sweepcp.scorecard import Items, read_items, scorecard
-from sweepcp.trial import Base, Outcome
+from sweepcp.runs.run_folder import RunWriter
+from sweepcp.runs.trial import BaseRecord, TrialOutcome
+from sweepcp.runs.uncertainty import RESAMPLES, estimate_certainty, resampled_scores
+from sweepcp.scoring.scorecard import ItemScores, compare_with_base, read_items
 from tests.make import items, trial, write_run
 
 COUNT = 400
 
 
-def measured(shift: float, general: np.ndarray | float = 0.0, size: float = 100.0) -> list[Items]:
+def measured(
+    shift: float, general: np.ndarray | float = 0.0, size: float = 100.0
+) -> list[ItemScores]:
     """Domain text `shift` % better than the base in every item, general text by `general` %."""
     flat = [2 * size] * COUNT
     rows = np.full(COUNT, general) if np.isscalar(general) else np.asarray(general)
@@ -24,16 +26,18 @@ def measured(shift: float, general: np.ndarray | float = 0.0, size: float = 100.
     ]
 
 
-def run_of(folder: Path, trials: list[list[Items]], max_regression: float = 1.0) -> sweepcp.Run:
+def run_of(
+    folder: Path, trials: list[list[ItemScores]], max_regression: float = 1.0
+) -> sweepcp.Run:
     writer, base = RunWriter(folder), measured(0, 0)
     reference = {"domain": -10.0, "general": -50.0}
     writer.start({"choose": {"max_regression": max_regression, "reference": reference}}, {})
-    writer.base(Base(model="base", parameters=1, max_lr=1.0, items=tuple(base), versions={}))
+    writer.base(BaseRecord(model="base", parameters=1, max_lr=1.0, items=tuple(base), versions={}))
     for number, own in enumerate(trials):
-        card = scorecard(own, base)
+        card = compare_with_base(own, base)
         record = trial(number, card.select.domain, card.select.general, scorecard=card)
         writer.begin(record.id)
-        writer.trial(record, Outcome(status="done", items=tuple(own)))
+        writer.trial(record, TrialOutcome(status="done", items=tuple(own)))
     return sweepcp.load_run(folder)
 
 
@@ -42,12 +46,16 @@ def test_resampling_spreads_as_the_standard_errors_say(tmp_path: Path):
     assert run.base is not None
     own = [m for m in run.base.items if m.unit == "bits per byte"]
     found = [
-        [np.array(m.amount) for m in read_items(run.folder(t.id) / "items.json") if m.unit == "bits per byte"]
+        [
+            np.array(m.amount)
+            for m in read_items(run.folder(t.id) / "items.json")
+            if m.unit == "bits per byte"
+        ]
         for t in run.trials
     ]
     amounts = [np.stack(member) for member in zip(*found, strict=True)]
-    draws = resampled(amounts, own, "report", np.random.default_rng(0))
-    assert draws.shape == (DRAWS, 4, 2)
+    draws = resampled_scores(amounts, own, "report", np.random.default_rng(0))
+    assert draws.shape == (RESAMPLES, 4, 2)
     for index, t in enumerate(run.trials):
         assert t.scorecard is not None
         half = t.scorecard.report
@@ -56,7 +64,7 @@ def test_resampling_spreads_as_the_standard_errors_say(tmp_path: Path):
 
 
 def test_a_trial_that_always_loses_is_never_on_the_front(tmp_path: Path):
-    sure = certainty(run_of(tmp_path, [measured(5, 0), measured(4, -0.5)]))
+    sure = estimate_certainty(run_of(tmp_path, [measured(5, 0), measured(4, -0.5)]))
     assert sure is not None
     assert sure.on_front == {"0000": 1.0, "0001": 0.0}
     assert sure.chosen == {"0000": 1.0, "0001": 0.0}
@@ -70,7 +78,7 @@ def test_how_often_a_trial_is_on_the_front_follows_the_normal_law(tmp_path: Path
     card = run.trials[1].scorecard
     assert card is not None
     better = NormalDist().cdf(card.select.general / card.select.general_se)
-    sure = certainty(run)
+    sure = estimate_certainty(run)
     assert sure is not None
     assert sure.on_front["0001"] == pytest.approx(better, abs=0.07)
     assert sure.on_front["0000"] == pytest.approx(1 - better, abs=0.07)
@@ -83,7 +91,7 @@ def test_how_often_the_bound_holds_is_of_the_other_half(tmp_path: Path):
     run = run_of(tmp_path, [measured(5, noise)], max_regression=1.0)
     card = run.trials[0].scorecard
     assert card is not None
-    sure = certainty(run)
+    sure = estimate_certainty(run)
     assert sure is not None
     assert sure.chosen == {"0000": 1.0}  # on the half that is chosen on nothing is uncertain
     kept = NormalDist().cdf((card.report.general + 1.0) / card.report.general_se)
@@ -91,7 +99,7 @@ def test_how_often_the_bound_holds_is_of_the_other_half(tmp_path: Path):
 
 
 def test_a_null_choice_is_counted(tmp_path: Path):
-    sure = certainty(run_of(tmp_path, [measured(5, -3)]))
+    sure = estimate_certainty(run_of(tmp_path, [measured(5, -3)]))
     assert sure is not None
     assert (sure.none, sure.within, sure.on_front) == (1.0, None, {"0000": 1.0})
 
@@ -99,10 +107,10 @@ def test_a_null_choice_is_counted(tmp_path: Path):
 def test_without_items_nothing_is_said(tmp_path: Path):
     run = run_of(tmp_path, [measured(5), measured(4)])
     (tmp_path / "trials" / "0001" / "items.json").unlink()
-    assert certainty(run) is None
-    assert certainty(run_of(tmp_path / "none", [])) is None
+    assert estimate_certainty(run) is None
+    assert estimate_certainty(run_of(tmp_path / "none", [])) is None
 
 
 def test_the_same_run_gives_the_same_numbers(tmp_path: Path):
     run = sweepcp.load_run(write_run(tmp_path / "run", 6))
-    assert certainty(run) == certainty(run)
+    assert estimate_certainty(run) == estimate_certainty(run)

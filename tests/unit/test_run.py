@@ -7,11 +7,11 @@ import pandas as pd
 import pytest
 
 import sweepcp
-from sweepcp.errors import BadInput
-from sweepcp.experiment import load_experiment
-from sweepcp.report.tables import as_dict, write_csv
-from sweepcp.run import RunWriter, lock
-from sweepcp.trial import Outcome
+from sweepcp.corpora.experiment import load_experiment
+from sweepcp.errors import InvalidInput
+from sweepcp.report.tables import run_as_dict, write_csv
+from sweepcp.runs.run_folder import RunWriter, locked_run
+from sweepcp.runs.trial import TrialOutcome
 from tests.make import trial
 
 
@@ -24,7 +24,7 @@ def folder(tmp_path: Path) -> Path:
     for t in (trial(0, 7, -1), trial(1, 12, -9), trial(2, None, None)):
         writer.begin(t.id)
         writer.metrics(t.id, [{"step": 1, "loss": 2.0}])
-        writer.trial(t, Outcome(status=t.status))
+        writer.trial(t, TrialOutcome(status=t.status))
     return writer.path
 
 
@@ -48,7 +48,7 @@ def test_tables(folder: Path, tmp_path: Path):
 
 
 def test_json_holds_what_was_promised(folder: Path):
-    content = as_dict(sweepcp.load_run(folder))
+    content = run_as_dict(sweepcp.load_run(folder))
     json.dumps(content, allow_nan=False)
     assert set(content) >= {"base", "trials", "choice", "hypervolume", "reference"}
     first, _, failed = content["trials"]
@@ -63,13 +63,13 @@ def test_json_holds_what_was_promised(folder: Path):
 def test_a_torn_record_is_refused_by_name(folder: Path, damage: str):
     path = folder / "trials" / "0001" / "trial.json"
     path.write_text(damage)
-    with pytest.raises(BadInput) as error:
+    with pytest.raises(InvalidInput) as error:
         sweepcp.load_run(folder)
     assert error.value.where == str(path)
 
 
 def test_a_folder_that_is_no_run_is_refused(tmp_path: Path):
-    with pytest.raises(BadInput, match=r"a run folder holds experiment\.json"):
+    with pytest.raises(InvalidInput, match=r"a run folder holds experiment\.json"):
         sweepcp.load_run(tmp_path)
 
 
@@ -94,9 +94,9 @@ with lock(Path({str(tmp_path)!r})):
     holder = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
     assert holder.stdout is not None
     holder.stdout.readline()
-    with pytest.raises(BadInput, match=f"process {holder.pid}"), lock(tmp_path):
+    with pytest.raises(InvalidInput, match=f"process {holder.pid}"), locked_run(tmp_path):
         pass
     holder.kill()
     holder.wait()
-    with lock(tmp_path) as writer:
+    with locked_run(tmp_path) as writer:
         assert writer.path == tmp_path

@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from sweepcp.schedule import lr_factor
+from sweepcp.config.schedule import lr_factor
 from tests.make import recipe
 
 

@@ -3,12 +3,12 @@ import math
 import numpy as np
 import pytest
 
-from sweepcp.scorecard import in_select_half, ratio, scorecard
+from sweepcp.scoring.scorecard import compare_with_base, in_select_split, ratio_estimate
 from tests.make import items
 
 
 def test_ratio_and_its_error_by_hand():
-    value, error = ratio(np.array([2.0, 6.0, 4.0]), np.array([1.0, 2.0, 3.0]))
+    value, error = ratio_estimate(np.array([2.0, 6.0, 4.0]), np.array([1.0, 2.0, 3.0]))
     assert value == 2.0
     # residuals 2 - 2, 6 - 4, 4 - 6 = 0, 2, -2; sqrt(3/2 · 8) / 6
     assert error == pytest.approx(math.sqrt(12) / 6)
@@ -16,14 +16,14 @@ def test_ratio_and_its_error_by_hand():
 
 def test_with_equal_sizes_it_is_the_error_of_the_mean():
     x = np.array([0.0, 1.0, 1.0, 0.0, 1.0])
-    assert ratio(x, np.ones(5))[1] == pytest.approx(x.std(ddof=1) / math.sqrt(5))
+    assert ratio_estimate(x, np.ones(5))[1] == pytest.approx(x.std(ddof=1) / math.sqrt(5))
 
 
 def test_scalars_by_hand():
     # Half `select` has items 0, 2, 4; half `report` has items 1, 3, 5.
     base = [items("domain", [10, 20, 10, 20, 10, 20]), items("general", [10.0] * 6)]
     after = [items("domain", [9, 16, 9, 16, 9, 16]), items("general", [10, 11, 10.5, 11, 10.1, 11])]
-    card = scorecard(after, base)
+    card = compare_with_base(after, base)
     assert card.select.domain == pytest.approx(10.0)
     assert card.select.domain_se == pytest.approx(0.0)
     assert card.report.domain == pytest.approx(20.0)
@@ -46,7 +46,7 @@ def test_weights_and_accuracies():
         items("domain", [1, 1, 1, 0], name="b", unit="accuracy", weight=9.0),
         items("general", [1.0] * 4),
     ]
-    half = scorecard(after, base).select
+    half = compare_with_base(after, base).select
     assert half.domain == pytest.approx(15.0)  # (3 · 20 + 1 · 0) / 4, the accuracy stays out
     assert [m.change for m in half.members if m.unit == "accuracy"] == [pytest.approx(50.0)]
 
@@ -55,7 +55,7 @@ def test_other_items_than_the_base_are_refused():
     base = [items("domain", [1.0] * 4), items("general", [1.0] * 4)]
     other = [items("domain", [1.0] * 4, size=[1.0, 1.0, 2.0, 1.0]), items("general", [1.0] * 4)]
     with pytest.raises(ValueError, match="other items than the base"):
-        scorecard(other, base)
+        compare_with_base(other, base)
 
 
 def test_numbers_that_are_none_cannot_be_items():
@@ -67,10 +67,10 @@ def test_numbers_that_are_none_cannot_be_items():
 def test_a_suite_without_a_continuous_member_is_refused():
     only = [items("domain", [1.0] * 4, unit="accuracy"), items("general", [1.0] * 4)]
     with pytest.raises(ValueError, match="no continuous member"):
-        scorecard(only, only)
+        compare_with_base(only, only)
 
 
 def test_halves_are_about_even_and_fixed():
-    flags = [in_select_half(f"document {i}") for i in range(2000)]
+    flags = [in_select_split(f"document {i}") for i in range(2000)]
     assert 900 < sum(flags) < 1100
-    assert flags[:6] == [in_select_half(f"document {i}") for i in range(6)]
+    assert flags[:6] == [in_select_split(f"document {i}") for i in range(6)]

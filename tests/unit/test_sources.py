@@ -4,17 +4,21 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from sweepcp.data.python_text import PythonText
-from sweepcp.data.read import Tally, read
-from sweepcp.data.records import parts
-from sweepcp.data.sources import Source, find, fingerprint
-from sweepcp.errors import BadInput
+from sweepcp.config.source import PythonText, Source
+from sweepcp.data.documents import RecordCounts, read_documents
+from sweepcp.data.records import split_into_shards
+from sweepcp.data.source_files import resolve_source, source_fingerprint
+from sweepcp.errors import InvalidInput
 from tests.make import jsonl, source
 
 
 def texts(s: Source, folder: Path) -> list[str]:
-    found = find(s, folder, "x.yaml")
-    return [d.text for part in parts(s, found) for d in read(s, found, part, Tally())]
+    found = resolve_source(s, folder, "x.yaml")
+    return [
+        d.text
+        for part in split_into_shards(s, found)
+        for d in read_documents(s, found, part, RecordCounts())
+    ]
 
 
 def test_documents_come_in_the_order_of_sorted_files(tmp_path: Path):
@@ -32,10 +36,16 @@ def test_documents_come_in_the_order_of_sorted_files(tmp_path: Path):
         ({"files": ["loop.jsonl"]}, "leads nowhere, or to itself"),
         ({"files": ["round"]}, "leads back to a folder above it"),
         ({"files": ["fine.jsonl", "fine*.jsonl"]}, "a file is read once"),
-        ({"files": ["fine.jsonl"], "held_out_files": ["./fine.jsonl"]}, "trained on or held out, not both"),
+        (
+            {"files": ["fine.jsonl"], "held_out_files": ["./fine.jsonl"]},
+            "trained on or held out, not both",
+        ),
         ({"files": ["fine.jsonl"], "exclude": "no.jsonl"}, "an existing path"),
         ({"files": None, "saved": {"path": "no"}}, "an existing path"),
-        ({"files": None, "python": {"part": "code", "packages": ["no_such_package"]}}, "an importable package"),
+        (
+            {"files": None, "python": {"part": "code", "packages": ["no_such_package"]}},
+            "an importable package",
+        ),
     ],
 )
 def test_unusable_sources_are_refused(tmp_path: Path, changes: dict[str, object], rule: str):
@@ -46,8 +56,8 @@ def test_unusable_sources_are_refused(tmp_path: Path, changes: dict[str, object]
     (tmp_path / "round" / "again").symlink_to(tmp_path / "round")
     jsonl(tmp_path / "round" / "a.jsonl", [{"text": "one"}])
     jsonl(tmp_path / "fine.jsonl", [{"text": "one"}])
-    with pytest.raises(BadInput) as error:
-        find(source(**changes), tmp_path, "x.yaml")
+    with pytest.raises(InvalidInput) as error:
+        resolve_source(source(**changes), tmp_path, "x.yaml")
     assert rule in error.value.rule
     assert error.value.where == "x.yaml"
     assert error.value.fix
@@ -57,11 +67,13 @@ def test_an_unreadable_file_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyP
     path = jsonl(tmp_path / "a.jsonl", [{"text": "one"}])
 
     def refuse(self: Path, *_: object, **__: object) -> None:
-        raise PermissionError(13, "Permission denied", str(self))  # root may read everything: rights alone do not do
+        raise PermissionError(
+            13, "Permission denied", str(self)
+        )  # root may read everything: rights alone do not do
 
     monkeypatch.setattr(Path, "open", refuse)
-    with pytest.raises(BadInput, match="Permission denied") as error:
-        find(source(), tmp_path, "x.yaml")
+    with pytest.raises(InvalidInput, match="Permission denied") as error:
+        resolve_source(source(), tmp_path, "x.yaml")
     assert str(path) == error.value.value
 
 
@@ -90,7 +102,7 @@ def test_folders_are_read_whole_and_other_files_are_named(tmp_path: Path):
     (tmp_path / "d" / ".hidden.txt").write_text("no")
     (tmp_path / "elsewhere" / "c.txt").write_text("three")
     (tmp_path / "d" / "link").symlink_to(tmp_path / "elsewhere")
-    found = find(source(files=["d"]), tmp_path, "x.yaml")
+    found = resolve_source(source(files=["d"]), tmp_path, "x.yaml")
     assert [p.name for p in found.paths] == ["b.txt", "a.jsonl", "c.txt"]
     assert [p.name for p in found.passed_over] == ["README.md"]
 
@@ -107,10 +119,10 @@ def test_python_text_is_split_into_docs_and_code():
 
 
 def test_standard_library_code_does_not_carry_the_documentation():
-    paths = find(source(files=None, python={"part": "code"}), Path(), "x.yaml").paths
+    paths = resolve_source(source(files=None, python={"part": "code"}), Path(), "x.yaml").paths
     assert not [p for p in paths if "pydoc_data" in p.parts or "test" in p.parts]
     assert PythonText(part="code").packages == ("stdlib",)
-    docs = find(source(files=None, python={"part": "docs"}), Path(), "x.yaml").paths
+    docs = resolve_source(source(files=None, python={"part": "docs"}), Path(), "x.yaml").paths
     assert docs[-1].parts[-2:] == ("pydoc_data", "topics.py")
 
 
@@ -120,7 +132,7 @@ def test_fingerprint_changes_with_the_files_and_the_way_of_reading(tmp_path: Pat
 
     def stamp(**changes: object) -> str:
         s = source(files=["a.jsonl"], **changes)
-        return fingerprint(s, find(s, tmp_path, "x.yaml"))
+        return source_fingerprint(s, resolve_source(s, tmp_path, "x.yaml"))
 
     first = stamp()
     assert stamp() == stamp(weight=2, max_epochs=1, role="general", bad_records=0.1) == first

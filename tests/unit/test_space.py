@@ -3,8 +3,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from sweepcp.recipe import Training
-from sweepcp.space import Choices, Range, Space, WeightedSource, blend, recipe_at
+from sweepcp.config.recipe import TrainingSettings
+from sweepcp.config.space import (
+    Choices,
+    Range,
+    Space,
+    WeightedSource,
+    mixture_from_weights,
+    recipe_at,
+)
 
 SOURCES = [
     WeightedSource(name="code", role="domain", language="python", weight=30),
@@ -16,7 +23,7 @@ SOURCES = [
 
 
 def shares(*args: float) -> dict[str, float]:
-    return {p.source: p.share for p in blend(SOURCES, *args).portions}
+    return {p.source: p.share for p in mixture_from_weights(SOURCES, *args).portions}
 
 
 def test_a_role_is_split_by_weight():
@@ -27,7 +34,9 @@ def test_a_role_is_split_by_weight():
 
 def test_the_general_half_is_first_split_by_language():
     got = shares(0.5, 0.1)
-    assert got == pytest.approx({"code": 0.375, "reviews": 0.125, "web": 0.45, "netz": 0.0375, "toile": 0.0125})
+    assert got == pytest.approx(
+        {"code": 0.375, "reviews": 0.125, "web": 0.45, "netz": 0.0375, "toile": 0.0125}
+    )
 
 
 def test_all_domain_and_all_general_are_exact():
@@ -37,7 +46,7 @@ def test_all_domain_and_all_general_are_exact():
 
 def test_a_share_without_a_source_is_refused():
     with pytest.raises(ValueError, match=r"a share of 0\.5 has no source"):
-        blend(SOURCES[:2], 0.5)
+        mixture_from_weights(SOURCES[:2], 0.5)
 
 
 @pytest.mark.parametrize("scale", ["linear", "log", "sqrt"])
@@ -79,7 +88,7 @@ def test_impossible_spaces_are_refused(content: dict[str, object], message: str)
 
 
 def test_a_point_becomes_a_recipe():
-    training = Training(seq_len=4, batch_tokens=8, warmup=0.3)
+    training = TrainingSettings(seq_len=4, batch_tokens=8, warmup=0.3)
     point = {"lr_fraction": 0.2, "general_share": 0.5, "non_english_share": 0.1, "schedule": "wsd"}
     r = recipe_at(point, SOURCES, training, 80, seed=7)  # type: ignore[arg-type]
     assert (r.lr_fraction, r.schedule, r.warmup, r.seed, r.tokens) == (0.2, "wsd", 0.3, 7, 80)

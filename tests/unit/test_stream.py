@@ -5,34 +5,36 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sweepcp.data.store import Store
-from sweepcp.data.stream import IGNORED, Sequences, Stream, positions
-from sweepcp.recipe import Mixture, Portion
+from sweepcp.config.recipe import Mixture, SourceShare
+from sweepcp.data.stream import IGNORED, MixtureStream, SourceSequences, restarting_positions
+from sweepcp.data.token_store import TokenStore
 from tests.make import mixture, recipe, write_store
 
 
-def firsts(source: Sequences, numbers: range) -> list[int]:
+def firsts(source: SourceSequences, numbers: range) -> list[int]:
     tokens = np.zeros((len(numbers), source.seq_len + 1), dtype=np.int64)
-    source.read(np.array(numbers), tokens, np.zeros(tokens.shape, dtype=bool), np.arange(len(numbers)))
+    source.read(
+        np.array(numbers), tokens, np.zeros(tokens.shape, dtype=bool), np.arange(len(numbers))
+    )
     return [int(t) for t in tokens[:, 0]]
 
 
 def test_sequences_cover_each_block_once_an_epoch_in_new_orders(tmp_path: Path):
     store = write_store(tmp_path, "code", [list(range(1, 42))])
-    source = Sequences(store, seq_len=4, seed=0)
+    source = SourceSequences(store, seq_len=4, seed=0)
     assert source.blocks == 10
     epochs = [firsts(source, range(e * 10, e * 10 + 10)) for e in range(3)]
     assert all(sorted(e) == list(range(1, 41, 4)) for e in epochs)
     assert epochs[0] != epochs[1] != epochs[2]
-    assert epochs[0] == firsts(Sequences(store, 4, 0), range(10))
-    assert epochs[0] != firsts(Sequences(store, 4, 1), range(10))
+    assert epochs[0] == firsts(SourceSequences(store, 4, 0), range(10))
+    assert epochs[0] != firsts(SourceSequences(store, 4, 1), range(10))
     across = firsts(source, range(5, 15))
     assert across == epochs[0][5:] + epochs[1][:5]
 
 
 def test_a_part_of_a_store_is_the_same_blocks_in_every_epoch(tmp_path: Path):
     store = write_store(tmp_path, "code", [list(range(1, 402))], part=0.1)
-    source = Sequences(store, seq_len=4, seed=0)
+    source = SourceSequences(store, seq_len=4, seed=0)
     assert (source.blocks, source.all_blocks) == (10, 100)
     first, second = firsts(source, range(10)), firsts(source, range(10, 20))
     assert first != second
@@ -45,8 +47,10 @@ def test_targets_are_the_next_tokens_and_stop_at_documents(tmp_path: Path):
     documents = [[100, 1, 2, 3, 99], [100, 4, 99], [100, 5, 6, 7, 8, 9, 10, 11, 99]]
     store = write_store(tmp_path, "code", documents)
     r = recipe(mixture=mixture(0.0), tokens=32)
-    batch = Stream(r, [store]).batch(1)
-    for inputs, targets, places in zip(batch.input_ids, batch.targets, batch.position_ids, strict=True):
+    batch = MixtureStream(r, [store]).batch(1)
+    for inputs, targets, places in zip(
+        batch.input_ids, batch.targets, batch.position_ids, strict=True
+    ):
         for i in range(3):
             following = int(inputs[i + 1])
             assert targets[i] == (IGNORED if following == 100 else following)
@@ -55,31 +59,37 @@ def test_targets_are_the_next_tokens_and_stop_at_documents(tmp_path: Path):
 
 def test_crossing_documents_keeps_every_target(tmp_path: Path):
     store = write_store(tmp_path, "code", [[100, 1, 2, 99]] * 10)
-    batch = Stream(recipe(mixture=mixture(0.0), cross_documents=True), [store]).batch(1)
+    batch = MixtureStream(recipe(mixture=mixture(0.0), cross_documents=True), [store]).batch(1)
     assert (batch.targets != IGNORED).all()
     assert (batch.position_ids == np.arange(4)).all()
 
 
 @pytest.fixture
-def stores(tmp_path: Path) -> list[Store]:
+def stores(tmp_path: Path) -> list[TokenStore]:
     """Two sources of 25 blocks of four tokens each: ten steps read each of them 0.4 times."""
-    return [write_store(tmp_path, n, [list(range(o, o + 101))]) for n, o in (("code", 0), ("docs", 500))]
+    return [
+        write_store(tmp_path, n, [list(range(o, o + 101))]) for n, o in (("code", 0), ("docs", 500))
+    ]
 
 
-def test_a_batch_is_a_function_of_seed_and_step(stores: list[Store]):
-    one, two = Stream(recipe(), stores), Stream(recipe(), stores)
+def test_a_batch_is_a_function_of_seed_and_step(stores: list[TokenStore]):
+    one, two = MixtureStream(recipe(), stores), MixtureStream(recipe(), stores)
     last = two.batch(10)
     for step in range(1, 11):
         batch = one.batch(step)
     np.testing.assert_array_equal(batch.input_ids, last.input_ids)
-    assert not np.array_equal(Stream(recipe(seed=1), stores).batch(10).input_ids, last.input_ids)
+    assert not np.array_equal(
+        MixtureStream(recipe(seed=1), stores).batch(10).input_ids, last.input_ids
+    )
 
 
 @pytest.mark.parametrize("step", [2, 30, 57, 77])
-def test_a_run_resumed_at_any_step_reads_on_as_if_never_stopped(stores: list[Store], step: int):
+def test_a_run_resumed_at_any_step_reads_on_as_if_never_stopped(
+    stores: list[TokenStore], step: int
+):
     r = recipe(tokens=8 * 80)  # 80 steps: the second source's fourth epoch
-    whole = list(Stream(r, stores).batches())
-    resumed = list(Stream(r, stores).batches(first=step))
+    whole = list(MixtureStream(r, stores).batches())
+    resumed = list(MixtureStream(r, stores).batches(first=step))
     assert len(resumed) == 81 - step
     for before, after in zip(whole[step - 1 :], resumed, strict=True):
         np.testing.assert_array_equal(before.input_ids, after.input_ids)
@@ -90,34 +100,44 @@ def test_a_run_resumed_at_any_step_reads_on_as_if_never_stopped(stores: list[Sto
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 3, 8])
-def test_the_ranks_rows_together_are_the_whole_batch(stores: list[Store], ranks: int):
-    r = recipe(batch_tokens=40, tokens=400)  # ten sequences a step: 3 and 8 ranks get unequal shares
+def test_the_ranks_rows_together_are_the_whole_batch(stores: list[TokenStore], ranks: int):
+    r = recipe(
+        batch_tokens=40, tokens=400
+    )  # ten sequences a step: 3 and 8 ranks get unequal shares
     for step in (1, 2, 9):
-        whole = Stream(r, stores).batch(step)
-        rows = [Stream(r, stores).batch(step, rank, ranks) for rank in range(ranks)]
+        whole = MixtureStream(r, stores).batch(step)
+        rows = [MixtureStream(r, stores).batch(step, rank, ranks) for rank in range(ranks)]
         for name in ("input_ids", "targets", "position_ids", "source"):
-            np.testing.assert_array_equal(np.concatenate([getattr(b, name) for b in rows]), getattr(whole, name))
+            np.testing.assert_array_equal(
+                np.concatenate([getattr(b, name) for b in rows]), getattr(whole, name)
+            )
 
 
 @pytest.mark.parametrize("workers", [1, 2, 3])
-def test_the_workers_batches_in_turn_are_the_rank_s(stores: list[Store], workers: int):
+def test_the_workers_batches_in_turn_are_the_rank_s(stores: list[TokenStore], workers: int):
     r = recipe(batch_tokens=40, tokens=400)
-    whole = [b.input_ids for b in Stream(r, stores).batches(3, 1, 2)]
-    turns = [Stream(r, stores).batches(3, 1, 2, w, workers) for w in range(workers)]
+    whole = [b.input_ids for b in MixtureStream(r, stores).batches(3, 1, 2)]
+    turns = [MixtureStream(r, stores).batches(3, 1, 2, w, workers) for w in range(workers)]
     for n, expected in enumerate(whole):
         np.testing.assert_array_equal(next(turns[n % workers]).input_ids, expected)
     assert all(next(turn, None) is None for turn in turns)
 
 
-def test_skipped_steps_are_passed_over(stores: list[Store]):
-    plain, skipping = Stream(recipe(), stores), Stream(recipe(), stores, skipped=(3, 4, 7))
+def test_skipped_steps_are_passed_over(stores: list[TokenStore]):
+    plain, skipping = (
+        MixtureStream(recipe(), stores),
+        MixtureStream(recipe(), stores, skipped=(3, 4, 7)),
+    )
     places = [1, 2, 5, 6, 8, 9]
     for step, place in enumerate(places, start=1):
         np.testing.assert_array_equal(skipping.batch(step).input_ids, plain.batch(place).input_ids)
 
 
 @settings(deadline=None, max_examples=25)
-@given(st.lists(st.one_of(st.just(0.0), st.floats(0.01, 1)), min_size=2, max_size=8), st.integers(0, 2**31))
+@given(
+    st.lists(st.one_of(st.just(0.0), st.floats(0.01, 1)), min_size=2, max_size=8),
+    st.integers(0, 2**31),
+)
 def test_any_mixture_covers_every_source_once_an_epoch(
     tmp_path_factory: pytest.TempPathFactory, weights: list[float], seed: int
 ):
@@ -127,25 +147,27 @@ def test_any_mixture_covers_every_source_once_an_epoch(
     names = [f"s{i}" for i in range(len(weights))]
     made = [write_store(folder, name, [list(range(1, 22 + 4 * i))]) for i, name in enumerate(names)]
     portions = tuple(
-        Portion(source=n, role="domain", language="en", share=w / sum(weights))
+        SourceShare(source=n, role="domain", language="en", share=w / sum(weights))
         for n, w in zip(names, weights, strict=True)
     )
     r = recipe(mixture=Mixture(portions=portions), tokens=8 * 120, seed=seed)
-    batches = list(Stream(r, made).batches())
+    batches = list(MixtureStream(r, made).batches())
     chosen = np.concatenate([b.source for b in batches])
     begins = np.concatenate([b.input_ids[:, 0] for b in batches])
     for i in range(len(weights)):
         blocks = 5 + i
         mine = begins[chosen == i].tolist()
         for epoch in range(len(mine) // blocks):
-            assert sorted(mine[epoch * blocks : (epoch + 1) * blocks]) == list(range(1, 4 * blocks, 4))
+            assert sorted(mine[epoch * blocks : (epoch + 1) * blocks]) == list(
+                range(1, 4 * blocks, 4)
+            )
 
 
 def test_a_source_shorter_than_a_sequence_is_refused(tmp_path: Path):
     with pytest.raises(ValueError, match="not more than one sequence of 4"):
-        Sequences(write_store(tmp_path, "code", [[1, 2, 3]]), 4, 0)
+        SourceSequences(write_store(tmp_path, "code", [[1, 2, 3]]), 4, 0)
 
 
 def test_positions_restart_at_documents_and_rows():
     begins = np.array([[True, False, True, False], [False, False, False, True]])
-    assert positions(begins).tolist() == [[0, 1, 0, 1], [0, 1, 2, 0]]
+    assert restarting_positions(begins).tolist() == [[0, 1, 0, 1], [0, 1, 2, 0]]

@@ -3,9 +3,10 @@ from pathlib import Path
 
 import pytest
 
-from sweepcp.data.store import Store
-from sweepcp.errors import BadInput
-from sweepcp.suites import Suites, make_tasks
+from sweepcp.config.suites import Suites
+from sweepcp.data.token_store import TokenStore
+from sweepcp.errors import InvalidInput
+from sweepcp.scoring.generated_tasks import generate_tasks
 
 WORDS = [
     "harbour",
@@ -23,12 +24,12 @@ WORDS = [
 ]
 
 
-def store(folder: Path) -> Store:
+def store(folder: Path) -> TokenStore:
     """Held-out documents of words that all occur about as often."""
     texts = [" ".join(WORDS[(i * 7 + j * (1 + i % 5)) % 12] for j in range(60)) for i in range(12)]
     folder.mkdir(parents=True)
     (folder / "held_out.jsonl").write_text("".join(json.dumps(t) + "\n" for t in texts))
-    return Store(folder, "docs")
+    return TokenStore(folder, "docs")
 
 
 def suites(n: int = 20) -> Suites:
@@ -42,7 +43,7 @@ def load(folder: Path, name: str) -> list[dict[str, object]]:
 
 def test_made_items_continue_the_text_they_come_from(tmp_path: Path):
     source = store(tmp_path / "store")
-    folder = make_tasks(suites(), {"docs": source})
+    folder = generate_tasks(suites(), {"docs": source})
     assert folder is not None
     texts = list(source.held_out_texts())
     for name, choices in (("cloze_docs", 4), ("swap_docs", 2)):
@@ -60,16 +61,16 @@ def test_made_items_continue_the_text_they_come_from(tmp_path: Path):
 
 def test_tasks_are_made_once_and_the_same(tmp_path: Path):
     source = store(tmp_path / "store")
-    first = make_tasks(suites(), {"docs": source})
+    first = generate_tasks(suites(), {"docs": source})
     assert first is not None
     before = (first / "cloze_docs.jsonl").stat().st_mtime_ns
-    assert make_tasks(suites(), {"docs": source}) == first
+    assert generate_tasks(suites(), {"docs": source}) == first
     assert (first / "cloze_docs.jsonl").stat().st_mtime_ns == before
 
 
 def test_more_items_than_the_text_holds_are_refused(tmp_path: Path):
-    with pytest.raises(BadInput, match="lower it, or raise held_out"):
-        make_tasks(suites(5000), {"docs": store(tmp_path / "store")})
+    with pytest.raises(InvalidInput, match="lower it, or raise held_out"):
+        generate_tasks(suites(5000), {"docs": store(tmp_path / "store")})
 
 
 @pytest.mark.parametrize(

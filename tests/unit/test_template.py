@@ -1,7 +1,8 @@
 import pytest
 from pydantic import TypeAdapter, ValidationError
 
-from sweepcp.data.template import Template, render
+from sweepcp.config.template import Template
+from sweepcp.data.rendering import render_record
 
 LISTING = """
 {title}
@@ -24,23 +25,28 @@ def test_a_whole_listing():
         "seller": {"name": "Ann"},
         "description": "A lamp.\nBright.",
     }
-    assert render(LISTING, record) == (
+    assert render_record(LISTING, record) == (
         "Lamp\nCategory: Home, Lighting\ncolour: red, watts: 40, dimmable: yes\nPrice: 12.5 EUR\nSold by Ann\n\n"
         "A lamp.\nBright."
     )
 
 
 def test_missing_fields_vanish_with_their_lines():
-    assert render(LISTING, {"title": "Lamp", "price": 3, "currency": None, "attributes": {}, "seller": {}}) == "Lamp"
-    assert render(LISTING, {"title": "Lamp", "description": "Bright."}) == "Lamp\n\nBright."
-    assert render(LISTING, {"rating": 5}) == ""
-    assert render("{rating} of 5: {text}", {"rating": 0, "text": "bad"}) == "0 of 5: bad"
+    assert (
+        render_record(
+            LISTING, {"title": "Lamp", "price": 3, "currency": None, "attributes": {}, "seller": {}}
+        )
+        == "Lamp"
+    )
+    assert render_record(LISTING, {"title": "Lamp", "description": "Bright."}) == "Lamp\n\nBright."
+    assert render_record(LISTING, {"rating": 5}) == ""
+    assert render_record("{rating} of 5: {text}", {"rating": 0, "text": "bad"}) == "0 of 5: bad"
 
 
 def test_braces_keys_with_dots_and_texts_with_braces():
-    assert render('{{"a": {a}}}', {"a": "{b}"}) == '{"a": {b}}'
-    assert render("{a.b}", {"a.b": 1, "a": {"b": 2}}) == "1"
-    assert render("{a.b}", {"a": {"b": 2}}) == "2"
+    assert render_record('{{"a": {a}}}', {"a": "{b}"}) == '{"a": {b}}'
+    assert render_record("{a.b}", {"a.b": 1, "a": {"b": 2}}) == "1"
+    assert render_record("{a.b}", {"a": {"b": 2}}) == "2"
 
 
 @pytest.mark.parametrize("template", ["no key", "{", "{a b}", "{}", "a } b {c}", "{a..b}"])

@@ -4,14 +4,17 @@ import numpy as np
 import pytest
 
 import sweepcp
-from sweepcp.report.trend import fit
-from sweepcp.run import RunWriter
-from sweepcp.search.importance import importance
-from sweepcp.space import Point, Range, Space
-from sweepcp.trial import Outcome
+from sweepcp.config.space import Point, Range, Space
+from sweepcp.report.trend import fit_trend
+from sweepcp.runs.run_folder import RunWriter
+from sweepcp.runs.trial import TrialOutcome
+from sweepcp.search.importance import axis_importance
 from tests.make import trial
 
-SPACE = Space(lr_fraction=Range(low=0.01, high=1.0, scale="log"), general_share=Range(low=0.0, high=1.0, scale="sqrt"))
+SPACE = Space(
+    lr_fraction=Range(low=0.01, high=1.0, scale="log"),
+    general_share=Range(low=0.0, high=1.0, scale="sqrt"),
+)
 
 
 def scored(point: Point) -> tuple[float, float]:
@@ -27,19 +30,20 @@ def run_of(folder: Path, points: list[Point]) -> sweepcp.Run:
     for number, point in enumerate(points):
         record = trial(number, *scored(point), point=point)
         writer.begin(record.id)
-        writer.trial(record, Outcome(status="done"))
+        writer.trial(record, TrialOutcome(status="done"))
     return sweepcp.load_run(folder)
 
 
 def points(count: int) -> list[Point]:
     rng = np.random.default_rng(0)
     return [
-        {"lr_fraction": float(10 ** rng.uniform(-2, 0)), "general_share": float(rng.uniform())} for _ in range(count)
+        {"lr_fraction": float(10 ** rng.uniform(-2, 0)), "general_share": float(rng.uniform())}
+        for _ in range(count)
     ]
 
 
 def test_a_quadratic_is_found_again(tmp_path: Path):
-    trend = fit(run_of(tmp_path, points(10)))
+    trend = fit_trend(run_of(tmp_path, points(10)))
     assert trend is not None
     assert trend.predictive == pytest.approx((1, 1))
     at: Point = {"lr_fraction": 0.5, "general_share": 0.3}
@@ -47,7 +51,9 @@ def test_a_quadratic_is_found_again(tmp_path: Path):
         values, curve = trend.along(name, at, 7)
         assert values[0] == getattr(SPACE, name).low
         assert values[-1] == getattr(SPACE, name).high
-        assert curve == pytest.approx(np.array([scored(at | {name: value}) for value in values]), abs=1e-9)
+        assert curve == pytest.approx(
+            np.array([scored(at | {name: value}) for value in values]), abs=1e-9
+        )
 
 
 def test_what_is_left_out_is_predicted_as_by_a_fit_without_it(tmp_path: Path):
@@ -55,20 +61,27 @@ def test_what_is_left_out_is_predicted_as_by_a_fit_without_it(tmp_path: Path):
     run = run_of(tmp_path, points(14))
     noisy = [
         t.model_copy(update={"domain": (t.domain or 0) + e, "general": t.general})
-        for t, e in zip(run.trials, np.random.default_rng(3).normal(0, 0.5, 14).tolist(), strict=True)
+        for t, e in zip(
+            run.trials, np.random.default_rng(3).normal(0, 0.5, 14).tolist(), strict=True
+        )
     ]
     run.trials[:] = noisy
-    trend = fit(run)
+    trend = fit_trend(run)
     assert trend is not None
     missed = []
     for index, left_out in enumerate(noisy):
         run.trials[:] = noisy[:index] + noisy[index + 1 :]
-        without = fit(run)
+        without = fit_trend(run)
         assert without is not None
         share = float(left_out.point["general_share"])
         axis = without.axes["general_share"]
         units = np.array(
-            [[without.axes["lr_fraction"].to_unit(float(left_out.point["lr_fraction"])), axis.to_unit(share)]]
+            [
+                [
+                    without.axes["lr_fraction"].to_unit(float(left_out.point["lr_fraction"])),
+                    axis.to_unit(share),
+                ]
+            ]
         )
         u, s = units[0]
         features = np.array([1, u, s, u * u, u * s, s * s])
@@ -79,18 +92,23 @@ def test_what_is_left_out_is_predicted_as_by_a_fit_without_it(tmp_path: Path):
 
 
 def test_too_few_or_equal_trials_have_no_trend(tmp_path: Path):
-    assert fit(run_of(tmp_path / "few", points(9))) is None
-    assert fit(run_of(tmp_path / "equal", points(1) * 12)) is None
+    assert fit_trend(run_of(tmp_path / "few", points(9))) is None
+    assert fit_trend(run_of(tmp_path / "equal", points(1) * 12)) is None
 
 
 def test_the_axis_that_decides_is_the_important_one(tmp_path: Path):
     """Fifty trials whose scores hang on the LR fraction nearly alone."""
     run = run_of(tmp_path, points(50))
     run.trials[:] = [
-        t.model_copy(update={"domain": float(t.point["lr_fraction"]), "general": -float(t.point["general_share"])})
+        t.model_copy(
+            update={
+                "domain": float(t.point["lr_fraction"]),
+                "general": -float(t.point["general_share"]),
+            }
+        )
         for t in run.trials
     ]
-    parts = importance(run)
+    parts = axis_importance(run)
     assert parts["domain"]["lr_fraction"] > 0.8
     assert parts["general"]["general_share"] > 0.8
     for part in parts.values():
@@ -98,4 +116,4 @@ def test_the_axis_that_decides_is_the_important_one(tmp_path: Path):
 
 
 def test_importance_of_few_trials_is_not_known(tmp_path: Path):
-    assert importance(run_of(tmp_path, points(9))) == {}
+    assert axis_importance(run_of(tmp_path, points(9))) == {}

@@ -6,9 +6,9 @@ from typing import Any
 
 import yaml
 
-from sweepcp.export.handoff import Handoff, Source
+from sweepcp.export.export_plan import ExportInput, ExportPlan
 from sweepcp.export.launchers import kubernetes
-from sweepcp.export.launchers.shell import PORT, RESTARTS, environment
+from sweepcp.export.launchers.shell import PORT, RESTARTS, process_environment
 
 SCRIPT = Template("""\
 import os
@@ -57,7 +57,7 @@ if __name__ == "__main__":
 """)
 
 
-def write(source: Source, handoff: Handoff) -> dict[str, str]:
+def write(source: ExportInput, handoff: ExportPlan) -> dict[str, str]:
     """`ray_train.py`, and `rayjob.yaml` where the site has Kubernetes."""
     hardware = source.bundle.target.hardware
     script = SCRIPT.substitute(
@@ -75,28 +75,34 @@ def write(source: Source, handoff: Handoff) -> dict[str, str]:
     return files
 
 
-def how(source: Source) -> str:
+def how(source: ExportInput) -> str:
     """How it is started."""
     if source.site.kubernetes is not None:
         return f"kubectl apply -f {source.out}/rayjob.yaml"
     return f"{source.site.python} {source.out}/ray_train.py"
 
 
-def _job(source: Source, handoff: Handoff) -> dict[str, Any]:
+def _job(source: ExportInput, handoff: ExportPlan) -> dict[str, Any]:
     site, hardware = kubernetes.settings(source), source.bundle.target.hardware
 
     def pod(name: str, wanted: dict[str, Any]) -> dict[str, Any]:
         container: dict[str, Any] = {
             "name": name,
             "image": site.image,
-            "env": kubernetes.variables(source, site, environment(source, handoff)),
+            "env": kubernetes.variables(source, site, process_environment(source, handoff)),
             "volumeMounts": kubernetes.mounts(site),
         }
         if wanted:
             container["resources"] = wanted
         grace = source.site.grace
         volumes = kubernetes.volumes(site)
-        return {"spec": {"terminationGracePeriodSeconds": grace, "containers": [container], "volumes": volumes}}
+        return {
+            "spec": {
+                "terminationGracePeriodSeconds": grace,
+                "containers": [container],
+                "volumes": volumes,
+            }
+        }
 
     slots = {} if source.on_gpu else {"num-cpus": str(hardware.per_node)}
     cluster = {
@@ -115,7 +121,11 @@ def _job(source: Source, handoff: Handoff) -> dict[str, Any]:
     return {
         "apiVersion": "ray.io/v1",
         "kind": "RayJob",
-        "metadata": {"name": source.job, "namespace": site.namespace, "annotations": kubernetes.about(source)},
+        "metadata": {
+            "name": source.job,
+            "namespace": site.namespace,
+            "annotations": kubernetes.about(source),
+        },
         "spec": {
             "entrypoint": f"{source.site.python} {source.out}/ray_train.py",
             "backoffLimit": RESTARTS,

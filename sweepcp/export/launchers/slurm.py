@@ -3,8 +3,14 @@
 import shlex
 from string import Template
 
-from sweepcp.export.handoff import Handoff, Raw, Source
-from sweepcp.export.launchers.shell import environment, exports, lines, patience, torchrun
+from sweepcp.export.export_plan import ExportInput, ExportPlan, ShellVariable
+from sweepcp.export.launchers.shell import (
+    export_lines,
+    option_lines,
+    process_environment,
+    shutdown_timeout,
+    torchrun_command,
+)
 
 SCRIPT = Template("""\
 set -uo pipefail
@@ -52,7 +58,7 @@ MASTER_PORT=$((20000 + SLURM_JOB_ID % 20000)) # of this job alone
 """
 
 
-def write(source: Source, handoff: Handoff) -> dict[str, str]:
+def write(source: ExportInput, handoff: ExportPlan) -> dict[str, str]:
     """`job.sbatch`. srun itself starts `sweepcp train`, a task a process, and of other trainers a torchrun a node."""
     own = handoff.command[:3] == ("-m", "sweepcp", "train")
     site, hardware = source.site.slurm, source.bundle.target.hardware
@@ -61,15 +67,24 @@ def write(source: Source, handoff: Handoff) -> dict[str, str]:
     if own:
         start = [*srun, source.site.python, *handoff.command]
     else:
-        place = ["--nnodes", str(hardware.nodes), "--node-rank", Raw("$SLURM_NODEID")]
-        place += ["--master-addr", Raw("$MASTER_ADDR"), "--master-port", Raw("$MASTER_PORT")]
-        inner = shlex.quote("exec " + lines(torchrun(source, handoff, place, restarts=0)))
+        place = ["--nnodes", str(hardware.nodes), "--node-rank", ShellVariable("$SLURM_NODEID")]
+        place += [
+            "--master-addr",
+            ShellVariable("$MASTER_ADDR"),
+            "--master-port",
+            ShellVariable("$MASTER_PORT"),
+        ]
+        inner = shlex.quote(
+            "exec " + option_lines(torchrun_command(source, handoff, place, restarts=0))
+        )
         start = [*srun, f"bash -c {inner}"]
     options = [f"#SBATCH --{line}" for line in _options(source, tasks, hardware.per_node // tasks)]
     text = SCRIPT.substitute(
-        exports=exports(source, environment(source, handoff) | ({} if own else patience(source))),
+        exports=export_lines(
+            source, process_environment(source, handoff) | ({} if own else shutdown_timeout(source))
+        ),
         master="" if own else "export MASTER_ADDR MASTER_PORT\n" + MASTER,
-        start=lines(start) if own else " ".join(start),
+        start=option_lines(start) if own else " ".join(start),
         final=FINAL if own else "",
         failures=f"{source.out}/failures",
         most=site.max_failures,
@@ -77,12 +92,12 @@ def write(source: Source, handoff: Handoff) -> dict[str, str]:
     return {"job.sbatch": "\n".join(options) + "\n\n" + text}
 
 
-def how(source: Source) -> str:
+def how(source: ExportInput) -> str:
     """How it is started."""
     return f"sbatch {source.out}/job.sbatch"
 
 
-def _options(source: Source, tasks: int, devices: int) -> list[str]:
+def _options(source: ExportInput, tasks: int, devices: int) -> list[str]:
     """What sbatch is asked for; `devices` are those of a task."""
     site, hardware = source.site.slurm, source.bundle.target.hardware
     options = [f"job-name={source.job}", f"nodes={hardware.nodes}", f"ntasks-per-node={tasks}"]

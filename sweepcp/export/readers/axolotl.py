@@ -18,7 +18,9 @@ def peer():
 
     transformers.training_args.is_torch_bf16_gpu_available = lambda: True  # nothing is trained here
     axolotl.utils.config.is_torch_bf16_gpu_available = lambda: True
-    axolotl.utils.config.load_model_config = lambda cfg: transformers.LlamaConfig()  # the model may be elsewhere
+    axolotl.utils.config.load_model_config = lambda cfg: (
+        transformers.LlamaConfig()
+    )  # the model may be elsewhere
     return f"axolotl {version('axolotl')}"
 
 
@@ -43,17 +45,24 @@ def read(folder, record):
         args.max_steps != cfg.max_steps
         or cfg.batch_size != world * cfg.micro_batch_size * cfg.gradient_accumulation_steps
     ):
-        raise ValueError(f"{args.max_steps} steps of {cfg.batch_size} sequences are not what the file says")
+        raise ValueError(
+            f"{args.max_steps} steps of {cfg.batch_size} sequences are not what the file says"
+        )
     zero, batch = read_deepspeed(path, world)
     facts = read_transformers(args, world, batch, cfg.sequence_len)
     parsed = flat("", cfg.to_dict())
-    parsed |= {name: plain(cfg[name]) for name in ("lr_scheduler_kwargs", "gradient_checkpointing_kwargs")}
+    parsed |= {
+        name: plain(cfg[name]) for name in ("lr_scheduler_kwargs", "gradient_checkpointing_kwargs")
+    }
     if plain(cfg.deepspeed) == json.loads(path.read_text(encoding="utf-8")):
         parsed["deepspeed"] = str(path)
     (data,) = cfg.datasets
     parsed |= {f"datasets.{key}": plain(value) for key, value in dict(data).items()}
     packed = (
-        cfg.sample_packing and cfg.sample_packing_sequentially and cfg.curriculum_sampling and cfg.min_sample_len == 1
+        cfg.sample_packing
+        and cfg.sample_packing_sequentially
+        and cfg.curriculum_sampling
+        and cfg.min_sample_len == 1
     )
     mix = data.path == f"{folder}/mix" and not cfg.shuffle_merged_datasets
     shares = mix_shares(folder / "mix") if mix else {}
@@ -81,10 +90,18 @@ def full_packs(cfg, place):
     lengths = np.array([len(row) for row in rows["input_ids"]])
     capacity = cfg.micro_batch_size * cfg.sequence_len
     sampler = MultipackBatchSampler(
-        SequentialSampler(rows), 1, capacity, lengths, bin_size=len(lengths), sequential=True, drop_last=True
+        SequentialSampler(rows),
+        1,
+        capacity,
+        lengths,
+        bin_size=len(lengths),
+        sequential=True,
+        drop_last=True,
     )
     packs = [pack for batch in sampler.generate_batches() for pack in batch]
-    if any(lengths[pack].sum() != capacity for pack in packs) or sum(map(len, packs)) != len(lengths):
+    if any(lengths[pack].sum() != capacity for pack in packs) or sum(map(len, packs)) != len(
+        lengths
+    ):
         raise ValueError(f"packs of {capacity} tokens are not filled by the rows of {place}")
 
 

@@ -7,7 +7,9 @@ import sys
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-sys.path = [place for place in sys.path if Path(place or ".").resolve() != HERE]  # `axolotl` is not axolotl.py here
+sys.path = [
+    place for place in sys.path if Path(place or ".").resolve() != HERE
+]  # `axolotl` is not axolotl.py here
 
 
 def answer(peer, read):
@@ -87,7 +89,9 @@ def read_deepspeed(path, world):
     import deepspeed.comm
     from deepspeed.runtime.config import DeepSpeedConfig
 
-    deepspeed.comm.get_rank = lambda group=None: 0  # without a process group it would take the world for 1
+    deepspeed.comm.get_rank = lambda group=None: (
+        0
+    )  # without a process group it would take the world for 1
 
     class World:
         """Of a run that is not started here."""
@@ -98,7 +102,12 @@ def read_deepspeed(path, world):
 
     content = json.loads(Path(path).read_text(encoding="utf-8"))
     config = DeepSpeedConfig(content, mpu=World)
-    names = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "gradient_clipping")
+    names = (
+        "train_batch_size",
+        "train_micro_batch_size_per_gpu",
+        "gradient_accumulation_steps",
+        "gradient_clipping",
+    )
     names += ("zero_force_ds_cpu_optimizer", "steps_per_print")
     parsed = {name: getattr(config, name) for name in names if name in content}
     parsed |= {"bf16": {"enabled": config.bfloat16_config.enabled}}
@@ -107,7 +116,9 @@ def read_deepspeed(path, world):
     aliases = {"stage3_" + name: value for name, value in zero.items()}
     aliases["stage3_prefetch_bucket_size"] = zero["prefetch_bucket_size"]
     aliases["stage3_param_persistence_threshold"] = zero["param_persistence_threshold"]
-    aliases["stage3_gather_16bit_weights_on_model_save"] = zero["gather_16bit_weights_on_model_save"]
+    aliases["stage3_gather_16bit_weights_on_model_save"] = zero[
+        "gather_16bit_weights_on_model_save"
+    ]
     settings = flat("ds_config.json", parsed | {"zero_optimization": zero | aliases})
     batch = config.train_batch_size
     precision = "bf16" if config.bfloat16_config.enabled else "fp32"
@@ -139,15 +150,27 @@ def read_transformers(args, world, batch, seq_len):
     from transformers.optimization import get_scheduler
 
     precision = "bf16" if args.bf16 else "fp32"
-    mine = args.per_device_train_batch_size * args.gradient_accumulation_steps * world, args.max_grad_norm, precision
+    mine = (
+        args.per_device_train_batch_size * args.gradient_accumulation_steps * world,
+        args.max_grad_norm,
+        precision,
+    )
     if mine != (batch["sequences"], batch["clip"], batch["precision"]):
-        raise ValueError(f"batch, clip and precision of the arguments are {mine}, DeepSpeed's are {batch}")
+        raise ValueError(
+            f"batch, clip and precision of the arguments are {mine}, DeepSpeed's are {batch}"
+        )
     optimizer = dummy_optimizer(args.learning_rate)
     warmup = args.get_warmup_steps(args.max_steps)
     scheduler = get_scheduler(
-        args.lr_scheduler_type, optimizer, warmup, args.max_steps, scheduler_specific_kwargs=args.lr_scheduler_kwargs
+        args.lr_scheduler_type,
+        optimizer,
+        warmup,
+        args.max_steps,
+        scheduler_specific_kwargs=args.lr_scheduler_kwargs,
     )
-    tiny = LlamaConfig(hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1, vocab_size=8)
+    tiny = LlamaConfig(
+        hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1, vocab_size=8
+    )
     model = LlamaForCausalLM(tiny)
     decayed = set(Trainer.get_decay_parameter_names(None, model))
     matrices = {name for name, parameter in model.named_parameters() if parameter.ndim >= 2}
@@ -156,10 +179,14 @@ def read_transformers(args, world, batch, seq_len):
         "steps": args.max_steps,
         "lr": lr_curve(optimizer, scheduler, args.max_steps),
         "batch": batch["sequences"] * seq_len,
-        "optimizer": [args.adam_beta1, args.adam_beta2, args.adam_epsilon, args.weight_decay] if adamw else [],
+        "optimizer": [args.adam_beta1, args.adam_beta2, args.adam_epsilon, args.weight_decay]
+        if adamw
+        else [],
         "decayed": "matrices" if decayed == matrices else "something else",
         "clip": args.max_grad_norm,
-        "loss": "targets of the whole batch" if args.average_tokens_across_devices else "the mean of means",
+        "loss": "targets of the whole batch"
+        if args.average_tokens_across_devices
+        else "the mean of means",
         "precision": precision,
         "seed": args.seed,
         "checkpoints": [args.save_steps, args.save_total_limit],

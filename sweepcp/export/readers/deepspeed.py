@@ -27,10 +27,14 @@ def read(folder, record):
     if opened.id != record["bundle_id"]:
         raise ValueError(f"{record['bundle']} is not the bundle that was exported")
     bundle, recipe = opened.bundle, opened.bundle.recipe
-    settings, batch = read_deepspeed(Path(record["bundle"]) / "ds_config.json", record["nodes"] * record["per_node"])
+    settings, batch = read_deepspeed(
+        Path(record["bundle"]) / "ds_config.json", record["nodes"] * record["per_node"]
+    )
     tiny = torch.nn.Sequential(torch.nn.Embedding(4, 4), torch.nn.RMSNorm(4), torch.nn.Linear(4, 4))
     decayed, plain = adamw(tiny, recipe).param_groups
-    matrices = all(p.ndim >= 2 for p in decayed["params"]) and all(p.ndim < 2 for p in plain["params"])
+    matrices = all(p.ndim >= 2 for p in decayed["params"]) and all(
+        p.ndim < 2 for p in plain["params"]
+    )
     facts = stream_facts(recipe.model_dump(mode="json")) | {
         "steps": recipe.steps,
         "lr": [recipe.lr(step, bundle.model.max_lr) for step in range(1, recipe.steps + 1)],

@@ -31,7 +31,9 @@ def read(folder, record):
     from transformers import HfArgumentParser, TrainingArguments
 
     world = record["nodes"] * record["per_node"]
-    (args,) = HfArgumentParser((TrainingArguments,)).parse_yaml_file(str(folder / "training_args.yaml"))
+    (args,) = HfArgumentParser((TrainingArguments,)).parse_yaml_file(
+        str(folder / "training_args.yaml")
+    )
     zero, batch = read_deepspeed(args.deepspeed, world)
     script = constants(folder / "train.py")
     recipe = recipe_of(script["BUNDLE"], script["BUNDLE_HASH"])
@@ -40,9 +42,13 @@ def read(folder, record):
     order = "the stream" if plain(args.train_sampling_strategy) == "sequential" else "shuffled"
     settings = flat("", {name: getattr(args, name) for name in vars(args)})
     settings |= {
-        name: plain(getattr(args, name)) for name in ("lr_scheduler_kwargs", "activation_checkpointing_kwargs")
+        name: plain(getattr(args, name))
+        for name in ("lr_scheduler_kwargs", "activation_checkpointing_kwargs")
     }
-    return {"settings": settings | zero | script, "facts": facts | {"order": order, "model": script["MODEL"]}}
+    return {
+        "settings": settings | zero | script,
+        "facts": facts | {"order": order, "model": script["MODEL"]},
+    }
 
 
 if __name__ == "__main__":

@@ -4,8 +4,18 @@ import os
 
 from common import answer, mix_shares, plain, read_deepspeed, read_transformers
 
-os.environ |= {"DS_ACCELERATOR": "cpu", "DISABLE_VERSION_CHECK": "1", "RANK": "0", "WORLD_SIZE": "1"}
-os.environ |= {"LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29598", "HF_HUB_OFFLINE": "1"}
+os.environ |= {
+    "DS_ACCELERATOR": "cpu",
+    "DISABLE_VERSION_CHECK": "1",
+    "RANK": "0",
+    "WORLD_SIZE": "1",
+}
+os.environ |= {
+    "LOCAL_RANK": "0",
+    "MASTER_ADDR": "127.0.0.1",
+    "MASTER_PORT": "29598",
+    "HF_HUB_OFFLINE": "1",
+}
 
 
 def peer():
@@ -41,7 +51,9 @@ def read(folder, record):
         raise ValueError(f"{tuning.stage} of {tuning.finetuning_type} weights is no pretraining")
     parsed = {}
     for part in (model, data, tuning, args):
-        parsed |= {name: plain(getattr(part, name)) for name in vars(part) if not name.startswith("_")}
+        parsed |= {
+            name: plain(getattr(part, name)) for name in vars(part) if not name.startswith("_")
+        }
     return {"settings": parsed | zero, "facts": facts}
 
 

@@ -21,9 +21,14 @@ def peer():
     script = constants(Path(sys.argv[1]) / "pretrain.py")
     checkout = os.environ.get("MEGATRON_LM", script["MEGATRON"])
     if not Path(checkout, "pretrain_gpt.py").is_file():
-        raise ModuleNotFoundError(f"no Megatron-LM in {checkout}: name a checkout in the site file, or by MEGATRON_LM")
+        raise ModuleNotFoundError(
+            f"no Megatron-LM in {checkout}: name a checkout in the site file, or by MEGATRON_LM"
+        )
     sys.path.insert(0, checkout)
-    torch.cuda.get_device_capability = lambda device=None: (9, 0)  # nothing is trained here: its checks ask for a GPU
+    torch.cuda.get_device_capability = lambda device=None: (
+        9,
+        0,
+    )  # nothing is trained here: its checks ask for a GPU
     torch.cuda.get_device_properties = lambda device=None: SimpleNamespace(major=9, minor=0)
     import megatron.core
     import megatron.training.arguments
@@ -34,7 +39,11 @@ def peer():
 def constants(path):
     """The constants of a script, which is not run."""
     body = ast.parse(path.read_text(encoding="utf-8")).body
-    return {node.targets[0].id: ast.literal_eval(node.value) for node in body if isinstance(node, ast.Assign)}
+    return {
+        node.targets[0].id: ast.literal_eval(node.value)
+        for node in body
+        if isinstance(node, ast.Assign)
+    }
 
 
 def read(folder, record):
@@ -64,11 +73,17 @@ def read(folder, record):
         scheduler.step(args.global_batch_size)
 
     overrides = get_standard_config_overrides(OptimizerConfig(lr=args.lr, min_lr=args.min_lr))
-    shapes = {"matrix": torch.nn.Parameter(torch.zeros(2, 2)), "vector": torch.nn.Parameter(torch.zeros(2))}
+    shapes = {
+        "matrix": torch.nn.Parameter(torch.zeros(2, 2)),
+        "vector": torch.nn.Parameter(torch.zeros(2)),
+    }
     decayed = {
         name
         for name, parameter in shapes.items()
-        if not any(key.matches(parameter, name) and group.get("wd_mult") == 0 for key, group in overrides.items())
+        if not any(
+            key.matches(parameter, name) and group.get("wd_mult") == 0
+            for key, group in overrides.items()
+        )
     }
     prefixes, weights = get_blend_from_list(args.data_path)
     by_path = {f"{place}/train": name for name, place in record["stores"].items()}
@@ -83,9 +98,13 @@ def read(folder, record):
         "seq_len": args.seq_length,
         "shares": shares,
         "optimizer": [args.adam_beta1, args.adam_beta2, args.adam_eps, args.weight_decay],
-        "decayed": "matrices" if decayed == {"matrix"} and args.optimizer == "adam" else f"{sorted(decayed)}",
+        "decayed": "matrices"
+        if decayed == {"matrix"} and args.optimizer == "adam"
+        else f"{sorted(decayed)}",
         "clip": args.clip_grad,
-        "loss": "targets of the whole batch" if args.calculate_per_token_loss else "the mean of means",
+        "loss": "targets of the whole batch"
+        if args.calculate_per_token_loss
+        else "the mean of means",
         "precision": precision(args),
         "attention": "within" if within else "across",
         "targets": "within" if args.eod_mask_loss else "across",
@@ -93,7 +112,9 @@ def read(folder, record):
         "seed": args.seed,
         "checkpoints": [args.save_interval, "all"],
         "tracking": ["wandb"] if args.wandb_project else [],
-        "model": record["model"] if args.pretrained_checkpoint == f"{folder}/base" else args.pretrained_checkpoint,
+        "model": record["model"]
+        if args.pretrained_checkpoint == f"{folder}/base"
+        else args.pretrained_checkpoint,
     }
     return {"settings": {"MEGATRON": script["MEGATRON"]} | settings(args), "facts": facts}
 

@@ -20,7 +20,9 @@ def read(folder, record):
     if unknown:
         raise ValueError(f"unknown keys: {sorted(unknown)}")
     validator.get_schema_validator()(schemas.get_task_schema()).validate(content)
-    filled = content | {"secrets": dict.fromkeys(content.get("secrets") or {}, "from the environment")}
+    filled = content | {
+        "secrets": dict.fromkeys(content.get("secrets") or {}, "from the environment")
+    }
     task = sky.Task.from_yaml_config(filled)
     (resources,) = task.resources
     found = {

@@ -31,17 +31,30 @@ def read(folder, record):
     world = record["nodes"] * record["per_node"]
     ranks = world // (parallel.tensor_parallel_degree * parallel.pipeline_parallel_degree)
     if training.global_batch_size % (ranks * training.local_batch_size):
-        raise ValueError(f"{ranks} ranks with {training.local_batch_size} sequences do not divide the batch")
+        raise ValueError(
+            f"{ranks} ranks with {training.local_batch_size} sequences do not divide the batch"
+        )
 
     groups = config.optimizer.param_groups
-    names = ["tok_embeddings.weight", "layers.0.attention.wq.weight", "layers.0.attention_norm.weight"]
-    names += ["layers.0.ffn_norm.weight", "layers.0.feed_forward.w1.weight", "norm.weight", "lm_head.weight"]
+    names = [
+        "tok_embeddings.weight",
+        "layers.0.attention.wq.weight",
+        "layers.0.attention_norm.weight",
+    ]
+    names += [
+        "layers.0.ffn_norm.weight",
+        "layers.0.feed_forward.w1.weight",
+        "norm.weight",
+        "lm_head.weight",
+    ]
     kwargs = {name: first_match(groups, name) for name in names}
     main = kwargs["lm_head.weight"]
     wanted = {name: 0.0 if "norm" in name else main["weight_decay"] for name in names}
     decayed = {name: kwargs[name]["weight_decay"] for name in names}
     optimizer = dummy_optimizer(main["lr"])
-    schedule: LRSchedulersContainer = config.lr_scheduler.build(optimizers=[optimizer], training_steps=training.steps)
+    schedule: LRSchedulersContainer = config.lr_scheduler.build(
+        optimizers=[optimizer], training_steps=training.steps
+    )
     adamw = {group.optimizer_name for group in groups} == {"AdamW"}
     dtypes = {"float32": "fp32", "bfloat16": "bf16"}
     masters = training.dtype == "float32"
@@ -49,7 +62,10 @@ def read(folder, record):
     isolated = isinstance(backend, FlexAttention.Config)
     settings = flat("", as_dict(config))
     for i, group in enumerate(groups):
-        settings |= {f"optimizer.param_groups.{i}.{key}": plain(value) for key, value in vars_of(group).items()}
+        settings |= {
+            f"optimizer.param_groups.{i}.{key}": plain(value)
+            for key, value in vars_of(group).items()
+        }
     policy = config.activation_checkpoint
     settings |= {
         "model_spec.flavor": config.model_spec.flavor,
@@ -70,7 +86,9 @@ def read(folder, record):
         "seed": config.debug.seed,
         "checkpoints": [config.checkpoint.interval, config.checkpoint.keep_latest_k],
         "tracking": ["wandb"] if config.metrics.enable_wandb else [],
-        "model": record["model"] if config.checkpoint.initial_load_path == config.hf_assets_path else "two models",
+        "model": record["model"]
+        if config.checkpoint.initial_load_path == config.hf_assets_path
+        else "two models",
     }
     if not isolated:
         facts["attention"] = "across"

@@ -5,10 +5,17 @@ from typing import Any
 
 import yaml
 
-from sweepcp.export.handoff import Difference, Handoff, Source, accumulation, untracked, unwatched
+from sweepcp.export.export_plan import (
+    Difference,
+    ExportInput,
+    ExportPlan,
+    accumulation_steps,
+    tracking_differences,
+    unwatched_notes,
+)
 from sweepcp.export.transformers_keys import (
     adamw_keys,
-    flat,
+    flatten_settings,
     mix,
     mix_size,
     schedule,
@@ -16,10 +23,15 @@ from sweepcp.export.transformers_keys import (
     zero_config,
 )
 
-TRACKERS = {"wandb": "use_wandb", "mlflow": "use_mlflow", "comet_ml": "use_comet", "trackio": "use_trackio"}
+TRACKERS = {
+    "wandb": "use_wandb",
+    "mlflow": "use_mlflow",
+    "comet_ml": "use_comet",
+    "trackio": "use_trackio",
+}
 
 
-def write(source: Source) -> Handoff:
+def write(source: ExportInput) -> ExportPlan:
     """`axolotl.yaml` and `ds_config.json`.
 
     Axolotl has no weights for its data, so the mix is written out: each row is what a sequence holds of a document, and
@@ -29,23 +41,29 @@ def write(source: Source) -> Handoff:
     content = _content(source)
     differences = [
         *schedule_differences(recipe),
-        *untracked(source, TRACKERS),
-        Difference("loss", "the mean of the processes' means: it weighs a target more where a process has fewer"),
-        Difference("targets", "the last target of each sequence is left out, and that of a one-token piece is kept"),
+        *tracking_differences(source, TRACKERS),
+        Difference(
+            "loss",
+            "the mean of the processes' means: it weighs a target more where a process has fewer",
+        ),
+        Difference(
+            "targets",
+            "the last target of each sequence is left out, and that of a one-token piece is kept",
+        ),
     ]
     if recipe.cross_documents:
         differences.append(Difference("attention", "documents do not attend to those before them"))
     settings = {key: value for key, value in content.items() if key != "datasets"}
     settings |= {f"datasets.{key}": value for key, value in content["datasets"][0].items()}
-    return Handoff(
+    return ExportPlan(
         files={
             "axolotl.yaml": yaml.safe_dump(content, sort_keys=False),
             "ds_config.json": json.dumps(config, indent=1) + "\n",
         },
         command=("-m", "axolotl.cli.train", f"{source.out}/axolotl.yaml"),
-        settings=settings | flat("ds_config.json", config),
+        settings=settings | flatten_settings("ds_config.json", config),
         differences=tuple(differences),
-        notes=(*unwatched(source), mix_size(source)),
+        notes=(*unwatched_notes(source), mix_size(source)),
         prepare=(
             mix(source, "documents"),
             (python, "-m", "axolotl.cli.preprocess", f"{source.out}/axolotl.yaml"),
@@ -54,7 +72,7 @@ def write(source: Source) -> Handoff:
     )
 
 
-def _content(source: Source) -> dict[str, Any]:
+def _content(source: ExportInput) -> dict[str, Any]:
     bundle, recipe, target = source.bundle, source.bundle.recipe, source.bundle.target
     kind, kwargs = schedule(recipe, source.peak)
     content: dict[str, Any] = {"base_model": source.model}
@@ -73,7 +91,7 @@ def _content(source: Source) -> dict[str, Any]:
         "pad_to_sequence_len": True,
         "val_set_size": 0.0,
         "micro_batch_size": target.compute.micro_batch,
-        "gradient_accumulation_steps": accumulation(source),
+        "gradient_accumulation_steps": accumulation_steps(source),
         "num_epochs": 1.0,
         "max_steps": recipe.steps,
         "learning_rate": source.peak,

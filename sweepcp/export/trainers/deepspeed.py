@@ -1,14 +1,14 @@
 """`sweepcp train`: the bundle itself is what is run."""
 
-from sweepcp.export.handoff import Handoff, Source
-from sweepcp.export.transformers_keys import flat
+from sweepcp.export.export_plan import ExportInput, ExportPlan
+from sweepcp.export.transformers_keys import flatten_settings
 
 
-def write(source: Source) -> Handoff:
+def write(source: ExportInput) -> ExportPlan:
     """No file of its own: `sweepcp train` reads the bundle, whose hashes it checks."""
-    return Handoff(
+    return ExportPlan(
         files={},
         command=("-m", "sweepcp", "train", str(source.opened.path), "--out", source.run),
-        settings=flat("ds_config.json", source.opened.ds_config),
+        settings=flatten_settings("ds_config.json", source.opened.ds_config),
         saves_on_term=True,
     )

@@ -6,8 +6,13 @@ from typing import Any
 
 import yaml
 
-from sweepcp.export.handoff import Handoff, Source, literal, unwatched
-from sweepcp.export.transformers_keys import flat, schedule_differences, training_arguments, zero_config
+from sweepcp.export.export_plan import ExportInput, ExportPlan, python_literal, unwatched_notes
+from sweepcp.export.transformers_keys import (
+    flatten_settings,
+    schedule_differences,
+    training_arguments,
+    zero_config,
+)
 
 SCRIPT = Template('''\
 import os
@@ -116,7 +121,7 @@ if __name__ == "__main__":
 ''')
 
 
-def write(source: Source) -> Handoff:
+def write(source: ExportInput) -> ExportPlan:
     """`training_args.yaml`, `ds_config.json` and `train.py`; the script reads the bundle's stores through sweepcp."""
     bundle, config = source.bundle, zero_config(source)
     arguments = _arguments(source)
@@ -127,22 +132,24 @@ def write(source: Source) -> Handoff:
         "REVISION": bundle.model.revision,
         "ATTENTION": bundle.target.compute.attention,
     }
-    return Handoff(
+    return ExportPlan(
         files={
             "training_args.yaml": yaml.safe_dump(arguments, sort_keys=False),
             "ds_config.json": json.dumps(config, indent=1) + "\n",
-            "train.py": SCRIPT.substitute({name: literal(value) for name, value in constants.items()}),
+            "train.py": SCRIPT.substitute(
+                {name: python_literal(value) for name, value in constants.items()}
+            ),
         },
         command=(f"{source.out}/train.py",),
-        settings=arguments | flat("ds_config.json", config) | constants,
+        settings=arguments | flatten_settings("ds_config.json", config) | constants,
         differences=schedule_differences(bundle.recipe),
-        notes=unwatched(source),
+        notes=unwatched_notes(source),
         env={} if source.on_gpu else {"DS_ACCELERATOR": "cpu"},
         saves_on_term=True,
     )
 
 
-def _arguments(source: Source) -> dict[str, Any]:
+def _arguments(source: ExportInput) -> dict[str, Any]:
     """`TrainingArguments`, by their names."""
     recipe, target = source.bundle.recipe, source.bundle.target
     arguments: dict[str, Any] = {

@@ -5,13 +5,20 @@ from typing import Any
 
 import yaml
 
-from sweepcp.export.handoff import Difference, Handoff, Source, unwatched
-from sweepcp.export.transformers_keys import flat, mix, mix_size, schedule_differences, training_arguments, zero_config
+from sweepcp.export.export_plan import Difference, ExportInput, ExportPlan, unwatched_notes
+from sweepcp.export.transformers_keys import (
+    flatten_settings,
+    mix,
+    mix_size,
+    schedule_differences,
+    training_arguments,
+    zero_config,
+)
 
 ATTENTION = {"sdpa": "sdpa", "eager": "disabled", "flash_attention_2": "fa2"}
 
 
-def write(source: Source) -> Handoff:
+def write(source: ExportInput) -> ExportPlan:
     """`llama_factory.yaml` and `ds_config.json`.
 
     Its weights are those of documents before packing, so the mix is written out and read as tokenised data.
@@ -23,23 +30,25 @@ def write(source: Source) -> Handoff:
     if recipe.cross_documents:
         differences.append(Difference("targets", left_out))
     else:
-        differences.append(Difference("attention", "documents attend to those before them in their sequence"))
+        differences.append(
+            Difference("attention", "documents attend to those before them in their sequence")
+        )
         kept = "the first token of a document is predicted from the one before it"
         differences.append(Difference("targets", f"{kept}; {left_out}"))
-    return Handoff(
+    return ExportPlan(
         files={
             "llama_factory.yaml": yaml.safe_dump(arguments, sort_keys=False),
             "ds_config.json": json.dumps(config, indent=1) + "\n",
         },
         command=("-m", "llamafactory.launcher", f"{source.out}/llama_factory.yaml"),
-        settings=arguments | flat("ds_config.json", config),
+        settings=arguments | flatten_settings("ds_config.json", config),
         differences=tuple(differences),
-        notes=(*unwatched(source), mix_size(source)),
+        notes=(*unwatched_notes(source), mix_size(source)),
         prepare=(mix(source, "sequences"),),
     )
 
 
-def _arguments(source: Source) -> dict[str, Any]:
+def _arguments(source: ExportInput) -> dict[str, Any]:
     bundle, recipe, target = source.bundle, source.bundle.recipe, source.bundle.target
     return {
         "stage": "pt",

@@ -2,13 +2,21 @@
 
 from string import Template
 
-from sweepcp.errors import BadInput
-from sweepcp.export.handoff import Difference, Handoff, Source, fetch_model, literal, rounded, untracked, unwatched
-from sweepcp.recipe import Recipe
-from sweepcp.shape import COUNTED
+from sweepcp.config.model_dimensions import COUNTED
+from sweepcp.config.recipe import Recipe
+from sweepcp.errors import InvalidInput
+from sweepcp.export.export_plan import (
+    Difference,
+    ExportInput,
+    ExportPlan,
+    fetch_model,
+    python_literal,
+    round_to_12_digits,
+    tracking_differences,
+    unwatched_notes,
+)
 
 Arguments = dict[str, str | int | float | bool | list[str]]
-
 SCRIPT = Template("""\
 import runpy
 import sys
@@ -25,15 +33,17 @@ if __name__ == "__main__":
 """)
 
 
-def write(source: Source) -> Handoff:
+def write(source: ExportInput) -> ExportPlan:
     """`pretrain.py`, which holds the arguments and starts `pretrain_gpt.py` of the checkout that the site names."""
     arguments, megatron = _arguments(source), source.site.megatron
     order = "shuffled by Megatron-LM: shares are met over the run, and not within one sequence at every step"
-    return Handoff(
+    return ExportPlan(
         files={
             "pretrain.py": SCRIPT.substitute(
-                megatron=literal(megatron),
-                arguments="\n".join(f"    {', '.join(map(literal, line))}," for line in _lines(arguments)),
+                megatron=python_literal(megatron),
+                arguments="\n".join(
+                    f"    {', '.join(map(python_literal, line))}," for line in _lines(arguments)
+                ),
             )
         },
         command=(f"{source.out}/pretrain.py",),
@@ -41,10 +51,10 @@ def write(source: Source) -> Handoff:
         differences=(
             Difference("order", order),
             Difference("checkpoints", "it keeps all of them: remove old ones, or the disk fills"),
-            *untracked(source, ("wandb",)),
+            *tracking_differences(source, ("wandb",)),
         ),
         notes=(
-            *unwatched(source),
+            *unwatched_notes(source),
             "its checkpoints are of its own format: what serves the model has to convert the last",
         ),
         prepare=_prepare(source),
@@ -53,23 +63,34 @@ def write(source: Source) -> Handoff:
     )
 
 
-def _arguments(source: Source) -> Arguments:
+def _arguments(source: ExportInput) -> Arguments:
     """Arguments of `pretrain_gpt.py`: True for those without a value."""
     return _model(source) | _data(source) | _steps(source) | _machines(source)
 
 
-def _model(source: Source) -> Arguments:
+def _model(source: ExportInput) -> Arguments:
     """The architecture, all of it: a converted checkpoint states neither the rotary base nor its scaling."""
     shape, where = source.bundle.model.shape, source.opened.path / "bundle.json"
     if shape.model_type not in COUNTED or shape.rope_type not in ("default", "llama3"):
         rule = f"a model of type {' or '.join(COUNTED)}, with rotary positions as they are or scaled as llama3"
         found = f"{shape.model_type}, {shape.rope_type}"
-        raise BadInput(where, "model.shape", found, rule, "export to another trainer")
+        raise InvalidInput(
+            file=where, key="model.shape", found=found, rule=rule, fix="export to another trainer"
+        )
     for key in ("rope_theta", "rms_norm_eps"):
         if getattr(shape, key) is None:
             fix = f"add `{key}: ...` to the target's shape, as in the model's config.json, and promote again"
-            raise BadInput(where, f"model.shape.{key}", None, "stated: Megatron-LM takes another value otherwise", fix)
-    rope: Arguments = {"--position-embedding-type": "rope", "--rotary-base": int(shape.rope_theta or 0)}
+            raise InvalidInput(
+                file=where,
+                key=f"model.shape.{key}",
+                found=None,
+                rule="stated: Megatron-LM takes another value otherwise",
+                fix=fix,
+            )
+    rope: Arguments = {
+        "--position-embedding-type": "rope",
+        "--rotary-base": int(shape.rope_theta or 0),
+    }
     if shape.rope_type == "llama3":
         rope |= {"--use-rope-scaling": True, "--rope-scaling-factor": shape.rope_factor or 8.0}
     return rope | {
@@ -95,7 +116,7 @@ def _model(source: Source) -> Arguments:
     }
 
 
-def _data(source: Source) -> Arguments:
+def _data(source: ExportInput) -> Arguments:
     """Weights are shares of sequences, and so of tokens."""
     recipe, blend = source.bundle.recipe, []
     for portion in recipe.mixture.portions:
@@ -114,16 +135,20 @@ def _data(source: Source) -> Arguments:
     }
 
 
-def _steps(source: Source) -> Arguments:
+def _steps(source: ExportInput) -> Arguments:
     bundle, recipe = source.bundle, source.bundle.recipe
-    style = {"cosine": "cosine", "linear": "linear", "wsd": "WSD", "constant": "constant"}[recipe.schedule]
+    style = {"cosine": "cosine", "linear": "linear", "wsd": "WSD", "constant": "constant"}[
+        recipe.schedule
+    ]
     arguments: Arguments = {
         "--train-iters": recipe.steps,
         "--micro-batch-size": bundle.target.compute.micro_batch,
         "--global-batch-size": recipe.sequences,
         "--calculate-per-token-loss": True,
         "--lr": source.peak,
-        "--min-lr": rounded(source.peak * (1.0 if recipe.schedule == "constant" else recipe.final_fraction)),
+        "--min-lr": round_to_12_digits(
+            source.peak * (1.0 if recipe.schedule == "constant" else recipe.final_fraction)
+        ),
         "--lr-decay-style": style,
         "--lr-decay-iters": recipe.steps,
         "--lr-warmup-iters": recipe.warmup_steps,
@@ -145,7 +170,7 @@ def _wsd(recipe: Recipe) -> Arguments:
     return {"--lr-wsd-decay-style": "linear", "--lr-wsd-decay-iters": recipe.decay_steps}
 
 
-def _machines(source: Source) -> Arguments:
+def _machines(source: ExportInput) -> Arguments:
     target = source.bundle.target
     bf16, several = target.compute.precision == "bf16", target.parallelism.tensor > 1
     arguments: Arguments = {
@@ -170,7 +195,11 @@ def _machines(source: Source) -> Arguments:
     if "wandb" in target.tracking:
         arguments |= {"--wandb-project": source.bundle.name, "--wandb-exp-name": source.job}
     if target.compute.recompute:
-        arguments |= {"--recompute-granularity": "full", "--recompute-method": "uniform", "--recompute-num-layers": 1}
+        arguments |= {
+            "--recompute-granularity": "full",
+            "--recompute-method": "uniform",
+            "--recompute-num-layers": 1,
+        }
     return arguments
 
 
@@ -187,12 +216,25 @@ def _lines(arguments: Arguments) -> list[list[str]]:
     return lines
 
 
-def _prepare(source: Source) -> tuple[tuple[str, ...], ...]:
+def _prepare(source: ExportInput) -> tuple[tuple[str, ...], ...]:
     """Fetch the model where it is on a hub, and convert it to the parts that the processes load."""
-    folder, python, parallel = source.model_folder, source.site.python, source.bundle.target.parallelism
+    folder, python, parallel = (
+        source.model_folder,
+        source.site.python,
+        source.bundle.target.parallelism,
+    )
     kind = "mistral" if source.bundle.model.shape.model_type == "mistral" else "llama3"
     convert = [python, f"{source.site.megatron}/tools/checkpoint/convert.py", "--model-type", "GPT"]
-    convert += ["--loader", "llama_mistral", "--model-size", kind, "--checkpoint-type", "hf", "--load-dir", folder]
+    convert += [
+        "--loader",
+        "llama_mistral",
+        "--model-size",
+        kind,
+        "--checkpoint-type",
+        "hf",
+        "--load-dir",
+        folder,
+    ]
     convert += ["--tokenizer-model", folder, "--make-vocab-size-divisible-by", "1"]
     convert += ["--saver", "core", "--save-dir", f"{source.out}/base"]
     convert += ["--target-tensor-parallel-size", str(parallel.tensor)]

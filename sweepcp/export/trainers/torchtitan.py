@@ -4,9 +4,16 @@ import re
 from string import Template
 from typing import Any
 
-from sweepcp.errors import BadInput
-from sweepcp.export.handoff import Handoff, Source, fetch_model, literal, untracked, unwatched
-from sweepcp.recipe import Recipe
+from sweepcp.config.recipe import Recipe
+from sweepcp.errors import InvalidInput
+from sweepcp.export.export_plan import (
+    ExportInput,
+    ExportPlan,
+    fetch_model,
+    python_literal,
+    tracking_differences,
+    unwatched_notes,
+)
 
 FLAVORS = {
     (2048, 16, 32, 8, 8192, 128_256, True): "1B",
@@ -17,7 +24,6 @@ FLAVORS = {
 }
 """Hidden size, layers, heads, key-value heads, MLP, vocabulary, tied embeddings → as torchtitan.models.llama3 says."""
 NORMS = r"(^|.*\.)(attention_norm|ffn_norm|norm)\.weight$"
-
 MODULE = Template('''\
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -143,23 +149,25 @@ def run() -> Trainer.Config:
 ''')
 
 
-def write(source: Source) -> Handoff:
+def write(source: ExportInput) -> ExportPlan:
     """`sweepcp_run.py` with the function `run`. Raises `BadInput` for a shape that its Llama 3 does not have."""
     settings = _settings(source)
-    literals = {re.sub(r"\W", "_", key): literal(value) for key, value in settings.items()}
-    literals["activation_checkpoint"] = "FullAC.Config()" if source.bundle.target.compute.recompute else "None"
-    return Handoff(
+    literals = {re.sub(r"\W", "_", key): python_literal(value) for key, value in settings.items()}
+    literals["activation_checkpoint"] = (
+        "FullAC.Config()" if source.bundle.target.compute.recompute else "None"
+    )
+    return ExportPlan(
         files={"sweepcp_run.py": MODULE.substitute(literals)},
         command=("-m", "torchtitan.train", "--module", "sweepcp_run", "--config", "run"),
         settings=settings,
-        differences=untracked(source, ("wandb",)),
-        notes=unwatched(source),
+        differences=tracking_differences(source, ("wandb",)),
+        notes=unwatched_notes(source),
         prepare=fetch_model(source),
         env={"PYTHONPATH": str(source.out)},
     )
 
 
-def _settings(source: Source) -> dict[str, Any]:
+def _settings(source: ExportInput) -> dict[str, Any]:
     """Everything that is set, by its place in `Trainer.Config`."""
     recipe, target = source.bundle.recipe, source.bundle.target
     parallel, compute = target.parallelism, target.compute
@@ -167,7 +175,10 @@ def _settings(source: Source) -> dict[str, Any]:
     replicas = target.hardware.world // (parallel.tensor * parallel.pipeline)
     dtype = "bfloat16" if compute.precision == "bf16" else "float32"
     adamw = {"lr": source.peak, "betas": list(recipe.betas), "eps": 1e-8}
-    groups = {NORMS: adamw | {"weight_decay": 0.0}, ".*": adamw | {"weight_decay": recipe.weight_decay}}
+    groups = {
+        NORMS: adamw | {"weight_decay": 0.0},
+        ".*": adamw | {"weight_decay": recipe.weight_decay},
+    }
     optimizer: dict[str, Any] = {}
     for i, (pattern, kwargs) in enumerate(groups.items()):
         place = f"optimizer.param_groups.{i}"
@@ -188,7 +199,9 @@ def _settings(source: Source) -> dict[str, Any]:
         "lr_scheduler.decay_ratio": ratio,
         "lr_scheduler.decay_type": kind,
         "lr_scheduler.min_lr_factor": recipe.final_fraction,
-        "training.local_batch_size": recipe.sequences // replicas if parallel.pipeline > 1 else compute.micro_batch,
+        "training.local_batch_size": recipe.sequences // replicas
+        if parallel.pipeline > 1
+        else compute.micro_batch,
         "training.global_batch_size": recipe.sequences,
         "training.seq_len": recipe.seq_len,
         "training.max_norm": recipe.clip,
@@ -212,14 +225,27 @@ def _settings(source: Source) -> dict[str, Any]:
     }
 
 
-def _flavor(source: Source) -> str:
+def _flavor(source: ExportInput) -> str:
     shape = source.bundle.model.shape
-    sizes = (shape.hidden_size, shape.num_hidden_layers, shape.num_attention_heads, shape.num_key_value_heads)
-    flavor = FLAVORS.get((*sizes, shape.intermediate_size, shape.vocab_size, shape.tie_word_embeddings))
+    sizes = (
+        shape.hidden_size,
+        shape.num_hidden_layers,
+        shape.num_attention_heads,
+        shape.num_key_value_heads,
+    )
+    flavor = FLAVORS.get(
+        (*sizes, shape.intermediate_size, shape.vocab_size, shape.tie_word_embeddings)
+    )
     if flavor is None or shape.model_type != "llama":
         rule = f"a model of Llama 3.1 or 3.2, whose sizes torchtitan has: {', '.join(FLAVORS.values())}"
         fix = "export to another trainer, or add the model to torchtitan"
-        raise BadInput(source.opened.path / "bundle.json", "model.shape", f"{shape.model_type} {sizes}", rule, fix)
+        raise InvalidInput(
+            file=source.opened.path / "bundle.json",
+            key="model.shape",
+            found=f"{shape.model_type} {sizes}",
+            rule=rule,
+            fix=fix,
+        )
     return flavor
 
 

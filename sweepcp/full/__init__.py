@@ -1,1 +1,0 @@
-"""The full run under DeepSpeed ZeRO-3."""

@@ -1,1 +1,0 @@
-"""Held-out text and lm-eval tasks, item by item."""
