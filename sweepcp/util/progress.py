@@ -1,30 +1,31 @@
-"""Who looks on while trials run."""
+"""How long-running work reports its progress."""
 
 from typing import Protocol
 
-from sweepcp.config.space import Point
-from sweepcp.runs.trial import Proposer, Trial
-
 
 class Progress(Protocol):
-    """Who looks on while texts and base are prepared."""
+    """Receives the progress of long-running work, in the process that the user started.
 
-    def note(self, text: str) -> None: ...
+    Messages do not pass through it: modules write those with `logging`.
+    """
 
-    def stage(self, name: str, done: int, of: int, text: str) -> None: ...
+    def update(self, task: str, *, done: int, total: int, detail: str = "") -> None:
+        """Show how far a task is: a stage such as `sources`, or a trial by its id.
+
+        The first call starts the task. `done` and `total` count units of the task's own choice.
+        """
+        ...
+
+    def finish(self, task: str) -> None:
+        """Remove a task that has ended."""
+        ...
 
 
-class Progress(Progress, Progress, Protocol):
-    """Who looks on, from the texts to the last trial."""
+class NoProgress:
+    """Ignores all progress."""
 
-    def trials(self, finished: int, of: int) -> None: ...
+    def update(self, task: str, *, done: int, total: int, detail: str = "") -> None:
+        """Do nothing."""
 
-
-class Progress(Protocol):
-    """Told by the driver, in its own process."""
-
-    def trial_started(self, trial_id: str, point: Point, by: Proposer) -> None: ...
-
-    def trial_stepped(self, trial_id: str, step: int, steps: int) -> None: ...
-
-    def trial_finished(self, trial: Trial) -> None: ...
+    def finish(self, task: str) -> None:
+        """Do nothing."""
