@@ -195,7 +195,9 @@ def stream(folder: Path) -> None:
             tie_word_embeddings=True,
         )
         recipe = make_recipe(seq_len, 8, 1000)
-        engine = PlainEngine(LlamaForCausalLM(config), recipe, None, "fp32")
+        engine = PlainEngine(
+            LlamaForCausalLM(config), recipe, micro_batch=None, precision="fp32"
+        )
         made = MixtureStream(recipe, stores)
         shares = []
         for step in range(1, 24):
@@ -205,7 +207,7 @@ def stream(folder: Path) -> None:
             for array in (batch.input_ids, batch.targets):
                 array %= config.vocab_size
             computed = time.perf_counter()
-            engine.step(batch, batch.targets.size, 1e-4)
+            engine.step(batch, target_tokens=batch.targets.size, lr=1e-4)
             shares.append(100 * (read - started) / (time.perf_counter() - computed))
         print(
             f"stream: {_spread(shares[3:])} % of a step of a model of {name} parameters, 8 × {seq_len} tokens, one core"

@@ -93,8 +93,9 @@ def write_inputs(folder: Path, size: Size, processes: int) -> Path:
             write_index(index, np.dtype("<u2"), len(lengths), lambda lengths=lengths: [lengths])  # type: ignore[misc]
         (folder / name / "held_out.jsonl").write_text("")
     from sweepcp.config.base_model import BaseSpec
+    from sweepcp.models.base import tokenizer_id
 
-    tokenizer = BaseSpec(path=str(folder / "model"), max_lr=1.0).tokenizer_id()
+    tokenizer = tokenizer_id(BaseSpec(path=str(folder / "model"), max_lr=1.0))
     for name in ("code", "docs"):
         tokens = (folder / name / "train.bin").stat().st_size // 2
         meta = {

@@ -6,12 +6,14 @@ from pathlib import Path
 import numpy as np
 
 from sweepcp.config.base_model import BaseSpec
+from sweepcp.config.experiment import Experiment
 from sweepcp.config.recipe import Mixture, Recipe, SourceShare
 from sweepcp.config.source import Source
 from sweepcp.config.space import Point, Range, WeightedSource, recipe_at
 from sweepcp.config.target import load_target
 from sweepcp.corpora.experiment import load_experiment
 from sweepcp.data.token_store import TokenStore, write_index
+from sweepcp.models.base import tokenizer_id
 from sweepcp.promote.candidate import candidate_from_publication
 from sweepcp.promote.translate import promote
 from sweepcp.runs.run_folder import RunWriter
@@ -89,6 +91,12 @@ def items(
     return ItemScores(**values | changes)  # type: ignore[arg-type]
 
 
+def experiment(*overrides: str, **changes: object) -> Experiment:
+    """The quickstart with overrides as on the command line, and with other values of its fields."""
+    loaded, _ = load_experiment("quickstart", overrides)
+    return loaded.model_copy(update=changes)
+
+
 def answer(point: Point) -> tuple[float, float]:
     """Domain and general change in %: along the front LR fraction is 0.3, the share moves along it."""
     miss = 4 * abs(np.log10(float(point["lr_fraction"]) / 0.3))
@@ -108,14 +116,12 @@ def write_run(
 
     `statuses` are those of trials that are not done: t0003="diverged".
     """
-    experiment, _ = load_experiment(
-        "quickstart", [f"budget.trials={max(trials, 1)}", f"space={space}"]
-    )
+    searched = experiment(f"budget.trials={max(trials, 1)}", f"space={space}")
     rng = np.random.default_rng(5)
     sizes = rng.uniform(50, 150, documents)
     noise = {name: rng.normal(0, 1.5, documents) for name in ("code", "docs", "docs_de")}
     writer = RunWriter(folder)
-    writer.start(experiment.model_dump(mode="json"), {"python-docs": "aa", "python-code": "bb"})
+    writer.start(searched, {"python-docs": "aa", "python-code": "bb"})
 
     def measured(domain: float, general: float) -> tuple[ItemScores, ...]:
         found = []
@@ -140,7 +146,7 @@ def write_run(
         items=measured(0, 0),
         versions={"torch": "2"},
     )
-    writer.base(base)
+    writer.write_base(base)
     sources = [
         WeightedSource(name="python-docs", role="general", language="en", weight=1),
         WeightedSource(name="python-code", role="domain", language="python", weight=1),
@@ -150,12 +156,12 @@ def write_run(
             name: axis.from_unit(float(rng.uniform()))
             if isinstance(axis, Range)
             else axis.choices[number % 2]
-            for name, axis in experiment.space.axes.items()
+            for name, axis in searched.space.axes.items()
         }
         point = (
-            dict(experiment.space.anchors[0]) if number == 0 and experiment.space.anchors else point
+            dict(searched.space.anchors[0]) if number == 0 and searched.space.anchors else point
         )
-        made = recipe_at(point, sources, experiment.training, 1024 * steps, 0)
+        made = recipe_at(point, sources, searched.training, 1024 * steps, 0)
         status = statuses.get(f"t{number:04d}", "done")
         outcome = TrialOutcome(
             status=status, items=measured(*answer(point)) if status == "done" else ()
@@ -187,9 +193,9 @@ def write_run(
             versions={"torch": "2"},
             finished="2026-01-01T00:00:00+00:00",
         )
-        writer.begin(record.id)
-        writer.metrics(record.id, step_rows(made, steps))
-        writer.trial(record, outcome)
+        writer.begin_trial(record.id)
+        writer.append_metrics(record.id, step_rows(made, steps))
+        writer.write_trial(record, outcome)
     return folder
 
 
@@ -270,7 +276,7 @@ def write_corpora(folder: Path, model: Path) -> dict[str, TokenStore]:
     They say that they were made with the model's tokenizer.
     """
     rng = np.random.default_rng(3)
-    tokenizer = BaseSpec(path=str(model), max_lr=1.0).tokenizer_id()
+    tokenizer = tokenizer_id(BaseSpec(path=str(model), max_lr=1.0))
     stores = {}
     for name, count, low, longest in (("code", 200, 97, 70), ("docs", 150, 65, 5)):
         texts = [

@@ -1,0 +1,5 @@
+"""The command line. Modules import what a command needs when it runs, so that it starts fast."""
+
+from sweepcp.cli.entry import main
+
+__all__ = ["main"]

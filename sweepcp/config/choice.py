@@ -1,10 +1,10 @@
-"""TODO config.choice."""
+"""How one trial of the Pareto front is chosen, and where the hypervolume is measured from."""
 
-from typing import Annotated, Literal
+from typing import Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import model_validator
 
-from sweepcp.config.types import PositiveFloat
+from sweepcp.config.types import FiniteFloat, NonNegativeFloat, PositiveFloat
 from sweepcp.config.validation import ConfigModel
 
 
@@ -16,27 +16,33 @@ class ScalarWeights(ConfigModel):
 
 
 class ReferencePoint(ConfigModel):
-    """The hypervolume's reference point in %: fixed per run. A trial that does not beat it adds nothing."""
+    """The hypervolume's reference point in %, fixed per run.
 
-    domain: Annotated[float, Field(allow_inf_nan=False)] = -10.0
-    general: Annotated[float, Field(allow_inf_nan=False)] = -50.0
+    A trial that does not exceed it in both scalars adds nothing to the hypervolume.
+    """
+
+    domain: FiniteFloat = -10.0
+    general: FiniteFloat = -50.0
 
 
 class ChoiceRule(ConfigModel):
     """How one trial of the front is chosen: exactly one of the three."""
 
-    max_regression: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
+    max_regression: NonNegativeFloat | None = None
     """Most domain gain among the trials whose `general` is at least minus this many per cent."""
     knee: Literal[True] | None = None
-    """The trial farthest above the straight line between the front's two ends, both axes scaled to 0..1."""
+    """The trial farthest above the straight line between the two ends of the front, both axes
+    scaled to 0..1."""
     weights: ScalarWeights | None = None
     """The largest weighted sum of the two scalars."""
 
     @model_validator(mode="after")
-    def _exactly_one(self) -> "ChoiceRule":
-        if sum(x is not None for x in (self.max_regression, self.knee, self.weights)) != 1:
+    def _check_exactly_one(self) -> Self:
+        rules = (self.max_regression, self.knee, self.weights)
+        if sum(rule is not None for rule in rules) != 1:
             raise ValueError(
-                "exactly one of max_regression, knee and weights chooses; fix: keep one, such as `max_regression: 1.0`"
+                "exactly one of max_regression, knee and weights chooses; "
+                "fix: keep one, such as `max_regression: 1.0`"
             )
         return self
 

@@ -1,16 +1,19 @@
-"""The shape of a Llama-like model: its parameters, and what a token costs, without the model."""
+"""The dimensions of a Llama-like model: its parameters and cost per token, without its weights."""
 
-from typing import Annotated, Any, Self
+from typing import Any, Self
 
-from pydantic import Field, model_validator
+from pydantic import model_validator
 
-from sweepcp.config.types import PositiveInt
+from sweepcp.config.types import PositiveFloat, PositiveInt
 from sweepcp.config.validation import ConfigModel
 
-PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
-"""What is fixed in Llama 3's scaling of rotary positions."""
-COUNTED = ("llama", "mistral")
+LLAMA3_ROPE = {
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 8192,
+}
+"""Parameters of Llama 3's RoPE scaling that a model must have to count as `llama3`."""
+COUNTED_MODEL_TYPES = ("llama", "mistral")
 """Model types whose parameters the formula counts: gated MLP, no biases."""
 
 
@@ -29,72 +32,95 @@ class ModelDimensions(ConfigModel):
     head_dim: PositiveInt | None = None
     """By default hidden_size / num_attention_heads."""
     rope_theta: PositiveFloat | None = None
-    """Base of the rotary positions."""
+    """Base of the rotary position embeddings."""
     rope_type: str = "default"
-    """`default`: not scaled; `llama3`: as Llama 3.1 (frequency factors 1 and 4, 8,192 original positions)."""
+    """`default`: not scaled; `llama3`: as in Llama 3.1 (frequency factors 1 and 4, 8,192 original
+    positions)."""
     rope_factor: PositiveFloat | None = None
     rms_norm_eps: PositiveFloat | None = None
     parameters: PositiveInt | None = None
-    """Stated for model types other than llama and mistral, whose parameters are counted."""
+    """For model types other than llama and mistral, whose parameters are counted."""
 
     @model_validator(mode="after")
-    def _countable(self) -> Self:
-        if self.parameters is None and self.model_type not in COUNTED:
-            rule = f"parameters are counted for {' and '.join(COUNTED)} only"
-            raise ValueError(f"{rule}, this is {self.model_type}; fix: add `parameters: ...`")
+    def _check_countable(self) -> Self:
+        if self.parameters is None and self.model_type not in COUNTED_MODEL_TYPES:
+            raise ValueError(
+                f"parameters are counted for {' and '.join(COUNTED_MODEL_TYPES)} only, "
+                f"this is {self.model_type}; fix: add `parameters: ...`"
+            )
         return self
 
     @property
-    def layer(self) -> int:
+    def layer_parameters(self) -> int:
         """Parameters of one layer: attention, gated MLP, two norms."""
-        head = self.head_dim or self.hidden_size // self.num_attention_heads
-        attention = (
-            2 * head * (self.num_attention_heads + self.num_key_value_heads) * self.hidden_size
-        )
-        return attention + 3 * self.hidden_size * self.intermediate_size + 2 * self.hidden_size
+        head_dim = self.head_dim or self.hidden_size // self.num_attention_heads
+        heads = self.num_attention_heads + self.num_key_value_heads
+        attention = 2 * head_dim * heads * self.hidden_size
+        mlp = 3 * self.hidden_size * self.intermediate_size
+        norms = 2 * self.hidden_size
+        return attention + mlp + norms
 
     @property
-    def size(self) -> int:
-        """All parameters, tied embeddings counted once."""
+    def parameter_count(self) -> int:
+        """All parameters; tied embeddings count once."""
         if self.parameters is not None:
             return self.parameters
         embeddings = self.vocab_size * self.hidden_size * (1 if self.tie_word_embeddings else 2)
-        return self.num_hidden_layers * self.layer + embeddings + self.hidden_size
+        return self.num_hidden_layers * self.layer_parameters + embeddings + self.hidden_size
 
     @property
-    def largest_module(self) -> int:
+    def largest_module_parameters(self) -> int:
         """Parameters of the largest module: what ZeRO-3 gathers at a time."""
         return max(self.vocab_size, self.intermediate_size) * self.hidden_size
 
     def flops_per_token(self, seq_len: int) -> float:
-        """Floating-point operations a token, forward and backward: 6 N + 12 · layers · hidden · sequence length.
+        """Return the floating-point operations per token of a forward and a backward pass.
 
-        Chowdhery et al. 2022 (PaLM, arXiv 2204.02311), appendix B; what is recomputed does not count.
+        6 · parameters + 12 · layers · hidden size · sequence length (Chowdhery et al. 2022, PaLM,
+        arXiv 2204.02311, appendix B). Recomputed activations do not count.
         """
-        return 6.0 * self.size + 12.0 * self.num_hidden_layers * self.hidden_size * seq_len
+        attention = 12.0 * self.num_hidden_layers * self.hidden_size * seq_len
+        return 6.0 * self.parameter_count + attention
 
 
 def dimensions_of(config: dict[str, Any], parameters: int | None = None) -> ModelDimensions | None:
-    """The shape that a transformers configuration describes, None where its keys do not tell its size."""
-    heads = config.get("num_attention_heads")
-    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
-    kind = str(rope.get("rope_type", rope.get("type", "default")))
-    if kind == "llama3" and any(rope.get(key) != value for key, value in LLAMA3.items()):
-        kind = "llama3 with other factors"
-    rotary = {"rope_theta": rope.get("rope_theta", config.get("rope_theta")), "rope_type": kind}
-    config = (
-        config
-        | {key: value for key, value in rotary.items() if value}
-        | {"rope_factor": rope.get("factor")}
-    )
-    known: dict[str, Any] = {"num_key_value_heads": heads, "tie_word_embeddings": False} | {
-        name: config[name]
-        for name in ModelDimensions.model_fields
-        if name != "parameters" and config.get(name) is not None
+    """Return the dimensions that a transformers configuration describes.
+
+    Args:
+        config: The content of config.json.
+        parameters: The number of parameters, where it is known from the weights.
+
+    Returns:
+        None if a required key is missing, or if `parameters` is missing for a model type whose
+        parameters cannot be counted.
+    """
+    dimensions: dict[str, Any] = {
+        "num_key_value_heads": config.get("num_attention_heads"),
+        "tie_word_embeddings": False,
     }
-    required = [name for name, field in ModelDimensions.model_fields.items() if field.is_required()]
-    if any(known.get(name) is None for name in required):
+    config = config | _rope_dimensions(config)
+    for name in ModelDimensions.model_fields:
+        if name != "parameters" and config.get(name) is not None:
+            dimensions[name] = config[name]
+    for name, field in ModelDimensions.model_fields.items():
+        if field.is_required() and dimensions.get(name) is None:
+            return None
+    if parameters is None and dimensions.get("model_type", "") not in COUNTED_MODEL_TYPES:
         return None
-    if parameters is None and known.get("model_type", "") not in COUNTED:
-        return None
-    return ModelDimensions(**known, parameters=parameters)
+    return ModelDimensions(**dimensions, parameters=parameters)
+
+
+def _rope_dimensions(config: dict[str, Any]) -> dict[str, Any]:
+    """Return RoPE settings as `ModelDimensions` names them.
+
+    `rope_scaling` and `type` are older names of `rope_parameters` and `rope_type`.
+    """
+    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    rope_type = str(rope.get("rope_type", rope.get("type", "default")))
+    if rope_type == "llama3" and any(rope.get(key) != value for key, value in LLAMA3_ROPE.items()):
+        # No exporter can write such a model, so it must not pass for one of type llama3.
+        rope_type = "llama3 with other factors"
+    dimensions = {"rope_type": rope_type, "rope_factor": rope.get("factor")}
+    if rope_theta := rope.get("rope_theta", config.get("rope_theta")):
+        dimensions["rope_theta"] = rope_theta
+    return dimensions

@@ -1,16 +1,16 @@
-"""TODO config.published_recipe."""
+"""The recipe file: a published recipe to promote without a search."""
 
 from sweepcp.config.recipe import Mixture, TrainingMethod
 from sweepcp.config.types import PositiveFloat
 
 
 class PublishedRecipe(TrainingMethod):
-    """A recipe that was published and not searched here."""
+    """A recipe from a publication."""
 
     published: str
-    """Where."""
+    """The publication."""
     assumptions: tuple[str, ...] = ()
-    """What the publication does not say."""
+    """What the publication does not state."""
     lr_fraction: PositiveFloat
     mixture: Mixture
     seed: int = 0

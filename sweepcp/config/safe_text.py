@@ -7,10 +7,10 @@ from pydantic import AfterValidator
 
 from sweepcp.errors import InvalidInput
 
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
-PATH = re.compile(r"/[A-Za-z0-9_.@+=,/-]*")
-HUB = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*(/[A-Za-z0-9][A-Za-z0-9_.-]*)?")
-LABEL = re.compile(r"[a-z]([a-z0-9-]{0,61}[a-z0-9])?")
+NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
+PATH_PATTERN = re.compile(r"/[A-Za-z0-9_.@+=,/-]*")
+HUB_ID_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*(/[A-Za-z0-9][A-Za-z0-9_.-]*)?")
+KUBERNETES_NAME_PATTERN = re.compile(r"[a-z]([a-z0-9-]{0,61}[a-z0-9])?")
 """A label of RFC 1123 that begins with a letter, which services and job sets ask for (RFC 1035)."""
 VALUE = re.compile(r"[A-Za-z0-9_.:/,=@%+-]*")
 VARIABLE = re.compile(r"[A-Z_][A-Z0-9_]*")
@@ -40,12 +40,17 @@ def _matching(pattern: re.Pattern[str], rule: str) -> AfterValidator:
     return AfterValidator(check)
 
 
-PlainName = Annotated[str, _matching(NAME, "a name of letters, digits, `_`, `.` and `-`")]
+PlainName = Annotated[str, _matching(NAME_PATTERN, "a name of letters, digits, `_`, `.` and `-`")]
 KubernetesName = Annotated[
     str,
-    _matching(LABEL, "a Kubernetes name: at most 63 of a-z, 0-9 and `-`, beginning with a letter"),
+    _matching(
+        KUBERNETES_NAME_PATTERN,
+        "a Kubernetes name: at most 63 of a-z, 0-9 and `-`, beginning with a letter",
+    ),
 ]
-AbsolutePath = Annotated[str, _matching(PATH, "an absolute path of letters, digits and `_.@+=,-`")]
+AbsolutePath = Annotated[
+    str, _matching(PATH_PATTERN, "an absolute path of letters, digits and `_.@+=,-`")
+]
 ContainerImage = Annotated[str, _matching(IMAGE, "the name of a container image")]
 EnvironmentValue = Annotated[str, _matching(VALUE, "a value of letters, digits and `_.:/,=@%+-`")]
 EnvironmentName = Annotated[

@@ -1,4 +1,4 @@
-"""TODO config.source."""
+"""The `sources` section of an experiment: corpora and how their records become documents."""
 
 import re
 from typing import Annotated, Literal, Self
@@ -6,31 +6,31 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from sweepcp.config.template import Template
-from sweepcp.config.types import Fraction, PositiveFloat, Role
+from sweepcp.config.types import Fraction, PositiveFloat, PositiveInt, Role, SafeName
 from sweepcp.config.validation import ConfigModel
-
-COMMIT = r"^[0-9a-f]{40}$"
 
 
 class Filters(ConfigModel):
-    """Which documents of a source count. What is left out is counted by reason."""
+    """Which documents of a source are kept. The others are counted by reason."""
 
-    min_chars: Annotated[int, Field(ge=1)] | None = None
-    max_chars: Annotated[int, Field(ge=1)] | None = None
+    min_chars: PositiveInt | None = None
+    max_chars: PositiveInt | None = None
     languages: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
     """Keep documents that are detected to be in one of these (ISO 639-1 codes)."""
     keep: str | None = None
-    """Keep documents in which this regular expression is found."""
+    """Keep documents that this regular expression matches somewhere."""
     drop: str | None = None
-    """Leave out documents in which this regular expression is found."""
+    """Drop documents that this regular expression matches somewhere."""
 
     @field_validator("keep", "drop")
     @classmethod
-    def _compiles(cls, pattern: str | None) -> str | None:
+    def _check_pattern(cls, pattern: str | None) -> str | None:
         try:
             re.compile(pattern or "")
         except re.error as error:
-            raise ValueError(f"not a regular expression: {error}; fix: mend the pattern") from None
+            raise ValueError(
+                f"not a regular expression: {error}; fix: correct the pattern"
+            ) from None
         return pattern
 
 
@@ -38,7 +38,7 @@ class HubDataset(ConfigModel):
     """A data set of the hub, pinned to a commit, read as a stream."""
 
     id: str
-    revision: Annotated[str, Field(pattern=COMMIT)]
+    revision: Annotated[str, Field(pattern=r"^[0-9a-f]{40}$")]
     """The 40 hex digits of a commit: a branch may change between two builds."""
     subset: str | None = None
     split: str = "train"
@@ -52,77 +52,87 @@ class SavedDataset(ConfigModel):
     """For a folder that holds several splits."""
 
 
-class Source(ConfigModel):
-    """One corpus: its role, its language, and exactly one of `files`, `saved`, `hub`, `python` and `planned_tokens`."""
-
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
-    role: Role
-    language: str = "en"
-    """A language code; `en` is what the non-English share leaves out."""
-    weight: PositiveFloat | None = None
-    """Its part of its role's share, relative to the other sources of the role; by default its tokens."""
-
-    files: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
-    """Files, folders or globs, relative to the experiment file: JSONL (plain, .gz, .zst), Parquet, .txt."""
-    saved: SavedDataset | None = None
-    hub: HubDataset | None = None
-    python: PythonText | None = None
-    planned_tokens: Annotated[int, Field(ge=1)] | None = None
-    """Tokens of a corpus that is not here: enough for `plan`, not for `search`."""
-
-    field: str = "text"
-    """The key of a record that holds the text."""
-    template: Template | None = None
-    """In place of `field`: lines of text with `{keys}` of the record. A line whose key is missing or empty vanishes."""
-    unit: Literal["file", "paragraph", "line"] = "file"
-    """What a document is in a .txt file; paragraphs are parted by empty lines."""
-
-    filters: Filters = Filters()
-    exclude: str | None = None
-    """A JSONL file with the `id` of each document to leave out, relative to the experiment file; see `data check`."""
-    near_duplicates: Literal["drop", "keep"] = "drop"
-    """`drop` leaves out what resembles an earlier document of the source; `keep` saves the work for clean corpora."""
-    max_document_bytes: Annotated[int, Field(ge=1)] = 4 << 20
-    """A longer document is a bad record: it would need a lot of memory, and is rarely one document."""
-    bad_records: Fraction = 0.0
-    """Share of the records that may be unusable: they are skipped and counted. Above it, the source is refused."""
-
-    held_out: Annotated[float, Field(gt=0, lt=1)] = 0.05
-    """Share of the documents that is never trained on, drawn by the hash of their text."""
-    held_out_files: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
-    """In place of `held_out`: files that are held out whole, beside `files` that are trained on whole."""
-    max_epochs: PositiveFloat = 4.0
-    """More epochs than this are warned of, or refused."""
-    beyond_max_epochs: Literal["warn", "refuse"] = "warn"
-
-    @model_validator(mode="after")
-    def _consistent(self) -> Self:
-        origins = ("files", "saved", "hub", "python", "planned_tokens")
-        if sum(getattr(self, name) is not None for name in origins) != 1:
-            names = f"{', '.join(origins[:-1])} and {origins[-1]}"
-            raise ValueError(
-                f"a source has exactly one of {names}; fix: keep one, such as `files: [corpus.jsonl]`"
-            )
-        if self.template is not None and "field" in self.model_fields_set:
-            raise ValueError(
-                "a record becomes text by its field or by a template; fix: remove one of the two"
-            )
-        if self.held_out_files is not None and (
-            self.files is None or "held_out" in self.model_fields_set
-        ):
-            raise ValueError(
-                "held_out_files stands beside files and in place of held_out; fix: remove one of the two"
-            )
-        return self
-
-
 class PythonText(ConfigModel):
-    """Text that is inside installed Python packages: one document a module, test packages left out.
+    """Text of installed Python packages: one document per module, without test packages.
 
-    `docs` is the modules' docstrings (and the language reference that pydoc carries, for `stdlib`), `code` the same
-    modules' code without docstrings and comments.
+    `docs` is the modules' docstrings (and the language reference that pydoc carries, for `stdlib`),
+    `code` the same modules' code without docstrings and comments.
     """
 
     part: Literal["docs", "code"]
     packages: tuple[str, ...] = Field(default=("stdlib",), min_length=1)
     """`stdlib`, or import names of installed packages."""
+
+
+class Source(ConfigModel):
+    """One corpus: its role, its language, and where it comes from.
+
+    It has exactly one of `files`, `saved`, `hub`, `python` and `planned_tokens`.
+    """
+
+    name: SafeName
+    role: Role
+    language: str = "en"
+    """A language code; sources that are not `en` make up the non-English share."""
+    weight: PositiveFloat | None = None
+    """Its part of the role's share, relative to the other sources of the role; by default its
+    training tokens."""
+
+    files: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
+    """Files, folders or globs, relative to the experiment file: JSONL (plain, .gz, .zst), Parquet,
+    .txt."""
+    saved: SavedDataset | None = None
+    hub: HubDataset | None = None
+    python: PythonText | None = None
+    planned_tokens: PositiveInt | None = None
+    """Tokens of a corpus that is not on this machine: enough for `plan`, not for `search`."""
+
+    field: str = "text"
+    """The key of a record that holds the text."""
+    template: Template | None = None
+    """In place of `field`: lines of text with `{keys}` of the record. A line whose key is missing
+    or empty is dropped."""
+    unit: Literal["file", "paragraph", "line"] = "file"
+    """What a document is in a .txt file; paragraphs are separated by empty lines."""
+
+    filters: Filters = Filters()
+    exclude: str | None = None
+    """A JSONL file with the `id` of each document to drop, relative to the experiment file; see
+    `data check`."""
+    near_duplicates: Literal["drop", "keep"] = "drop"
+    """`drop` drops documents that resemble an earlier one of the source; `keep` saves that work
+    for clean corpora."""
+    max_document_bytes: PositiveInt = 4 << 20
+    """A longer document is a bad record: it needs much memory, and is rarely a single document."""
+    bad_records: Fraction = 0.0
+    """Share of the records that may be unusable: they are skipped and counted. Above it, the source
+    is refused."""
+
+    held_out: Annotated[float, Field(gt=0, lt=1)] = 0.05
+    """Share of the documents that is never trained on, drawn by a hash of their text."""
+    held_out_files: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
+    """In place of `held_out`: files that are held out completely; nothing of `files` is."""
+    max_epochs: PositiveFloat = 4.0
+    """The number of epochs above which `beyond_max_epochs` applies."""
+    beyond_max_epochs: Literal["warn", "refuse"] = "warn"
+
+    @model_validator(mode="after")
+    def _check_consistency(self) -> Self:
+        origins = ("files", "saved", "hub", "python", "planned_tokens")
+        if sum(getattr(self, name) is not None for name in origins) != 1:
+            raise ValueError(
+                f"a source has exactly one of {', '.join(origins[:-1])} and {origins[-1]}; "
+                "fix: keep one, such as `files: [corpus.jsonl]`"
+            )
+        if self.template is not None and "field" in self.model_fields_set:
+            raise ValueError(
+                "a record becomes text by its field or by a template; fix: remove one of the two"
+            )
+        if self.held_out_files is None:
+            return self
+        if self.files is None or "held_out" in self.model_fields_set:
+            raise ValueError(
+                "held_out_files stands beside files and in place of held_out; "
+                "fix: remove one of the two"
+            )
+        return self

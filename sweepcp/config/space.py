@@ -1,28 +1,31 @@
-"""What may vary: ranges over recipe fields, the anchors to try first, and the recipe that a point stands for."""
+"""The search space: axes over recipe fields, anchors, and the recipe at a point of the space."""
 
 import math
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, Discriminator, Field, Tag, model_validator
+from pydantic import BaseModel, Discriminator, Field, Tag, ValidationError, model_validator
 
 from sweepcp.config.recipe import Mixture, Recipe, SourceShare, TrainingSettings
-from sweepcp.config.types import Role
+from sweepcp.config.types import FiniteFloat, Role
 from sweepcp.config.validation import ConfigModel
 
 Value = float | str
 Point = dict[str, Value]
-Number = Annotated[float, Field(allow_inf_nan=False)]
+"""Axis → value."""
 
 
 class Range(ConfigModel):
-    """Numbers from `low` to `high`, evenly spread on a scale: linear, log, or sqrt (resolves 0, 0.01 and 0.5 alike)."""
+    """Numbers from `low` to `high`, evenly spread on a scale.
 
-    low: Number
-    high: Number
+    The scale is linear, log, or sqrt (which resolves 0, 0.01 and 0.5 alike).
+    """
+
+    low: FiniteFloat
+    high: FiniteFloat
     scale: Literal["linear", "log", "sqrt"] = "linear"
 
     @model_validator(mode="after")
-    def _ordered(self) -> Self:
+    def _check_bounds(self) -> Self:
         if self.low >= self.high:
             raise ValueError(
                 f"low {self.low:g} is below high {self.high:g} in a range, here it is not; "
@@ -30,7 +33,8 @@ class Range(ConfigModel):
             )
         if self.scale == "log" and self.low <= 0:
             raise ValueError(
-                f"a log range starts above 0, not at {self.low:g}; fix: raise low, or use `scale: sqrt`"
+                f"a log range starts above 0, not at {self.low:g}; "
+                "fix: raise low, or use `scale: sqrt`"
             )
         if self.scale == "sqrt" and self.low < 0:
             raise ValueError(
@@ -38,29 +42,37 @@ class Range(ConfigModel):
             )
         return self
 
-    def _bend(self, value: float) -> float:
-        if self.scale == "log":
-            return math.log(value)
-        return math.sqrt(value) if self.scale == "sqrt" else value
-
     def to_unit(self, value: float) -> float:
-        """Where in 0..1 a value of the range stands on its scale."""
-        low, high = self._bend(self.low), self._bend(self.high)
-        return (self._bend(value) - low) / (high - low)
+        """Return the position in 0..1 of a value of the range on its scale."""
+        low, high = self._to_scale(self.low), self._to_scale(self.high)
+        return (self._to_scale(value) - low) / (high - low)
 
     def from_unit(self, unit: float) -> float:
-        """The value at `unit` in 0..1; 0 and 1 give `low` and `high` exactly."""
+        """Return the value at a position in 0..1; 0 and 1 give `low` and `high` exactly."""
         if unit in (0.0, 1.0):
             return self.high if unit else self.low
-        low, high = self._bend(self.low), self._bend(self.high)
-        bent = low + unit * (high - low)
-        value = (
-            math.exp(bent) if self.scale == "log" else bent * bent if self.scale == "sqrt" else bent
-        )
+        low, high = self._to_scale(self.low), self._to_scale(self.high)
+        value = self._from_scale(low + unit * (high - low))
+        # Rounding may lead just outside the range.
         return min(max(value, self.low), self.high)
 
     def holds(self, value: Value) -> bool:
+        """Return whether the range includes a value."""
         return not isinstance(value, str) and self.low <= value <= self.high
+
+    def _to_scale(self, value: float) -> float:
+        if self.scale == "log":
+            return math.log(value)
+        if self.scale == "sqrt":
+            return math.sqrt(value)
+        return value
+
+    def _from_scale(self, scaled: float) -> float:
+        if self.scale == "log":
+            return math.exp(scaled)
+        if self.scale == "sqrt":
+            return scaled * scaled
+        return scaled
 
 
 class Choices(ConfigModel):
@@ -69,24 +81,27 @@ class Choices(ConfigModel):
     choices: tuple[Value, ...] = Field(min_length=1)
 
     def holds(self, value: Value) -> bool:
+        """Return whether the choices include a value."""
         return value in self.choices
 
 
-def _kind(axis: Any) -> str:
-    chosen = "choices" in axis if isinstance(axis, dict) else isinstance(axis, Choices)
-    return "<choices>" if chosen else "<range>"
+def _axis_tag(axis: Any) -> str:
+    is_choices = "choices" in axis if isinstance(axis, dict) else isinstance(axis, Choices)
+    return "<choices>" if is_choices else "<range>"
 
 
 Axis = Annotated[
     Annotated[Range, Tag("<range>")] | Annotated[Choices, Tag("<choices>")],
-    Discriminator(_kind),
+    Discriminator(_axis_tag),
 ]
+"""Told apart by a key, so that an error is one of the axis that is meant and not one of each."""
 
 
 class Space(ConfigModel):
-    """Axes over recipe fields, each a range or choices; what has no axis keeps the value of `training`.
+    """Axes over recipe fields, each a range or choices.
 
-    `general_share` is the share of replay, the rest is domain; `non_english_share` is a share of the general share.
+    A field without an axis keeps its value of `training`. `general_share` is the share of replay,
+    the rest is domain; `non_english_share` is a share of the general share.
     """
 
     lr_fraction: Axis
@@ -103,52 +118,36 @@ class Space(ConfigModel):
 
     @property
     def axes(self) -> dict[str, Axis]:
-        own = {name: getattr(self, name) for name in type(self).model_fields if name != "anchors"}
-        return {name: axis for name, axis in own.items() if axis is not None}
+        """The axes by their names, in the order of the fields."""
+        names = [name for name in type(self).model_fields if name != "anchors"]
+        return {name: axis for name in names if (axis := getattr(self, name)) is not None}
 
     @model_validator(mode="after")
-    def _values_within_bounds(self) -> Self:
+    def _check_values(self) -> Self:
         for name, axis in self.axes.items():
-            ends = [axis.low, axis.high] if isinstance(axis, Range) else list(axis.choices)
-            for value in ends:
-                _check_field(name, value)
+            values = [axis.low, axis.high] if isinstance(axis, Range) else axis.choices
+            for value in values:
+                _check_recipe_value(name, value)
         for anchor in self.anchors:
-            if set(anchor) != set(self.axes):
-                raise ValueError(
-                    f"an anchor names every axis ({', '.join(self.axes)}), this one names {', '.join(anchor)}; "
-                    "fix: complete the anchor"
-                )
-            for name, value in anchor.items():
-                if not self.axes[name].holds(value):
-                    raise ValueError(
-                        f"anchor {name}: {value} is outside its axis; fix: widen the axis or move the anchor"
-                    )
+            self._check_anchor(anchor)
         return self
 
-
-class _Bounds(BaseModel):
-    """What the fields of a point may hold, before there is a recipe."""
-
-    lr_fraction: float = Field(gt=0)
-    general_share: float = Field(ge=0, le=1)
-    non_english_share: float = Field(ge=0, le=1)
-
-
-def _check_field(name: str, value: Any) -> None:
-    owner = _Bounds if name in _Bounds.model_fields else TrainingSettings
-    try:
-        owner.__pydantic_validator__.validate_assignment(
-            owner.model_construct(seq_len=2, batch_tokens=2), name, value
-        )
-    except ValueError as error:
-        message = str(error).splitlines()[2].strip().split(" [type")[0]
-        raise ValueError(
-            f"{name} cannot be {value!r}: {message}; fix: change the range or the choices"
-        ) from None
+    def _check_anchor(self, anchor: Point) -> None:
+        if set(anchor) != set(self.axes):
+            raise ValueError(
+                f"an anchor names every axis ({', '.join(self.axes)}), "
+                f"this one names {', '.join(anchor)}; fix: complete the anchor"
+            )
+        for name, value in anchor.items():
+            if not self.axes[name].holds(value):
+                raise ValueError(
+                    f"anchor {name}: {value} is outside its axis; "
+                    "fix: widen the axis or move the anchor"
+                )
 
 
 class WeightedSource(ConfigModel):
-    """What a mixture needs to know of a source; `weight` is its part of its role, in any unit."""
+    """A source as a mixture needs it. `weight` is its part of its role, in any unit."""
 
     name: str
     role: Role
@@ -157,51 +156,98 @@ class WeightedSource(ConfigModel):
 
 
 def mixture_from_weights(
-    sources: list[WeightedSource], general_share: float, non_english_share: float | None = None
+    sources: list[WeightedSource], *, general_share: float, non_english_share: float | None = None
 ) -> Mixture:
-    """Split the roles' shares over their sources in proportion to the weights.
+    """Split the shares of the roles among their sources in proportion to the weights.
 
-    With `non_english_share` the general share is first split into its English and other sources. Raises
-    `ValueError` when a share above 0 has no source to go to.
+    Args:
+        sources: All sources of the experiment.
+        general_share: The share of general sources, 0 to 1; the rest is domain.
+        non_english_share: The share of sources that are not English in the general share, 0 to 1;
+            None to split the general share by weight only.
+
+    Raises:
+        ValueError: A share above 0 has no source to come from.
     """
-    groups: list[tuple[float, list[WeightedSource]]] = [
-        (1 - general_share, [s for s in sources if s.role == "domain"])
-    ]
-    general = [s for s in sources if s.role == "general"]
+    general = [source for source in sources if source.role == "general"]
+    groups = [(1 - general_share, [source for source in sources if source.role == "domain"])]
     if non_english_share is None:
         groups.append((general_share, general))
     else:
-        groups.append(
-            (general_share * (1 - non_english_share), [s for s in general if s.language == "en"])
-        )
-        groups.append(
-            (general_share * non_english_share, [s for s in general if s.language != "en"])
-        )
-    portions = []
-    for share, members in groups:
-        if share > 0 and not members:
+        english = [source for source in general if source.language == "en"]
+        others = [source for source in general if source.language != "en"]
+        groups.append((general_share * (1 - non_english_share), english))
+        groups.append((general_share * non_english_share, others))
+    portions: list[SourceShare] = []
+    for share, group in groups:
+        if share > 0 and not group:
             raise ValueError(
-                f"a share of {share:g} has no source to come from; fix: add a source or set the share to 0"
+                f"a share of {share:g} has no source to come from; "
+                "fix: add a source or set the share to 0"
             )
-        total = math.fsum(s.weight for s in members)
-        portions += [
-            SourceShare(
-                source=s.name, role=s.role, language=s.language, share=share * s.weight / total
-            )
-            for s in members
-        ]
+        portions += _split_by_weight(share, group)
     return Mixture(portions=tuple(portions))
 
 
 def recipe_at(
-    point: Point, sources: list[WeightedSource], training: TrainingSettings, tokens: int, seed: int
+    point: Point,
+    sources: list[WeightedSource],
+    training: TrainingSettings,
+    *,
+    tokens: int,
+    seed: int,
 ) -> Recipe:
-    """The recipe that a point of the space stands for: its values over those of `training`."""
+    """Return the recipe at a point of the space: the values of the point over those of `training`.
+
+    Args:
+        point: Axis → value.
+        sources: All sources of the experiment.
+        training: Values of the fields that have no axis.
+        tokens: Training tokens of the recipe.
+        seed: Seed of its data order.
+    """
     values: dict[str, Any] = dict(point)
     mixture = mixture_from_weights(
-        sources, values.pop("general_share"), values.pop("non_english_share", None)
+        sources,
+        general_share=values.pop("general_share"),
+        non_english_share=values.pop("non_english_share", None),
     )
-    own = {name: getattr(training, name) for name in TrainingSettings.model_fields}
+    fixed = {name: getattr(training, name) for name in TrainingSettings.model_fields}
     return Recipe.model_validate(
-        own | values | {"mixture": mixture, "tokens": tokens, "seed": seed}
+        fixed | values | {"mixture": mixture, "tokens": tokens, "seed": seed}
     )
+
+
+def _split_by_weight(share: float, sources: list[WeightedSource]) -> list[SourceShare]:
+    total = math.fsum(source.weight for source in sources)
+    return [
+        SourceShare(
+            source=source.name,
+            role=source.role,
+            language=source.language,
+            share=share * source.weight / total,
+        )
+        for source in sources
+    ]
+
+
+class _PointFields(BaseModel):
+    """Axes that are not fields of `TrainingSettings`."""
+
+    lr_fraction: float = Field(gt=0)
+    general_share: float = Field(ge=0, le=1)
+    non_english_share: float = Field(ge=0, le=1)
+
+
+def _check_recipe_value(name: str, value: Value) -> None:
+    """Raise `ValueError` if a recipe cannot have a value in a field."""
+    model = _PointFields if name in _PointFields.model_fields else TrainingSettings
+    # There is no recipe yet. Assigning to an unchecked instance checks this field alone.
+    instance = model.model_construct(seq_len=2, batch_tokens=2)
+    try:
+        model.__pydantic_validator__.validate_assignment(instance, name, value)
+    except ValidationError as error:
+        raise ValueError(
+            f"{name} cannot be {value!r}: {error.errors()[0]['msg']}; "
+            "fix: change the range or the choices"
+        ) from None

@@ -1,16 +1,17 @@
-"""TODO config.suites."""
+"""The `suites` section of an experiment: what trials are scored on."""
 
 from collections import Counter
-from typing import Annotated, Literal, Self
+from typing import Annotated, Self, get_args
 
 from pydantic import Field, model_validator
 
-from sweepcp.config.types import PositiveFloat, Role
+from sweepcp.config.types import PositiveFloat, PositiveInt, Role
 from sweepcp.config.validation import ConfigModel
 
-MAKERS = ("cloze", "swap")
+GENERATED_KINDS = ("cloze", "swap")
+"""Members whose lm-eval tasks are generated from held-out text."""
 MIN_HELD_OUT = 8
-"""Fewer documents than this leave one half without an error bar too often."""
+"""Fewest held-out documents of a source. With fewer, a split of them often has no error bar."""
 
 
 class MemberSpec(ConfigModel):
@@ -19,19 +20,22 @@ class MemberSpec(ConfigModel):
     held_out: str | None = None
     """A source: bits per byte of its held-out text."""
     cloze: str | None = None
-    """A source: the next word among four of like frequency, from its held-out text (a local lm-eval task)."""
+    """A source: the next word among four of like frequency, from its held-out text (a generated
+    lm-eval task)."""
     swap: str | None = None
-    """A source: the text as it stands, or with two adjacent words swapped (a local lm-eval task)."""
+    """A source: the original text, or the text with two adjacent words swapped (a generated lm-eval
+    task)."""
     task: str | None = None
     """An lm-eval task, tag or group."""
     path: str | None = None
-    """A folder of lm-eval task files for `task`, relative to the experiment file; by default lm-eval's own tasks."""
+    """A folder of lm-eval task files for `task`, relative to the experiment file; by default
+    lm-eval's own tasks."""
     allow_code: bool = False
     """Whether the task files in `path` may run Python (`!function`)."""
     items: Annotated[int, Field(ge=4)] | None = None
-    """How many items: documents of `held_out` and items of `cloze` and `swap`, drawn by hash; the first ones of each
-    `task`. By default all."""
-    chars: Annotated[int, Field(ge=1)] | None = None
+    """The number of items: documents of `held_out` and items of `cloze` and `swap`, drawn by hash;
+    the first ones of each `task`. By default all."""
+    chars: PositiveInt | None = None
     """Score the first characters of each `held_out` document only; by default all."""
     few_shot: Annotated[int, Field(ge=0)] = 0
     language: str | None = None
@@ -40,53 +44,58 @@ class MemberSpec(ConfigModel):
     """In the mean that is the suite's scalar."""
 
     @model_validator(mode="after")
-    def _exactly_one(self) -> Self:
-        if sum(x is not None for x in (self.held_out, self.cloze, self.swap, self.task)) != 1:
+    def _check_consistency(self) -> Self:
+        kinds = (self.held_out, self.cloze, self.swap, self.task)
+        if sum(kind is not None for kind in kinds) != 1:
             raise ValueError(
-                "a member has exactly one of held_out, cloze, swap and task; fix: keep one a list item"
+                "a member has exactly one of held_out, cloze, swap and task; "
+                "fix: keep one per list item"
             )
         if (self.cloze or self.swap) and self.items is None:
             raise ValueError("cloze and swap need a number of items; fix: add `items: 400`")
         if self.chars and not self.held_out:
             raise ValueError("chars belongs to held_out; fix: remove chars")
-        for name, given in (
-            ("path", self.path),
-            ("allow_code", self.allow_code),
-            ("few_shot", self.few_shot),
-        ):
-            if given and self.task is None:
-                raise ValueError(f"{name} belongs to a task; fix: remove {name}")
+        if self.task is None:
+            for name in ("path", "allow_code", "few_shot"):
+                if getattr(self, name):
+                    raise ValueError(f"{name} belongs to a task; fix: remove {name}")
         return self
 
     @property
     def source(self) -> str | None:
-        """The source whose held-out text the member is made of."""
+        """The source whose held-out text the member scores, or is generated from."""
         return self.held_out or self.cloze or self.swap
 
     @property
     def name(self) -> str:
-        """How tables call it; also the lm-eval name of a made task."""
-        kind = next(k for k in ("held_out", *MAKERS, "task") if getattr(self, k))
-        return str(self.task) if kind == "task" else f"{kind}_{self.source}"
+        """The name in tables; also the lm-eval name of a generated task."""
+        for kind in ("held_out", *GENERATED_KINDS):
+            if getattr(self, kind):
+                return f"{kind}_{self.source}"
+        return str(self.task)
 
 
 class Suites(ConfigModel):
-    """The two suites. Each needs a continuous member: held-out text, or a task with gold answers to score."""
+    """The two suites.
+
+    Each needs a continuous member: held-out text, or a task with gold answers to score.
+    """
 
     domain: Annotated[tuple[MemberSpec, ...], Field(min_length=1)]
     general: Annotated[tuple[MemberSpec, ...], Field(min_length=1)]
 
     @model_validator(mode="after")
-    def _distinct(self) -> Self:
-        names = [m.name for _, m in self.members]
-        twice = [n for n, count in Counter(names).items() if count > 1]
-        if twice:
-            raise ValueError(
-                f"{twice[0]} stands twice in the suites; fix: remove one, or use its weight"
-            )
+    def _check_distinct(self) -> Self:
+        counts = Counter(member.name for _, member in self.members)
+        for name, count in counts.items():
+            if count > 1:
+                raise ValueError(
+                    f"{name} stands twice in the suites; fix: remove one, or use its weight"
+                )
         return self
 
     @property
     def members(self) -> list[tuple[Role, MemberSpec]]:
-        roles: tuple[Literal["domain", "general"], ...] = ("domain", "general")
-        return [(role, m) for role in roles for m in getattr(self, role)]
+        """All members with their roles, those of `domain` first."""
+        roles: tuple[Role, ...] = get_args(Role)
+        return [(role, member) for role in roles for member in getattr(self, role)]

@@ -178,9 +178,9 @@ class Target(ConfigModel):
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         model_parallel = self.parallelism.tensor * self.parallelism.pipeline
-        if self.hardware.world % model_parallel:
+        if self.hardware.world_size % model_parallel:
             raise ValueError(
-                f"tensor × pipeline = {model_parallel} divides the {self.hardware.world} devices; fix: correct one"
+                f"tensor × pipeline = {model_parallel} divides the {self.hardware.world_size} devices; fix: correct one"
             )
         return self
 

@@ -1,35 +1,38 @@
-"""TODO config.template."""
+"""Templates that turn a record of fields into text: their syntax."""
 
 import re
 from typing import Annotated
 
 from pydantic import AfterValidator
 
-PLACE = re.compile(r"\{\{|\}\}|\{([^{}]*)\}")
-KEY = re.compile(r"^[^\s{}.]+(\.[^\s{}.]+)*$")
+PLACEHOLDER = re.compile(r"\{\{|\}\}|\{([^{}]*)\}")
+"""A key in braces, which is group 1, or an escaped brace, which has no group 1."""
+KEY_PATTERN = re.compile(r"^[^\s{}.]+(\.[^\s{}.]+)*$")
+
+
+def template_keys(template: str) -> list[str]:
+    """Return the keys of a template, in order."""
+    keys = [match.group(1) for match in PLACEHOLDER.finditer(template)]
+    return [key for key in keys if key is not None]
 
 
 def _check_template(template: str) -> str:
-    rest = PLACE.sub("", template)
-    if "{" in rest or "}" in rest:
+    without_placeholders = PLACEHOLDER.sub("", template)
+    if "{" in without_placeholders or "}" in without_placeholders:
         raise ValueError(
             "braces come in pairs, around a key; fix: write {{ or }} for a brace in the text"
         )
     keys = template_keys(template)
-    bad = [key for key in keys if not KEY.match(key)]
-    if bad:
-        raise ValueError(
-            f"{{{bad[0]}}} is no key of a record; fix: write {{key}}, or {{key.inner}} for a nested one"
-        )
+    for key in keys:
+        if not KEY_PATTERN.match(key):
+            raise ValueError(
+                f"{{{key}}} is no key of a record; "
+                "fix: write {key}, or {key.inner} for a nested one"
+            )
     if not keys:
-        raise ValueError("a template holds at least one {key}; fix: write {title}, say")
+        raise ValueError("a template holds at least one {key}; fix: add one, such as {title}")
     return template
 
 
 Template = Annotated[str, AfterValidator(_check_template)]
 """Lines with `{key}` or `{key.inner}`; `{{` and `}}` are braces."""
-
-
-def template_keys(template: str) -> list[str]:
-    """The keys of a template, in order."""
-    return [key for key in (m.group(1) for m in PLACE.finditer(template)) if key is not None]

@@ -1,10 +1,17 @@
-"""Types that the schemas of several files share."""
+"""Types of single values that several schemas share."""
 
 from typing import Annotated, Literal
 
 from pydantic import Field
 
 Role = Literal["domain", "general"]
-Fraction = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
-PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+"""What a source, or a suite, stands for: the domain, or what must not be forgotten."""
+SafeName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
+"""A name that is also safe as a file name."""
 PositiveInt = Annotated[int, Field(ge=1)]
+FiniteFloat = Annotated[float, Field(allow_inf_nan=False)]
+PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Fraction = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+WarmupFraction = Annotated[float, Field(ge=0, lt=1)]
+"""A share of the steps. Below 1, so that a run reaches the end of its schedule."""

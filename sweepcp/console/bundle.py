@@ -31,7 +31,7 @@ def _lines(bundle: Bundle) -> list[str]:
     recipe, target, lineage = bundle.recipe, bundle.target, bundle.lineage
     origin = lineage.published or f"trial {lineage.trial} of {lineage.run} ({lineage.chosen_by})"
     peak = recipe.lr_fraction * bundle.model.max_lr
-    per_rank = recipe.sequences // target.hardware.world
+    per_rank = recipe.sequences // target.hardware.world_size
     compute, hardware = target.compute, target.hardware
     extras = (
         [compute.attention] + ["recompute"] * compute.recompute + [f"offload {compute.offload}"]
@@ -106,7 +106,7 @@ def _command(bundle: Bundle, out: Path) -> str:
     hardware, folder = bundle.target.hardware, shlex.quote(str(out))
     if any(c.store is None for c in bundle.corpora):
         return "name token stores in place of `planned` in the target, and promote again"
-    if hardware.world == 1:
+    if hardware.world_size == 1:
         return f"sweepcp train {folder}"
     nodes = (
         ""

@@ -1,4 +1,4 @@
-"""TODO console.plan."""
+"""Print the plan of a search."""
 
 from rich import box
 from rich.console import Console
@@ -9,78 +9,83 @@ from sweepcp.config.budget import QUASI_RANDOM_TRIALS
 from sweepcp.config.space import Choices, Range
 from sweepcp.search.plan import Plan
 
+LEFT_COLUMNS = ("source", "role", "language")
+
 
 def show_plan(console: Console, plan: Plan) -> None:
-    """The plan as tables and lines."""
-    experiment, budget, first = plan.experiment, plan.experiment.budget, plan.first
-    anchors = min(len(experiment.space.anchors), budget.trials)
-    starts = min(QUASI_RANDOM_TRIALS, budget.trials - anchors)
-    rest = budget.trials - anchors - starts
-    console.print(Text(f"Plan of {experiment.name}", style="bold"))
-    lines = [
-        f"trials    {budget.trials}: {anchors} anchors, {starts} quasi-random, {rest} by TPE",
-        f"a trial   {budget.tokens:,} tokens = {first.steps} steps of {first.batch_tokens:,} tokens "
-        f"({first.sequences} sequences of {first.seq_len})",
-        f"in all    {budget.trials * budget.tokens:,} tokens",
-    ]
-    lines += [
-        f"space     {name}: {_describe_axis(axis)}" for name, axis in experiment.space.axes.items()
-    ]
-    lines += [
-        f"anchor    {', '.join(f'{k} {v}' for k, v in a.items())}" for a in experiment.space.anchors
-    ]
-    lines += [
-        f"suite     {role}: {m.name}, weight {m.weight:g}" for role, m in experiment.suites.members
-    ]
-    lines.append(f"choice    {experiment.choose}")
-    lines += _base_lines(plan) + _cost_lines(plan)
+    """Print what a search would run and cost, and every warning."""
+    console.print(Text(f"Plan of {plan.experiment.name}", style="bold"))
+    lines = [*_trial_lines(plan), *_choice_lines(plan), _base_line(plan), *_cost_lines(plan)]
     console.print(Text("\n".join(f"  {line}" for line in lines)), soft_wrap=True)
     console.print(_lr_table(plan))
     console.print(_source_table(plan))
-    parts = [f"{r.part:.3g} of {r.source.name}" for r in plan.readings if r.part < 1]
-    if parts:
-        matched = f"matched: to repeat its sources as the target's run does, a trial sees {', '.join(parts)}"
-        console.print(Text(matched), soft_wrap=True)
-    if any(origin == "estimated" for origin in plan.origins.values()):
-        console.print(
-            Text("estimated: from a sample of the text, before near-duplicates are dropped"),
-            style="dim",
-        )
+    if matched := [f"{e.part:.3g} of {e.source.name}" for e in plan.epochs if e.part < 1]:
+        note = f"matched repetition: each trial sees {', '.join(matched)}"
+        console.print(Text(note), soft_wrap=True)
+    if "estimated" in plan.token_origins.values():
+        note = "estimated: from a sample of the source, before near-duplicates are dropped"
+        console.print(Text(note), style="dim")
     for warning in plan.warnings:
         console.print(Text(f"warning: {warning}", style="yellow"), soft_wrap=True)
 
 
+def _trial_lines(plan: Plan) -> list[str]:
+    experiment, budget, first = plan.experiment, plan.experiment.budget, plan.first
+    anchors = min(len(experiment.space.anchors), budget.trials)
+    quasi_random = min(QUASI_RANDOM_TRIALS, budget.trials - anchors)
+    by_tpe = budget.trials - anchors - quasi_random
+    lines = [
+        f"trials    {budget.trials}: {anchors} anchors, {quasi_random} quasi-random, "
+        f"{by_tpe} by TPE",
+        f"per trial {budget.tokens:,} tokens = {first.steps} steps of "
+        f"{first.batch_tokens:,} tokens ({first.sequences} sequences of {first.seq_len})",
+        f"in total  {budget.trials * budget.tokens:,} tokens",
+    ]
+    for name, axis in experiment.space.axes.items():
+        lines.append(f"space     {name}: {_describe_axis(axis)}")
+    for anchor in experiment.space.anchors:
+        values = ", ".join(f"{name} {value}" for name, value in anchor.items())
+        lines.append(f"anchor    {values}")
+    return lines
+
+
+def _choice_lines(plan: Plan) -> list[str]:
+    lines = []
+    for role, member in plan.experiment.suites.members:
+        lines.append(f"suite     {role}: {member.name}, weight {member.weight:g}")
+    lines.append(f"choice    {plan.experiment.choose}")
+    return lines
+
+
 def _describe_axis(axis: Range | Choices) -> str:
     if isinstance(axis, Choices):
-        return "one of " + ", ".join(str(c) for c in axis.choices)
+        return "one of " + ", ".join(str(choice) for choice in axis.choices)
     return f"{axis.low:g} to {axis.high:g} ({axis.scale})"
 
 
-def _base_lines(plan: Plan) -> list[str]:
+def _base_line(plan: Plan) -> str:
     base = plan.experiment.base
-    size = f"{plan.parameters:,} parameters" if plan.parameters else "parameters unknown"
+    size = f"{plan.parameters:,} parameters" if plan.parameters else "unknown size"
     if base.pretrain is None:
-        return [
-            f"base      {base.path or f'{base.hub}@{base.revision}'}, {size}, max LR {base.max_lr:g}"
-        ]
-    return [
-        f"base      pretrained here on {base.pretrain.tokens:,} tokens, {size}, max LR {base.max_lr:g}; then cached"
-    ]
+        name = base.path or f"{base.hub}@{base.revision}"
+        return f"base      {name}, {size}, max LR {base.max_lr:g}"
+    tokens = f"{base.pretrain.tokens:,} tokens"
+    return f"base      pretrained here on {tokens}, {size}, max LR {base.max_lr:g}; then cached"
 
 
 def _cost_lines(plan: Plan) -> list[str]:
     if plan.trial_flops is None:
-        return ["cost      unknown: state base.parameters"]
+        return ["cost      unknown: set base.parameters"]
     budget = plan.experiment.budget
-    lines = [
-        f"cost      {plan.trial_flops:.3g} FLOPs of training a trial, {plan.trial_flops * budget.trials:.3g} in all"
-    ]
+    total = plan.trial_flops * budget.trials
+    lines = [f"cost      {plan.trial_flops:.3g} FLOPs of training per trial, {total:.3g} in total"]
     if plan.trial_hours is not None:
         hours = plan.trial_hours * budget.trials
         price = f", {hours * budget.usd_per_hour:,.0f} USD" if budget.usd_per_hour else ""
         lines.append(
-            f"          {_format_hours(plan.trial_hours)} a trial at {budget.sustained_tflops:g} TFLOP/s, "
-            f"{_format_hours(hours)} of one trial's devices in all{price}; scoring and start-up come on top"
+            f"          {_format_hours(plan.trial_hours)} per trial at "
+            f"{budget.sustained_tflops:g} TFLOP/s, {_format_hours(hours)} of one trial's devices "
+            f"in total{price}; scoring and start-up are not included"
         )
     return lines
 
@@ -90,9 +95,8 @@ def _format_hours(hours: float) -> str:
 
 
 def _lr_table(plan: Plan) -> Table:
-    table = Table(
-        title=f"LR of the first trial ({plan.first.schedule}, lr_fraction {plan.first.lr_fraction:g})"
-    )
+    schedule, fraction = plan.first.schedule, plan.first.lr_fraction
+    table = Table(title=f"LR of the first trial ({schedule}, lr_fraction {fraction:g})")
     table.add_column("step")
     for step, _ in plan.lr_curve():
         table.add_column(f"{step}", justify="right")
@@ -101,28 +105,26 @@ def _lr_table(plan: Plan) -> Table:
 
 
 def _source_table(plan: Plan) -> Table:
-    target = plan.experiment.target
-    title = (
-        "Sources: share and epochs in the first trial, and epochs at most"
-        + " (then in the target's run)" * bool(target)
-    )
+    has_target = plan.experiment.target is not None
+    title = "Sources: share and epochs in the first trial, and the most epochs in any"
+    columns = [*LEFT_COLUMNS, "training tokens", "share", "epochs", "at most"]
+    if has_target:
+        title += "; then those of the target's run"
+        columns += ["target", "at most"]
     table = Table(title=title, header_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
-    names = ["source", "role", "language", "training tokens", "share", "epochs", "at most"]
-    for name in names + ["target", "at most"] * bool(target):
-        table.add_column(
-            name,
-            justify="left" if name in ("source", "role", "language") else "right",
-            no_wrap=True,
-        )
-    for r in plan.readings:
-        epochs = [r.first_epochs, r.most_epochs]
-        epochs += [r.target_first_epochs or 0, r.target_most_epochs or 0] if target else []
+    for name in columns:
+        table.add_column(name, justify="left" if name in LEFT_COLUMNS else "right", no_wrap=True)
+    for count in plan.epochs:
+        source = count.source
+        epochs = [count.first_epochs, count.most_epochs]
+        if has_target:
+            epochs += [count.target_first_epochs or 0, count.target_most_epochs or 0]
         table.add_row(
-            r.source.name,
-            r.source.role,
-            r.source.language,
-            f"{r.tokens:,.0f} {plan.origins[r.source.name]}",
-            f"{r.first_share:.1%}",
-            *(f"{e:.3g}" for e in epochs),
+            source.name,
+            source.role,
+            source.language,
+            f"{count.tokens:,.0f} {plan.token_origins[source.name]}",
+            f"{count.first_share:.1%}",
+            *(f"{number:.3g}" for number in epochs),
         )
     return table

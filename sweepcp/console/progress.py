@@ -1,29 +1,32 @@
-"""TODO console.progress."""
+"""Show the progress of long-running work in the terminal."""
 
 import os
 import time
-from typing import TYPE_CHECKING
+from contextlib import ExitStack
+from typing import Self
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
-if TYPE_CHECKING:
-    from sweepcp.config.space import Point
-    from sweepcp.runs.trial import Proposer, Trial
+from sweepcp.console.log import log_to_console
 
-
-STATUS_STYLES = {"done": "green", "stopped": "yellow", "diverged": "magenta", "failed": "red"}
+LOG_WIDTH = 110
+"""Columns where the output is not a terminal, so that a log file is readable."""
+SECONDS_BETWEEN_LINES = 15.0
+"""How often progress is printed where the output is not a terminal."""
 
 
 class ConsoleProgress:
-    """Progress of a search: bars in a terminal, plain lines elsewhere."""
+    """Shows tasks as bars in a terminal, and as lines every few seconds elsewhere.
+
+    While its context is open, log records of the package are printed with the time elapsed.
+    """
 
     def __init__(self, console: Console) -> None:
         self.console = console
-        self.started = time.monotonic()
-        self.progress = Progress(
-            TextColumn("{task.fields[title]:<6}"),
+        self.bars = Progress(
+            TextColumn("{task.fields[task]:<7}"),
             BarColumn(bar_width=30),
             TextColumn("{task.completed:.0f}/{task.total:.0f}"),
             TimeElapsedColumn(),
@@ -31,70 +34,46 @@ class ConsoleProgress:
             console=console,
             disable=not console.is_terminal,
         )
-        self.bars: dict[str, TaskID] = {}
-        self.said: dict[str, float] = {}
-        self.of = 0
+        self.started = time.monotonic()
+        self.tasks: dict[str, TaskID] = {}
+        self.printed: dict[str, float] = {}
+        self.exits = ExitStack()
 
-    def __enter__(self) -> ConsoleProgress:
-        self.progress.start()
+    def __enter__(self) -> Self:
+        self.bars.start()
+        self.exits.callback(self.bars.stop)
+        self.exits.enter_context(log_to_console(self.console, self._clock))
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.progress.stop()
+        self.exits.close()
 
-    def note(self, text: str) -> None:
-        """One line of its own."""
-        self.console.print(Text(f"[{self._clock()}] {text}"), soft_wrap=True)
+    def update(self, task: str, *, done: int, total: int, detail: str = "") -> None:
+        """Show how far a task is; the first call starts it."""
+        if task not in self.tasks:
+            self.tasks[task] = self.bars.add_task(detail, total=total, task=task)
+            self.printed[task] = time.monotonic()
+        described = {"description": detail} if detail else {}
+        self.bars.update(self.tasks[task], completed=done, total=total, **described)
+        waited = time.monotonic() - self.printed[task]
+        if self.bars.disable and detail and waited > SECONDS_BETWEEN_LINES:
+            self.printed[task] = time.monotonic()
+            line = f"{self._clock()}{task} {done}/{total}: {detail}"
+            self.console.print(Text(line), soft_wrap=True)
 
-    def stage(self, name: str, done: int, of: int, text: str) -> None:
-        """Move the bar of a stage before the search."""
-        if name not in self.bars:
-            self.bars[name] = self.progress.add_task(text, total=of, title=name)
-        self.progress.update(self.bars[name], completed=done, total=of, description=text)
-        if self.progress.disable and text and time.monotonic() - self.said.get(name, -60.0) > 15:
-            self.said[name] = time.monotonic()
-            self.note(f"{name} {done}/{of}: {text}")
-
-    def trials(self, finished: int, of: int) -> None:
-        """Show how many trials there are, and how many a continued run already has."""
-        self.of = of
-        self.bars["trials"] = self.progress.add_task(
-            "", total=of, completed=finished, title="trials"
-        )
-        if finished:
-            self.note(f"{finished} trials are finished and stay; {max(0, of - finished)} to run")
-
-    def trial_started(self, trial_id: str, point: Point, by: Proposer) -> None:
-        description = f"{by}: {format_point(point)}"
-        self.bars[trial_id] = self.progress.add_task(description, total=1, title=f" {trial_id}")
-
-    def trial_stepped(self, trial_id: str, step: int, steps: int) -> None:
-        self.progress.update(self.bars[trial_id], completed=step, total=steps)
-
-    def trial_finished(self, trial: Trial) -> None:
-        self.progress.remove_task(self.bars.pop(trial.id))
-        self.progress.advance(self.bars["trials"])
-        line = Text(f"[{self._clock()}] {trial.id} ")
-        line.append(f"{trial.status:<8}", STATUS_STYLES[trial.status])
-        if trial.status == "done":
-            line.append(f" domain {trial.domain:+6.2f} %  general {trial.general:+6.2f} %")
-        line.append(f"  {format_point(trial.point)}  ({trial.proposed_by})")
-        if trial.why:
-            line.append(f"  {trial.why}", "red")
-        self.console.print(line, soft_wrap=True)
+    def finish(self, task: str) -> None:
+        """Remove the bar of a task."""
+        if task in self.tasks:
+            self.bars.remove_task(self.tasks.pop(task))
 
     def _clock(self) -> str:
         seconds = int(time.monotonic() - self.started)
-        return f"{seconds // 60}:{seconds % 60:02}"
-
-
-def format_point(point: Point) -> str:
-    return ", ".join(
-        f"{k} {v:.4g}" if isinstance(v, (int, float)) else f"{k} {v}" for k, v in point.items()
-    )
+        return f"[{seconds // 60}:{seconds % 60:02}] "
 
 
 def make_console() -> Console:
-    """The terminal as it is; 110 columns where there is none, so that a log is readable."""
+    """Return a console for the terminal, or a wide one where there is no terminal."""
     console = Console()
-    return console if console.is_terminal or "COLUMNS" in os.environ else Console(width=110)
+    if console.is_terminal or "COLUMNS" in os.environ:
+        return console
+    return Console(width=LOG_WIDTH)

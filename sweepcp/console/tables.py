@@ -75,7 +75,7 @@ def show_mining(console: Console, result: MiningResult, out: Path) -> None:
 
 def front_table(run: Run) -> Table:
     """The base, the front from least to most domain gain, and the other done trials by number."""
-    title = f"Front of {run.experiment['name']}"
+    title = f"Front of {run.experiment.name}"
     table = Table(
         title=title, caption=UNIT, header_style="bold", box=box.SIMPLE_HEAD, pad_edge=False
     )

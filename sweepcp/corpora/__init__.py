@@ -1,0 +1,1 @@
+"""The corpora of an experiment: token stores, repetition, contamination check and mining."""

@@ -22,7 +22,7 @@ from sweepcp.data.records import SourceShard, split_into_shards
 from sweepcp.data.source_files import ResolvedSource, source_fingerprint
 from sweepcp.data.token_store import TokenStore
 from sweepcp.models.base import pretrained_path
-from sweepcp.scoring.generated_tasks import generate_tasks, held_out_sample
+from sweepcp.scoring.generated_tasks import generate_tasks
 from sweepcp.util.files import cache_dir
 from sweepcp.util.parallel import parallel_map
 from sweepcp.util.progress import Progress
@@ -134,7 +134,7 @@ def _suite_items(experiment: Experiment, stores: dict[str, TokenStore]) -> Itera
     made = generate_tasks(experiment.suites, stores)
     for _, member in experiment.suites.members:
         if member.held_out:
-            for text in held_out_sample(stores[member.held_out], member):
+            for text in stores[member.held_out].sample_held_out(member.items):
                 yield SuiteItem(member.name, hashlib.sha256(text.encode()).hexdigest()[:16], text)
         elif member.source and made:
             for number, line in enumerate(
@@ -177,14 +177,19 @@ def _measure_base_loss(
 
     tokenizer = load_tokenizer(spec)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    loaded = load_model(model, spec.revision, device)
+    loaded = load_model(model, revision=spec.revision, device=device)
     for number, each in enumerate(checked, start=1):
         view.stage("base", number, len(checked), f"reading held-out text of {each.source.name}")
         if each.store.meta["held_out"]["documents"]:
             member = MemberSpec(held_out=each.source.name, items=LOSS_DOCUMENTS, chars=LOSS_CHARS)
-            texts = HeldOutText(each.store, member, experiment.training.seq_len, tokenizer)
+            texts = HeldOutText(
+                each.store, member, tokenizer, seq_len=experiment.training.seq_len
+            )
             bits = texts.bits(
-                loaded, ProcessGroup(device=loaded.device), 16, experiment.training.precision
+                loaded,
+                ProcessGroup(device=loaded.device),
+                rows=16,
+                precision=experiment.training.precision,
             )
             each.base_bits = float(bits.sum() / texts.bytes.sum())
 

@@ -32,7 +32,7 @@ def count_epochs(experiment: Experiment, tokens: dict[str, float]) -> list[Epoch
 
     Raises `BadInput` where repetition is to be matched and a source is too small for that.
     """
-    corners = [experiment.recipe(point, tokens) for point in corner_points(experiment.space)]
+    corners = [experiment.recipe_at(point, tokens) for point in corner_points(experiment.space)]
     first = first_recipe(experiment, tokens)
     target = experiment.target
     found = []
@@ -136,7 +136,7 @@ def epoch_warnings(found: list[EpochCount]) -> list[str]:
 def first_recipe(experiment: Experiment, tokens: dict[str, float]) -> Recipe:
     """The recipe of trial one, or of a corner of the space where there is no anchor."""
     anchors = experiment.space.anchors
-    return experiment.recipe(anchors[0] if anchors else corner_points(experiment.space)[0], tokens)
+    return experiment.recipe_at(anchors[0] if anchors else corner_points(experiment.space)[0], tokens)
 
 
 def corner_points(space: Space) -> list[Point]:

@@ -11,6 +11,7 @@ from sweepcp.data.encoding import Encoder, byte_encoder
 from sweepcp.data.source_files import ResolvedSource
 from sweepcp.data.token_store import TokenStore
 from sweepcp.errors import InvalidInput
+from sweepcp.models.base import model_config, tokenizer_id
 from sweepcp.util.progress import Progress
 
 
@@ -28,7 +29,7 @@ def build_stores(
             name, found = source.name, files[source.name]
             show = partial(view.stage, "texts", text=f"reading {name}")
             stores[name] = build_store(
-                source, found, experiment.base.tokenizer_id(), encoder, address, show
+                source, found, tokenizer_id(experiment.base), encoder, address, show
             )
             _check_store_size(experiment, stores[name])
             for line in exclusion_messages(stores[name], found):
@@ -97,7 +98,7 @@ def _load_encoder(base: BaseSpec) -> Encoder:
         from sweepcp.models.loading import load_encoder
 
         encoder = load_encoder(base)
-    rows = (base.config() or {}).get("vocab_size", encoder.size)
+    rows = (model_config(base) or {}).get("vocab_size", encoder.size)
     if encoder.size > rows:
         rule = f"at most the {rows:,} tokens that the model has embeddings for"
         fix = "use the model's own tokenizer, or give the model more embeddings (vocab_size)"

@@ -1,9 +1,10 @@
-"""Which source each sequence of a mixture comes from: exact integers, from any position of the stream.
+"""Assign the sequences of a mixture to its sources: in exact integers, from any position.
 
-Source `i` of share wᵢ / W is due for its j-th sequence in the window from slot ⌊(j − 1) W / wᵢ⌋ + 1 to slot ⌈j W / wᵢ⌉
-(slots count from 1). Whoever keeps to the windows is, after every slot, less than one sequence away from every share,
-and serving the open window that closes first keeps to all of them (Steiner and Yeomans 1993, Level schedules for
-mixed-model just-in-time processes, Management Science 39).
+Let source i have the share wᵢ / W. Its j-th sequence is due in the window from slot
+⌊(j − 1) W / wᵢ⌋ + 1 to slot ⌈j W / wᵢ⌉, where slots count from 1 and hold one sequence each. An
+assignment that keeps to all windows deviates, after every slot, by less than one sequence from every
+share. Serving the open window that closes first keeps to all of them (Steiner and Yeomans 1993,
+Level schedules for mixed-model just-in-time processes, Management Science 39).
 """
 
 from fractions import Fraction
@@ -11,91 +12,128 @@ from fractions import Fraction
 import numpy as np
 
 RESOLUTION = 1 << 46
-"""Shares are rounded to this fraction of one."""
+"""Shares are rounded to multiples of 1 / RESOLUTION."""
 LONGEST_WINDOW = 1 << 16
+"""Slots searched at once: times a weight, of at most RESOLUTION, they fit into 64 bits."""
 
 
 class Apportionment:
-    """An endless assignment of sequences to shares.
+    """Endless assignment of sequences to shares.
 
-    Shares need not sum to 1, are at least 0, and one is above 0. Reading on from where the last call ended costs about
-    a microsecond a sequence; any other position is first sought, usually in well under a millisecond.
+    Continuing from the end of the last call costs about a microsecond per sequence. Any other
+    position is sought first, usually in well under a millisecond.
     """
 
     def __init__(self, shares: list[float]) -> None:
-        self.weights = [int(Fraction(s) * RESOLUTION + Fraction(1, 2)) for s in shares]
+        """Start at the first sequence.
+
+        Args:
+            shares: Numbers of at least 0, one of them above 0; they need not sum to 1.
+        """
+        self.weights = [int(Fraction(share) * RESOLUTION + Fraction(1, 2)) for share in shares]
         self.position = 0
-        self.given = [0] * len(shares)
+        self.counts = [0] * len(shares)
 
-    def take(self, start: int, length: int) -> tuple[np.ndarray, np.ndarray]:
-        """For sequences `start` to `start + length - 1` (from 0): the share each goes to, and its number within it.
+    def take(self, start: int, *, length: int) -> tuple[np.ndarray, np.ndarray]:
+        """Assign the sequences `start` to `start + length - 1`, counted from 0.
 
-        Both have shape (length,); numbers within a share count from 0.
+        Returns:
+            The index of the share that each sequence goes to (int32), and the number of the
+            sequence within that share, from 0 (int64). Both have shape (length,).
         """
         if start != self.position:
-            self.position, self.given = start, counts_at(self.weights, start)
-        total, given = sum(self.weights), self.given
-        live = [i for i, w in enumerate(self.weights) if w]
-        opens = {i: given[i] * total // self.weights[i] + 1 for i in live}
-        closes = {i: -(-(given[i] + 1) * total // self.weights[i]) for i in live}
-        chosen, number = np.empty(length, dtype=np.int32), np.empty(length, dtype=np.int64)
-        for n in range(length):
-            slot = start + n + 1
-            best, urgency = -1, 0
-            for i in live:
-                if opens[i] <= slot and (best < 0 or closes[i] < urgency):
-                    best, urgency = i, closes[i]
-            chosen[n], number[n] = best, given[best]
-            given[best] += 1
-            opens[best] = given[best] * total // self.weights[best] + 1
-            closes[best] = -(-(given[best] + 1) * total // self.weights[best])
+            self.position, self.counts = start, counts_at(self.weights, start)
+        weights, counts, total = self.weights, self.counts, sum(self.weights)
+        positive = [index for index, weight in enumerate(weights) if weight]
+        opens = {i: counts[i] * total // weights[i] + 1 for i in positive}
+        closes = {i: -(-(counts[i] + 1) * total // weights[i]) for i in positive}
+        chosen = np.empty(length, dtype=np.int32)
+        numbers = np.empty(length, dtype=np.int64)
+        for row in range(length):
+            slot = start + row + 1
+            best, deadline = -1, 0
+            # Of windows that close together the first share's is served; `counts_at` relies on it.
+            for i in positive:
+                if opens[i] <= slot and (best < 0 or closes[i] < deadline):
+                    best, deadline = i, closes[i]
+            chosen[row], numbers[row] = best, counts[best]
+            counts[best] += 1
+            opens[best] = counts[best] * total // weights[best] + 1
+            closes[best] = -(-(counts[best] + 1) * total // weights[best])
         self.position = start + length
-        return chosen, number
+        return chosen, numbers
 
 
-def counts_at(weights: list[int], slot: int) -> list[int]:
-    """How many sequences each weight has been given after `slot` slots, without going through them.
+def counts_at(weights: list[int], slots: int) -> list[int]:
+    """Return how many of the first `slots` sequences each weight has been assigned.
 
-    What is due is given. Of the windows that are open, the most urgent ones are given as far as there was room for
-    them, which is counted for ever longer lists of the most urgent.
+    The counts are derived from the windows around slot `slots`; the slots before are not visited.
     """
     total = sum(weights)
-    due = [w * slot // total for w in weights]
-    open_windows = [
-        (-(-(due[i] + 1) * total // w), i) for i, w in enumerate(weights) if w * slot % total
-    ]
-    urgent = [i for _, i in sorted(open_windows)]
-    given, before = list(due), 0
-    for rank, i in enumerate(urgent, start=1):
-        done = _served_count(urgent[:rank], weights, due, slot)
-        given[i] += done - before
-        before = done
-    return given
+    # Every window that has closed by now has been served. Beyond these a weight has at most one
+    # open window, because its next one opens when that one closes: each count is known up to one.
+    closed = [weight * slots // total for weight in weights]
+    open_windows = []
+    for index, weight in enumerate(weights):
+        if weight * slots % total:
+            closes = -(-(closed[index] + 1) * total // weight)
+            open_windows.append((closes, index))
+    urgent = [index for _, index in sorted(open_windows)]
+    counts = list(closed)
+    served_before = 0
+    # Less urgent windows never delay more urgent ones, so the number served among the n most urgent
+    # can be computed for each n on its own. Where it grows from n - 1 to n, window n has been served.
+    for rank, index in enumerate(urgent, start=1):
+        served = _served_count(urgent[:rank], weights=weights, closed=closed, slots=slots)
+        counts[index] += served - served_before
+        served_before = served
+    return counts
 
 
-def _served_count(urgent: list[int], weights: list[int], due: list[int], slot: int) -> int:
-    """How many of the windows in `urgent`, more urgent than all other open ones, have been served after `slot` slots.
+def _served_count(urgent: list[int], *, weights: list[int], closed: list[int], slots: int) -> int:
+    """Return how many of the open windows of `urgent` have been served after `slots` slots.
 
-    These and all windows that have closed are served before any other: they form a queue with one server, which has by
-    then served the least, over all earlier slots u, of what had arrived by u plus the slots since (Reich 1958, On the
-    integrodifferential equation of Takács, Annals of Mathematical Statistics 29). `u` is searched backwards, until
-    nothing smaller can come.
+    These windows are more urgent than all other open ones. Together with the windows that have
+    closed they are served before any other: they form a queue with one server, which serves one
+    window per slot. By slot t it has served
+
+        min over 0 ≤ u ≤ t of A(u) + t − u,
+
+    where A(u) counts the windows of the queue that open by slot u (Reich 1958, On the
+    integrodifferential equation of Takács, Annals of Mathematical Statistics 29). The closed windows
+    have all been served, and are subtracted.
+
+    Args:
+        urgent: Indices of weights whose open windows are in the queue.
+        weights: All weights.
+        closed: Number of closed windows of each weight.
+        slots: The time t.
     """
-    total, spare = sum(weights), slot - sum(due)
-    best, top, size = min(len(urgent), spare), slot, 64
-    while top > 0:
-        over = sum(
-            max(0, w * top - due[i] * total) for i, w in enumerate(weights) if i not in urgent
-        )
-        if best <= spare - over // total:
+    total = sum(weights)
+    spare = slots - sum(closed)
+    # The minimum is at most its terms for u = slots and for u = 0.
+    fewest = min(len(urgent), spare)
+    last, size = slots, 64
+    # The minimum is usually near u = slots, so u is searched backwards, in growing chunks.
+    while last > 0:
+        # By slot u, weight i has opened at least wᵢ u / W windows, which sum to u. Weights outside
+        # `urgent` count no more than their closed windows, and so miss at most excess / W of that
+        # for any u ≤ last: no term that is left is below spare − excess / W.
+        excess = 0
+        for index, weight in enumerate(weights):
+            if index not in urgent:
+                excess += max(0, weight * last - closed[index] * total)
+        if fewest <= spare - excess // total:
             break
-        size = min(2 * size, LONGEST_WINDOW, top)
+        size = min(2 * size, LONGEST_WINDOW, last)
         back = np.arange(size, dtype=np.int64)
-        served = spare - (top - back)
-        for i, w in enumerate(weights):
-            whole, rest = divmod(w * top, total)
-            arrived = whole - (back * w - rest) // total
-            served += arrived if i in urgent else np.minimum(arrived, due[i])
-        best = min(best, int(served.min()))
-        top -= size
-    return best
+        served = spare - (last - back)
+        for index, weight in enumerate(weights):
+            # By slot u = last - back, ⌈wᵢ u / W⌉ windows have opened. wᵢ · last exceeds 64 bits, so
+            # it is divided as a Python integer, and only wᵢ · back as an array.
+            quotient, remainder = divmod(weight * last, total)
+            opened = quotient - (back * weight - remainder) // total
+            served += opened if index in urgent else np.minimum(opened, closed[index])
+        fewest = min(fewest, int(served.min()))
+        last -= size
+    return fewest

@@ -1,9 +1,9 @@
-"""From files to records, a part at a time: JSONL, Parquet, text, data sets on disk and of the hub."""
+"""From files to records, shard by shard: JSONL, Parquet, text, and data sets on disk or on the hub."""
 
 import functools
 import io
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
@@ -12,50 +12,61 @@ from sweepcp.config.source import Source
 from sweepcp.config.template import template_keys
 from sweepcp.data.python_text import module_documents
 from sweepcp.data.source_files import JSONL, ResolvedSource
-from sweepcp.errors import InvalidInput
+from sweepcp.errors import InvalidInput, located
 
 SHARD_BYTES = 16 << 20
-"""A part of a source holds about so much: it is read by one process, and is what a killed build has to do again."""
+"""Approximate size of a shard: what one process reads, and what an interrupted build reads again."""
 PYTHON_SHARD_BYTES = 2 << 20
-"""Parsing makes Python files forty times as slow to read."""
+"""Size of a shard of Python files, whose parsing makes them about forty times as slow to read."""
 OTHER_FIELDS = 8
-"""A line may be so many times as long as its document may be: it has other fields, and escapes."""
+"""How many times as long as its document a line may be: it has other fields, and escapes."""
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+ROWS_PER_BATCH = 256
+COPY_BYTES = 1 << 20
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class SourceShard:
-    """What one process reads of a source: whole files, or from `start` to `stop` in one (bytes, row groups, rows)."""
+    """What one process reads of a source: whole files, or a range of one file.
+
+    The range is in bytes of a text file, in row groups of a Parquet file, in rows of a saved data
+    set and in shards of a hub data set.
+    """
 
     number: int
-    paths: tuple[Path, ...]
+    """Position among the shards of the source."""
+    paths: tuple[Path, ...] = ()
     start: int = 0
     stop: int | None = None
+    """End of the range, exclusive; None for whole files."""
     held_out: bool | None = None
-    """Which side all its documents are on, where files decide."""
+    """Whether all documents are held out; None if the hash of each document decides."""
 
 
 class RecordLocation(NamedTuple):
-    """Where a document stands; as text, its file and line (or row, or paragraph)."""
+    """Where a record is; as text, its file and its line (or row, or paragraph)."""
 
     path: Path | str
     unit: str = ""
+    """line or row; empty if the record is the whole file."""
     number: int = 0
-    """From 0, within the part."""
+    """Number of the record within the shard, from 0."""
     start: int = 0
-    """Bytes of the file, or units of it, before the part."""
+    """Where the shard starts in the file: in bytes for lines, else in units."""
 
     def __str__(self) -> str:
+        if not self.unit:
+            return str(self.path)
         if self.unit == "line":
-            return f"{self.path}:{_lines_before(Path(self.path), self.start) + self.number + 1}"
-        return (
-            f"{self.path}: {self.unit} {self.start + self.number + 1}"
-            if self.unit
-            else str(self.path)
-        )
+            # Counting the lines before the shard takes a pass over the file, so it is left until a
+            # location is printed.
+            line = _lines_before(Path(self.path), self.start) + self.number + 1
+            return f"{self.path}:{line}"
+        return f"{self.path}: {self.unit} {self.start + self.number + 1}"
 
 
 class RecordProblem(NamedTuple):
-    """Why a record cannot be used, and what its owner can do."""
+    """Why a record cannot be used, and what its owner can do; the fields of `InvalidInput`."""
 
     key: str
     found: str
@@ -63,142 +74,188 @@ class RecordProblem(NamedTuple):
     fix: str
 
 
-def split_into_shards(source: Source, found: ResolvedSource) -> list[SourceShard]:
-    """Cut a source into parts, the held-out files first; the same parts on every machine."""
+LocatedRecord = tuple[RecordLocation, Any]
+"""A record is a mapping, a text, or a `RecordProblem`."""
+
+
+def split_into_shards(source: Source, files: ResolvedSource) -> list[SourceShard]:
+    """Cut a source into shards, the held-out files first.
+
+    The shards are a function of the files' sizes, so that an interrupted build finds the same ones
+    when it resumes, on any machine.
+    """
     if source.hub is not None:
-        shards = _load_hub(source).num_shards
-        return [SourceShard(n, (), n, n + 1) for n in range(shards)]
+        count = _load_hub(source).num_shards
+        return [SourceShard(number=n, start=n, stop=n + 1) for n in range(count)]
     if source.saved is not None:
-        return _row_shards(
-            found.paths[0], _load_saved(source, found.paths[0]).num_rows, _disk_size(found.paths[0])
+        return _row_shards(source, files.paths[0])
+    ranges = [*_file_ranges(source, files.held_out_paths)]
+    held_out_count = len(ranges)
+    ranges += _file_ranges(source, files.paths)
+    shards = []
+    for number, file_range in enumerate(ranges):
+        held_out = None if source.held_out_files is None else number < held_out_count
+        shards.append(
+            SourceShard(
+                number=number,
+                paths=file_range.paths,
+                start=file_range.start,
+                stop=file_range.stop,
+                held_out=held_out,
+            )
         )
-    side = None if source.held_out_files is None else False
-    cut = [
-        *_shards_of_files(source, found.held_out, True),
-        *_shards_of_files(source, found.paths, side),
-    ]
-    return [SourceShard(n, p.paths, p.start, p.stop, p.held_out) for n, p in enumerate(cut)]
+    return shards
 
 
-def _shards_of_files(
-    source: Source, paths: tuple[Path, ...], held_out: bool | None
-) -> Iterator[SourceShard]:
-    """Small files together, large ones in pieces; a compressed one cannot be cut."""
-    together: list[Path] = []
-    size, room = 0, PYTHON_SHARD_BYTES if source.python is not None else SHARD_BYTES
-    for path in paths:
-        length = path.stat().st_size
-        pieces = [(0, None)] if length <= room else _split_file(source, path, length)
-        if len(pieces) > 1:
-            yield from (SourceShard(0, (path,), start, stop, held_out) for start, stop in pieces)
-            continue
-        if together and size + length > room:
-            yield SourceShard(0, tuple(together), held_out=held_out)
-            together, size = [], 0
-        together.append(path)
-        size += length
-    if together:
-        yield SourceShard(0, tuple(together), held_out=held_out)
+def read_records(source: Source, shard: SourceShard) -> Iterator[LocatedRecord]:
+    """Yield the records of a shard in order, each with its location.
 
-
-def _split_file(source: Source, path: Path, length: int) -> list[tuple[int, int | None]]:
-    if path.suffix == ".parquet":
-        import pyarrow.parquet
-
-        groups = _open_parquet(path, pyarrow.parquet.ParquetFile).num_row_groups
-        step = max(1, groups * SHARD_BYTES // length)
-        return [(start, min(start + step, groups)) for start in range(0, groups, step)]
-    if path.suffix == ".jsonl" or (path.suffix == ".txt" and source.unit == "line"):
-        return [
-            (start, min(start + SHARD_BYTES, length)) for start in range(0, length, SHARD_BYTES)
-        ]
-    return [(0, None)]
-
-
-def _row_shards(path: Path, rows: int, size: int) -> list[SourceShard]:
-    step = max(1, rows * SHARD_BYTES // max(1, size))
-    return [
-        SourceShard(n, (path,), start, min(start + step, rows))
-        for n, start in enumerate(range(0, rows, step))
-    ]
-
-
-def _disk_size(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.rglob("*.arrow"))
+    Raises:
+        InvalidInput: A file is not in the format that its name gives, or is truncated or corrupt.
+    """
+    if source.hub is not None:
+        yield from _read_hub(source, shard)
+    elif source.saved is not None:
+        yield from _read_saved(source, shard)
+    else:
+        for path in shard.paths:
+            with located(path):
+                yield from _read_file(source, shard, path)
 
 
 def too_long(found: str, source: Source) -> RecordProblem:
-    """A document, or a line, over the source's `max_document_bytes`."""
-    rule = f"a document has at most max_document_bytes, {source.max_document_bytes:,}"
+    """Return the problem of a document or line longer than the source's `max_document_bytes`."""
     return RecordProblem(
-        "the text", found, rule, "cut it into documents (`unit: paragraph` for .txt), or raise it"
+        key="the text",
+        found=found,
+        rule=f"a document has at most max_document_bytes, {source.max_document_bytes:,}",
+        fix="split it into documents (`unit: paragraph` for .txt), or raise max_document_bytes",
     )
 
 
-def read_records(source: Source, part: SourceShard) -> Iterator[tuple[RecordLocation, Any]]:
-    """The records of a part as they stand: a mapping, a text, or a problem."""
-    if source.hub is not None:
-        shard = _load_hub(source).shard(num_shards=_load_hub(source).num_shards, index=part.start)
-        name = f"{source.hub.id}@{source.hub.revision[:8]}, shard {part.start}"
-        yield from ((RecordLocation(name, "row", n), row) for n, row in enumerate(shard))
-    elif source.saved is not None:
-        rows = _load_saved(source, part.paths[0]).select(range(part.start, part.stop or 0))
-        yield from (
-            (RecordLocation(part.paths[0], "row", n, part.start), row) for n, row in enumerate(rows)
-        )
-    else:
-        for path in part.paths:
-            yield from _file_records(source, part, path)
+class _FileRange(NamedTuple):
+    """Whole files, or a range of one file."""
+
+    paths: tuple[Path, ...]
+    start: int = 0
+    stop: int | None = None
 
 
-def _file_records(
-    source: Source, part: SourceShard, path: Path
-) -> Iterator[tuple[RecordLocation, Any]]:
+def _file_ranges(source: Source, paths: tuple[Path, ...]) -> Iterator[_FileRange]:
+    """Group small files, and cut large ones in formats that can be read from the middle."""
+    limit = PYTHON_SHARD_BYTES if source.python is not None else SHARD_BYTES
+    group: list[Path] = []
+    group_size = 0
+    for path in paths:
+        size = path.stat().st_size
+        ranges = _cut_file(source, path, size) if size > limit else []
+        if len(ranges) > 1:
+            yield from ranges
+            continue
+        if group and group_size + size > limit:
+            yield _FileRange(tuple(group))
+            group, group_size = [], 0
+        group.append(path)
+        group_size += size
+    if group:
+        yield _FileRange(tuple(group))
+
+
+def _cut_file(source: Source, path: Path, size: int) -> list[_FileRange]:
+    """Cut a file into ranges; none for a format that can only be read from the start."""
+    if path.suffix == ".parquet":
+        with located(path):
+            groups = _open_parquet(path).num_row_groups
+        step = max(1, groups * SHARD_BYTES // size)
+        return _cut_range(path, length=groups, step=step)
+    # Text is cut at arbitrary bytes, which takes no pass over the file: a reader takes the lines
+    # that start in its range, and reads the last of them beyond its end.
+    if path.suffix == ".jsonl" or (path.suffix == ".txt" and source.unit == "line"):
+        return _cut_range(path, length=size, step=SHARD_BYTES)
+    return []
+
+
+def _cut_range(path: Path, *, length: int, step: int) -> list[_FileRange]:
+    starts = range(0, length, step)
+    return [_FileRange((path,), start, min(start + step, length)) for start in starts]
+
+
+def _row_shards(source: Source, folder: Path) -> list[SourceShard]:
+    rows = _load_saved(source, folder).num_rows
+    size = sum(path.stat().st_size for path in folder.rglob("*.arrow"))
+    step = max(1, rows * SHARD_BYTES // max(1, size))
+    shards = []
+    for number, start in enumerate(range(0, rows, step)):
+        stop = min(start + step, rows)
+        shards.append(SourceShard(number=number, paths=(folder,), start=start, stop=stop))
+    return shards
+
+
+def _read_hub(source: Source, shard: SourceShard) -> Iterator[LocatedRecord]:
+    assert source.hub is not None
+    dataset = _load_hub(source)
+    rows = dataset.shard(num_shards=dataset.num_shards, index=shard.start)
+    name = f"{source.hub.id}@{source.hub.revision[:8]}, shard {shard.start}"
+    for number, row in enumerate(rows):
+        yield RecordLocation(name, "row", number), row
+
+
+def _read_saved(source: Source, shard: SourceShard) -> Iterator[LocatedRecord]:
+    folder = shard.paths[0]
+    rows = _load_saved(source, folder).select(range(shard.start, shard.stop or 0))
+    for number, row in enumerate(rows):
+        yield RecordLocation(folder, "row", number, shard.start), row
+
+
+def _read_file(source: Source, shard: SourceShard, path: Path) -> Iterator[LocatedRecord]:
     if source.python is not None:
-        yield from ((RecordLocation(path), text) for text in module_documents(source.python, path))
+        for text in module_documents(source.python, path):
+            yield RecordLocation(path), text
     elif path.name.endswith(JSONL):
-        for place, line in _read_lines(path, part, source):
-            if isinstance(line, RecordProblem) or line.strip():
-                yield place, _parse_json(line) if isinstance(line, bytes) else line
+        for location, line in _read_lines(path, shard, source):
+            if isinstance(line, RecordProblem):
+                yield location, line
+            elif line.strip():
+                yield location, _parse_json(line)
     elif path.suffix == ".parquet":
-        yield from _read_parquet(path, part, source)
+        yield from _read_parquet(path, shard, source)
     elif source.unit == "file":
-        yield RecordLocation(path), _decode(_read_whole(path, source))
+        yield RecordLocation(path), _read_whole(path, source)
     elif source.unit == "line":
-        for place, line in _read_lines(path, part, source):
-            if isinstance(line, RecordProblem) or line.strip():
-                text = _decode(line)
-                yield place, text.rstrip("\r\n") if isinstance(text, str) else text
+        for location, line in _read_lines(path, shard, source):
+            text = _decode(line)
+            if isinstance(text, RecordProblem):
+                yield location, text
+            elif text.strip():
+                yield location, text.rstrip("\r\n")
     else:
-        yield from _read_paragraphs(path, part, source)
+        yield from _read_paragraphs(path, shard, source)
 
 
-def _read_paragraphs(
-    path: Path, part: SourceShard, source: Source
-) -> Iterator[tuple[RecordLocation, Any]]:
-    """Lines between empty lines, each paragraph at its first line."""
-    begun: tuple[RecordLocation, list[str]] | None = None
-    for place, line in _read_lines(path, part, source):
+def _read_paragraphs(path: Path, shard: SourceShard, source: Source) -> Iterator[LocatedRecord]:
+    """Yield the runs of lines between blank lines, each with the location of its first line."""
+    lines: list[str] = []
+    first = RecordLocation(path)
+    for location, line in _read_lines(path, shard, source):
         text = _decode(line)
         if isinstance(text, RecordProblem):
-            yield place, text
+            yield location, text
         elif text.strip():
-            begun = begun or (place, [])
-            begun[1].append(text)
-        elif begun:
-            yield begun[0], "".join(begun[1]).strip()
-            begun = None
-    if begun:
-        yield begun[0], "".join(begun[1]).strip()
+            if not lines:
+                first = location
+            lines.append(text)
+        elif lines:
+            yield first, "".join(lines).strip()
+            lines = []
+    if lines:
+        yield first, "".join(lines).strip()
 
 
-def _read_whole(path: Path, source: Source) -> bytes | RecordProblem:
+def _read_whole(path: Path, source: Source) -> str | RecordProblem:
     size = path.stat().st_size
-    return (
-        path.read_bytes()
-        if size <= source.max_document_bytes
-        else too_long(f"{size:,} bytes", source)
-    )
+    if size > source.max_document_bytes:
+        return too_long(f"{size:,} bytes", source)
+    return _decode(path.read_bytes())
 
 
 def _decode(content: bytes | RecordProblem) -> str | RecordProblem:
@@ -207,7 +264,9 @@ def _decode(content: bytes | RecordProblem) -> str | RecordProblem:
     try:
         return content.decode("utf-8")
     except UnicodeDecodeError as error:
-        return RecordProblem("the text", str(error), "text is UTF-8", "convert the file")
+        return RecordProblem(
+            key="the text", found=str(error), rule="text is UTF-8", fix="convert the file to UTF-8"
+        )
 
 
 def _parse_json(line: bytes) -> Any:
@@ -218,45 +277,62 @@ def _parse_json(line: bytes) -> Any:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
         return RecordProblem(
-            "the record", str(error), "one JSON object a line", "mend or remove the line"
+            key="the record",
+            found=str(error),
+            rule="one JSON object per line",
+            fix="correct or remove the line",
         )
 
 
 def _read_lines(
-    path: Path, part: SourceShard, source: Source
+    path: Path, shard: SourceShard, source: Source
 ) -> Iterator[tuple[RecordLocation, bytes | RecordProblem]]:
-    """The lines that begin in the part; one that is far too long is passed over unread."""
-    longest = OTHER_FIELDS * source.max_document_bytes
+    """Yield the lines that start in the shard's range; a line that is far too long is skipped."""
+    limit = OTHER_FIELDS * source.max_document_bytes
     with _open_file(path) as file:
-        if part.start:
-            file.seek(part.start - 1)
-            while (rest := file.readline(longest)) and not rest.endswith(b"\n"):
-                pass
-        position = file.tell() if part.stop is not None else 0
-        begin, index = position, -1
-        while part.stop is None or position < part.stop:
-            line = _readline(file, longest, path)
+        if shard.start:
+            # A line that starts before the range belongs to the shard before. Reading from the byte
+            # before the range tells whether one starts exactly at the range: that byte is then the
+            # end of a line, and only it is skipped.
+            file.seek(shard.start - 1)
+            _skip_line(file, limit)
+        position = file.tell() if shard.stop is not None else 0
+        first, number = position, 0
+        while shard.stop is None or position < shard.stop:
+            line = _read_line(file, limit)
             if not line:
                 return
-            index += 1
             position += len(line)
-            place = RecordLocation(path, "line", index, begin)
-            if len(line) > longest:
-                while not line.endswith(b"\n") and (line := _readline(file, longest, path)):
-                    position += len(line)
-                yield place, too_long(f"a line of over {longest:,} bytes", source)
+            location = RecordLocation(path, "line", number, first)
+            if len(line) > limit:
+                if not line.endswith(b"\n"):
+                    position += _skip_line(file, limit)
+                yield location, too_long(f"a line of over {limit:,} bytes", source)
+            elif first == number == 0:
+                yield location, line.removeprefix(BYTE_ORDER_MARK)
             else:
-                yield place, line.removeprefix(b"\xef\xbb\xbf") if begin == index == 0 else line
+                yield location, line
+            number += 1
 
 
-def _readline(file: BinaryIO, longest: int, path: Path) -> bytes:
+def _read_line(file: BinaryIO, limit: int) -> bytes:
+    """Read a line, or `limit + 1` bytes of a longer one."""
     try:
-        return file.readline(longest + 1)
+        return file.readline(limit + 1)
     except OSError as error:
         rule = "a compressed file that can be read to its end"
-        raise InvalidInput(
-            file=path, key="the file", found=str(error), rule=rule, fix="fetch or compress it anew"
-        ) from None
+        fix = "fetch or compress the file again"
+        raise InvalidInput(key="the file", found=str(error), rule=rule, fix=fix) from None
+
+
+def _skip_line(file: BinaryIO, limit: int) -> int:
+    """Read past the next end of line; return the number of bytes read."""
+    skipped = 0
+    while chunk := _read_line(file, limit):
+        skipped += len(chunk)
+        if chunk.endswith(b"\n"):
+            break
+    return skipped
 
 
 def _open_file(path: Path) -> BinaryIO:
@@ -269,75 +345,61 @@ def _open_file(path: Path) -> BinaryIO:
     return stream
 
 
-def _read_parquet(
-    path: Path, part: SourceShard, source: Source
-) -> Iterator[tuple[RecordLocation, Any]]:
-    import pyarrow.parquet
-
-    file = _open_parquet(path, pyarrow.parquet.ParquetFile)
-    keys = (
-        {key.split(".")[0] for key in template_keys(source.template)}
-        if source.template
-        else {source.field}
-    )
-    columns = [name for name in file.schema_arrow.names if name in keys]
+def _read_parquet(path: Path, shard: SourceShard, source: Source) -> Iterator[LocatedRecord]:
+    file = _open_parquet(path)
+    if source.template is None:
+        keys = {source.field}
+    else:
+        # A dotted key is a path into a nested column.
+        keys = {key.split(".")[0] for key in template_keys(source.template)}
+    names = file.schema_arrow.names
+    columns = [name for name in names if name in keys]
     if not columns:
-        have = ", ".join(file.schema_arrow.names)
-        raise InvalidInput(
-            file=path,
-            key="the columns",
-            found=have,
-            rule=f"one of {', '.join(sorted(keys))}",
-            fix="set `field:` or `template:`",
-        )
-    groups = range(part.start, file.num_row_groups if part.stop is None else part.stop)
-    before = sum(file.metadata.row_group(n).num_rows for n in range(part.start))
-    index = 0
-    for batch in file.iter_batches(256, row_groups=list(groups), columns=columns):
+        rule = f"one of {', '.join(sorted(keys))}"
+        fix = "set `field:` or `template:` of the source"
+        raise InvalidInput(key="the columns", found=", ".join(names), rule=rule, fix=fix)
+    stop = file.num_row_groups if shard.stop is None else shard.stop
+    groups = list(range(shard.start, stop))
+    rows_before = sum(file.metadata.row_group(n).num_rows for n in range(shard.start))
+    number = 0
+    for batch in file.iter_batches(ROWS_PER_BATCH, row_groups=groups, columns=columns):
         for row in batch.to_pylist():
-            yield RecordLocation(path, "row", index, before), row
-            index += 1
+            yield RecordLocation(path, "row", number, rows_before), row
+            number += 1
 
 
-def _open_parquet(path: Path, open_file: Any) -> Any:
+def _open_parquet(path: Path) -> Any:
+    from pyarrow.parquet import ParquetFile
+
     try:
-        return open_file(path)
+        return ParquetFile(path)
     except (OSError, ValueError) as error:
-        first = str(error).split("\n")[0]
-        raise InvalidInput(
-            file=path,
-            key="the file",
-            found=first,
-            rule="a Parquet file",
-            fix="fetch or write it anew",
-        ) from None
+        reason = str(error).split("\n")[0]
+        fix = "fetch or write the file again"
+        raise InvalidInput(key="the file", found=reason, rule="a Parquet file", fix=fix) from None
 
 
 @functools.cache
-def _load_saved(source: Source, path: Path) -> Any:
+def _load_saved(source: Source, folder: Path) -> Any:
     from datasets import DatasetDict, load_from_disk
 
     assert source.saved is not None
-    key = f"sources.{source.name}.saved"
-    try:
-        content = load_from_disk(str(path))
-    except (OSError, ValueError) as error:
-        rule = "a folder that `save_to_disk` of datasets wrote"
-        raise InvalidInput(
-            file=path, key=key, found=str(error).split("\n")[0], rule=rule, fix="name such a folder"
-        ) from None
-    if not isinstance(content, DatasetDict):
-        return content
-    if source.saved.split not in content:
-        rule = f"the folder holds several splits: {', '.join(map(str, content))}"
-        raise InvalidInput(
-            file=path,
-            key=f"{key}.split",
-            found=source.saved.split,
-            rule=rule,
-            fix="name one of them",
-        )
-    return content[source.saved.split]
+    split = source.saved.split
+    with located(folder, f"sources.{source.name}"):
+        try:
+            content = load_from_disk(str(folder))
+        except (OSError, ValueError) as error:
+            reason = str(error).split("\n")[0]
+            rule = "a folder that `save_to_disk` of datasets wrote"
+            fix = "name such a folder"
+            raise InvalidInput(key="saved", found=reason, rule=rule, fix=fix) from None
+        if not isinstance(content, DatasetDict):
+            return content
+        if split not in content:
+            rule = f"the folder holds several splits: {', '.join(map(str, content))}"
+            fix = "set it to one of them"
+            raise InvalidInput(key="saved.split", found=split, rule=rule, fix=fix)
+        return content[split]
 
 
 @functools.cache
@@ -351,20 +413,22 @@ def _load_hub(source: Source) -> Any:
             hub.id, hub.subset, revision=hub.revision, split=hub.split, streaming=True
         )
     except (OSError, ValueError) as error:
-        first = (str(error).splitlines() or [type(error).__name__])[0]
-        rule = f"a data set of the hub with split {hub.split} ({first})"
-        fix = "check id, revision, subset and split, and that the hub can be reached"
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise InvalidInput(
-            file=source.name, key=f"sources.{source.name}.hub", found=hub.id, rule=rule, fix=fix
+            file=source.name,
+            key=f"sources.{source.name}.hub",
+            found=hub.id,
+            rule=f"a data set of the hub with split {hub.split} ({reason})",
+            fix="correct id, revision, subset or split; this machine must reach the hub",
         ) from None
 
 
 @functools.lru_cache(maxsize=64)
 def _lines_before(path: Path, start: int) -> int:
-    """Lines of a file that end before byte `start`; read only to name a place."""
+    """Count the lines of a file that end before byte `start`."""
     lines = 0
     if start:
         with path.open("rb") as file:
             while (left := start - file.tell()) > 0:
-                lines += file.read(min(left, 1 << 20)).count(b"\n")
+                lines += file.read(min(left, COPY_BYTES)).count(b"\n")
     return lines

@@ -1,7 +1,8 @@
-"""Corpora, as an experiment names them, and the files that they are found in."""
+"""The files of a source on this machine, and a fingerprint of them."""
 
 import os
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,178 +10,11 @@ from typing import Any
 
 from sweepcp.config.source import Source
 from sweepcp.data.python_text import find_modules
-from sweepcp.errors import InvalidInput
+from sweepcp.errors import InvalidInput, located
 from sweepcp.util.json_values import digest
 
 JSONL = (".jsonl", ".jsonl.gz", ".jsonl.zst")
 SUFFIXES = (*JSONL, ".parquet", ".txt")
-
-
-@dataclass(frozen=True)
-class ResolvedSource:
-    """Where a source's texts are on this machine; nothing for a hub data set and a planned source."""
-
-    paths: tuple[Path, ...] = ()
-    """Files in the order in which they are read, or the folder of a saved data set."""
-    held_out: tuple[Path, ...] = ()
-    exclude: Path | None = None
-    passed_over: tuple[Path, ...] = ()
-    """Files in a named folder that are of no kind that can be read."""
-
-
-def resolve_source(source: Source, folder: Path, where: object) -> ResolvedSource:
-    """The files of a source, looked up from `folder`. Reads no text.
-
-    Raises `BadInput` for a path that is not there, cannot be read or goes round in circles, a package that is not
-    installed, a corpus without a byte, and a file that is both trained on and held out.
-    """
-    key = f"sources.{source.name}"
-    exclude = None
-    if source.exclude is not None:
-        exclude = _existing_path(folder, source.exclude, where, f"{key}.exclude")
-    if source.python is not None:
-        return ResolvedSource(
-            tuple(find_modules(source.python, where, f"{key}.python.packages")), exclude=exclude
-        )
-    if source.saved is not None:
-        path = _existing_path(folder, source.saved.path, where, f"{key}.saved.path")
-        return ResolvedSource((path,), exclude=exclude)
-    if source.files is None:
-        return ResolvedSource(exclude=exclude)
-    paths, passed_over = _resolve_patterns(folder, source.files, where, f"{key}.files")
-    held_out, more = _resolve_patterns(
-        folder, source.held_out_files or (), where, f"{key}.held_out_files"
-    )
-    both = {p.resolve() for p in paths} & {p.resolve() for p in held_out}
-    if both:
-        rule = "a file is trained on or held out, not both"
-        raise InvalidInput(
-            file=where,
-            key=f"{key}.held_out_files",
-            found=str(min(both)),
-            rule=rule,
-            fix="remove it from one of the two lists",
-        )
-    return ResolvedSource(tuple(paths), tuple(held_out), exclude, tuple(passed_over + more))
-
-
-def _resolve_patterns(
-    folder: Path, patterns: tuple[str, ...], where: object, key: str
-) -> tuple[list[Path], list[Path]]:
-    paths: list[Path] = []
-    passed_over: list[Path] = []
-    for pattern in patterns:
-        path = folder / Path(pattern).expanduser()
-        if path.is_dir():
-            inside = list(_walk_folder(path, where, key))
-            found = [p for p in inside if p.name.endswith(SUFFIXES)]
-            passed_over += [p for p in inside if not p.name.endswith(SUFFIXES)]
-        else:
-            found = _expand_glob(path)
-            for p in found:
-                if not p.name.endswith(SUFFIXES):
-                    raise InvalidInput(
-                        file=where,
-                        key=key,
-                        found=str(p),
-                        rule=f"a file ends in {', '.join(SUFFIXES)}",
-                        fix="convert or rename it",
-                    )
-        if not found:
-            raise _no_match(path, folder, pattern, where, key)
-        paths += found
-    if patterns and not sum(_readable_size(path, where, key) for path in paths):
-        names = ", ".join(str(p) for p in paths[:3])
-        raise InvalidInput(
-            file=where,
-            key=key,
-            found=names,
-            rule="a corpus holds text, this one is empty",
-            fix="name files with text",
-        )
-    twice = (
-        sorted(p for p in set(paths) if paths.count(p) > 1) if len(paths) > len(set(paths)) else []
-    )
-    if twice:
-        raise InvalidInput(
-            file=where,
-            key=key,
-            found=str(twice[0]),
-            rule="a file is read once",
-            fix="name it once; mind overlapping globs",
-        )
-    return paths, passed_over
-
-
-def _no_match(path: Path, folder: Path, pattern: str, where: object, key: str) -> InvalidInput:
-    if path.is_symlink():
-        rule = "a link leads to a file; this one leads nowhere, or to itself"
-        return InvalidInput(
-            file=where, key=key, found=pattern, rule=rule, fix=f"mend or remove the link {path}"
-        )
-    fix = "correct the path; it is relative to the folder of the experiment file"
-    return InvalidInput(
-        file=where,
-        key=key,
-        found=pattern,
-        rule=f"a file, or a folder of files, below {folder}",
-        fix=fix,
-    )
-
-
-def _expand_glob(path: Path) -> list[Path]:
-    if path.is_file():
-        return [path]
-    root = Path(path.anchor)
-    return sorted(
-        p for p in root.glob(str(path.absolute().relative_to(root.absolute()))) if p.is_file()
-    )
-
-
-def _walk_folder(folder: Path, where: object, key: str) -> Iterator[Path]:
-    """The files below a folder, sorted, links followed; hidden ones are none."""
-    for path, folders, names in os.walk(folder, followlinks=True):
-        here = Path(path)
-        for name in list(folders):
-            inner = here / name
-            if inner.is_symlink() and here.resolve().is_relative_to(inner.resolve()):
-                rule = "the folders of a corpus end somewhere; this link leads back to a folder above it"
-                raise InvalidInput(
-                    file=where,
-                    key=key,
-                    found=str(inner),
-                    rule=rule,
-                    fix="remove the link, or name the files by a glob",
-                )
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        yield from (here / name for name in sorted(names) if not name.startswith("."))
-
-
-def _readable_size(path: Path, where: object, key: str) -> int:
-    try:
-        with path.open("rb"):
-            return path.stat().st_size
-    except OSError as error:
-        rule = f"a file that can be read ({error.strerror})"
-        raise InvalidInput(
-            file=where,
-            key=key,
-            found=str(path),
-            rule=rule,
-            fix="mend its rights or the link, or leave it out",
-        ) from None
-
-
-def _existing_path(folder: Path, name: str, where: object, key: str) -> Path:
-    path = (folder / Path(name).expanduser()).absolute()
-    if not path.exists():
-        fix = "correct the path; it is relative to the folder of the experiment file"
-        raise InvalidInput(
-            file=where, key=key, found=name, rule=f"an existing path (looked for {path})", fix=fix
-        )
-    return path
-
-
 FIELDS_WITHOUT_EFFECT = {
     "files",
     "weight",
@@ -191,26 +25,189 @@ FIELDS_WITHOUT_EFFECT = {
     "bad_records",
     "name",
 }
-"""Fields of a source that change none of its tokens, once its files are known."""
+"""Fields of a source that change none of its tokens once its files are listed."""
+CORRECT_PATH = "correct the path; it is relative to the folder of the experiment file"
 
 
-def source_fingerprint(source: Source, found: ResolvedSource) -> str:
-    """16 hex digits that change when the texts or the way of reading them change.
+@dataclass(frozen=True)
+class ResolvedSource:
+    """The files of a source; empty for a hub data set and a planned source."""
 
-    Files count by path, size and time of change; Python packages by path inside the package, size and Python version.
+    paths: tuple[Path, ...] = ()
+    """Files in the order in which they are read, or the folder of a saved data set."""
+    held_out_paths: tuple[Path, ...] = ()
+    """Files that are held out whole."""
+    exclude: Path | None = None
+    """The list of documents to leave out."""
+    skipped: tuple[Path, ...] = ()
+    """Files in a named folder that are in no format that can be read."""
+
+
+def resolve_source(source: Source, *, folder: Path) -> ResolvedSource:
+    """List the files of a source without reading them.
+
+    Args:
+        source: The source; its paths are relative to `folder`.
+        folder: The folder of the experiment file.
+
+    Raises:
+        InvalidInput: A path does not exist, cannot be read or contains a link to a folder above it;
+            a package is not installed; a corpus is empty; a file is named twice, or both trained on
+            and held out. The key is relative to the source, and no file is named.
     """
-    how = source.model_dump(mode="json", exclude=FIELDS_WITHOUT_EFFECT)
+    exclude = None
+    if source.exclude is not None:
+        with located(file="", key="exclude"):
+            exclude = _existing_path(folder, source.exclude)
     if source.python is not None:
-        listed: list[Any] = [[path.name, path.stat().st_size] for path in found.paths]
-        return digest([how, sys.version_info[:3], listed, _file_stamps(found.exclude)])
-    return digest(
-        [how, *(_file_stamps(*group) for group in (found.paths, found.held_out, (found.exclude,)))]
+        with located(file="", key="python"):
+            modules = find_modules(source.python)
+        return ResolvedSource(tuple(modules), exclude=exclude)
+    if source.saved is not None:
+        with located(file="", key="saved.path"):
+            path = _existing_path(folder, source.saved.path)
+        return ResolvedSource((path,), exclude=exclude)
+    if source.files is None:
+        return ResolvedSource(exclude=exclude)
+    with located(file="", key="files"):
+        paths, skipped = _resolve_patterns(folder, source.files)
+    with located(file="", key="held_out_files"):
+        held_out, held_out_skipped = _resolve_patterns(folder, source.held_out_files or ())
+        _check_disjoint(paths, held_out)
+    return ResolvedSource(
+        tuple(paths), tuple(held_out), exclude, skipped=tuple(skipped + held_out_skipped)
     )
 
 
+def source_fingerprint(source: Source, files: ResolvedSource) -> str:
+    """Return 16 hex digits that change if the text of a source, or the way it is read, changes.
+
+    Files count by path, size and modification time; the modules of Python packages by name, size
+    and Python version.
+    """
+    settings = source.model_dump(mode="json", exclude=FIELDS_WITHOUT_EFFECT)
+    if source.python is not None:
+        modules: list[Any] = [[path.name, path.stat().st_size] for path in files.paths]
+        return digest([settings, sys.version_info[:3], modules, _file_stamps(files.exclude)])
+    stamps = (
+        _file_stamps(*files.paths),
+        _file_stamps(*files.held_out_paths),
+        _file_stamps(files.exclude),
+    )
+    return digest([settings, *stamps])
+
+
+def _resolve_patterns(
+    folder: Path, patterns: tuple[str, ...]
+) -> tuple[list[Path], list[Path]]:
+    """Return the files that can be read, in the order of the patterns, and those that cannot."""
+    paths: list[Path] = []
+    skipped: list[Path] = []
+    for pattern in patterns:
+        path = folder / Path(pattern).expanduser()
+        if path.is_dir():
+            inside = list(_walk_folder(path))
+            matches = [file for file in inside if file.name.endswith(SUFFIXES)]
+            skipped += [file for file in inside if not file.name.endswith(SUFFIXES)]
+        else:
+            matches = _expand_glob(path)
+            _check_suffixes(matches)
+        if not matches:
+            raise _no_match(path, folder=folder, pattern=pattern)
+        paths += matches
+    if patterns:
+        _check_not_empty(paths)
+    _check_unique(paths)
+    return paths, skipped
+
+
+def _expand_glob(path: Path) -> list[Path]:
+    # A name that exists is taken as it is, even if it has characters of a glob in it.
+    if path.is_file():
+        return [path]
+    root = Path(path.anchor)
+    pattern = str(path.absolute().relative_to(root.absolute()))
+    return sorted(match for match in root.glob(pattern) if match.is_file())
+
+
+def _walk_folder(folder: Path) -> Iterator[Path]:
+    """Yield the files below a folder, sorted, following links and leaving out hidden ones."""
+    for root, folders, names in os.walk(folder, followlinks=True):
+        parent = Path(root)
+        for name in folders:
+            inner = parent / name
+            if inner.is_symlink() and parent.resolve().is_relative_to(inner.resolve()):
+                rule = "a folder without links that lead back to a folder above them"
+                fix = "remove the link, or name the files by a glob"
+                raise InvalidInput(found=str(inner), rule=rule, fix=fix)
+        # os.walk descends into what is left in `folders`, in that order.
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        yield from (parent / name for name in sorted(names) if not name.startswith("."))
+
+
+def _existing_path(folder: Path, name: str) -> Path:
+    path = (folder / Path(name).expanduser()).absolute()
+    if not path.exists():
+        rule = f"an existing path (looked for {path})"
+        raise InvalidInput(found=name, rule=rule, fix=CORRECT_PATH)
+    return path
+
+
+def _no_match(path: Path, *, folder: Path, pattern: str) -> InvalidInput:
+    if path.is_symlink():
+        rule = "a link that leads to a file; this one leads nowhere, or to itself"
+        return InvalidInput(found=pattern, rule=rule, fix=f"correct or remove the link {path}")
+    rule = f"a file, or a folder of files, below {folder}"
+    return InvalidInput(found=pattern, rule=rule, fix=CORRECT_PATH)
+
+
+def _check_suffixes(paths: list[Path]) -> None:
+    for path in paths:
+        if not path.name.endswith(SUFFIXES):
+            rule = f"a file ends in {', '.join(SUFFIXES)}"
+            raise InvalidInput(found=str(path), rule=rule, fix="convert or rename it")
+
+
+def _check_not_empty(paths: list[Path]) -> None:
+    if sum(map(_readable_size, paths)) == 0:
+        names = ", ".join(map(str, paths[:3]))
+        rule = "files with text; these are empty"
+        raise InvalidInput(found=names, rule=rule, fix="name files that contain text")
+
+
+def _check_unique(paths: list[Path]) -> None:
+    repeated = [path for path, count in Counter(paths).items() if count > 1]
+    if repeated:
+        fix = "name it once; two globs may both match it"
+        raise InvalidInput(found=str(min(repeated)), rule="a file is named once", fix=fix)
+
+
+def _check_disjoint(paths: list[Path], held_out: list[Path]) -> None:
+    shared = {path.resolve() for path in paths} & {path.resolve() for path in held_out}
+    if shared:
+        rule = "a file is trained on or held out, not both"
+        fix = "remove it from `files` or from `held_out_files`"
+        raise InvalidInput(found=str(min(shared)), rule=rule, fix=fix)
+
+
+def _readable_size(path: Path) -> int:
+    try:
+        with path.open("rb"):
+            return path.stat().st_size
+    except OSError as error:
+        rule = f"a file that can be read ({error.strerror})"
+        fix = "grant read permission, correct the link, or leave the file out"
+        raise InvalidInput(found=str(path), rule=rule, fix=fix) from None
+
+
 def _file_stamps(*paths: Path | None) -> list[list[str | int]]:
-    """Path, size and time of change of files; a folder counts by the files in it."""
-    files = [
-        p for path in paths if path for p in (sorted(path.rglob("*")) if path.is_dir() else [path])
-    ]
-    return [[str(p.absolute()), p.stat().st_size, p.stat().st_mtime_ns] for p in files]
+    """Return path, size and modification time of files; a folder counts by the files in it."""
+    files: list[Path] = []
+    for path in paths:
+        if path is not None:
+            files += sorted(path.rglob("*")) if path.is_dir() else [path]
+    stamps: list[list[str | int]] = []
+    for file in files:
+        status = file.stat()
+        stamps.append([str(file.absolute()), status.st_size, status.st_mtime_ns])
+    return stamps

@@ -1,17 +1,21 @@
-"""The token store of a source: tokenised once, kept in the cache, memory-mapped by every trial.
+r"""The token store of a source: tokenised once, kept in the cache, memory-mapped by every trial.
 
-A store is a folder. `train.bin` and `train.idx` are an indexed data set of Megatron-LM (version 1 of its format), so
-that Megatron-LM, and what reads its data, takes `<folder>/train` as a data path:
+A store is a folder. `train.bin` and `train.idx` are an indexed data set of Megatron-LM (version 1 of
+its format), so Megatron-LM, and whatever reads its data, takes `<folder>/train` as a data path:
 
-    train.bin   the tokens of the training documents in a row, uint16 or int32
-    train.idx   b"MMIDIDX\0\0", u64 version 1, u8 type (8: uint16, 4: int32), u64 sequences, u64 documents + 1; then
-                per sequence its length (i32), its offset in bytes (i64), and the first sequence of each document (i64).
-                Little-endian; every document is one sequence
+    train.bin   the tokens of the training documents, one after the other, uint16 or int32
+    train.idx   b"MMIDIDX\0\0", u64 version 1, u8 type (8: uint16, 4: int32), u64 sequences,
+                u64 documents + 1; then per sequence its length (i32), its offset in bytes (i64),
+                and the first sequence of each document (i64). Little-endian; every document is one
+                sequence
 
-Each document stands between the tokenizer's BOS (or EOS, where it has no BOS) and its EOS. `held_out.jsonl` has the
-held-out texts, which are tokenised when they are scored. `store.json` has the counts; it is written last.
+Each document is preceded by the tokenizer's BOS (or by its EOS if it has no BOS) and followed by its
+EOS. `held_out.jsonl` has the text of the held-out documents, which is tokenised when it is scored.
+`store.json` has the counts; it is written last.
 """
 
+import hashlib
+import heapq
 import json
 import struct
 from bisect import bisect_left
@@ -23,7 +27,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 
-from sweepcp.errors import InvalidInput
+from sweepcp.errors import InvalidInput, located
 from sweepcp.util.files import cache_dir
 from sweepcp.util.json_values import digest
 
@@ -32,17 +36,13 @@ if TYPE_CHECKING:
 
 
 FORMAT = 3
+"""Version of the store; part of the folder's name, so a store of another version is rebuilt."""
 MAGIC = b"MMIDIDX\x00\x00"
 HEADER = struct.Struct("<9sQBQQ")
 TYPES: dict[int, np.dtype[Any]] = {8: np.dtype("<u2"), 4: np.dtype("<i4")}
 CODES = {dtype: code for code, dtype in TYPES.items()}
 CHUNK = 1 << 20
-"""Documents whose index is written at a time."""
-
-
-def token_dtype(size: int) -> np.dtype[Any]:
-    """The smallest type of the format for token ids below `size`; the format has no uint32."""
-    return TYPES[8] if size <= 1 << 16 else TYPES[4]
+"""Documents whose index is read and written at once."""
 
 
 @dataclass(frozen=True)
@@ -52,112 +52,84 @@ class IndexedTokens:
     tokens: np.ndarray
     """Shape (tokens,)."""
     offsets: np.ndarray
-    """Where each document begins, in bytes; shape (documents,)."""
+    """Where each document starts, in bytes; shape (documents,)."""
 
-    def begins(self, first: int, length: int) -> list[int]:
-        """At which of the tokens from `first` to `first + length - 1` a document begins, counted from `first`."""
+    def document_starts(self, first: int, *, length: int) -> list[int]:
+        """Return where documents start among `length` tokens from `first` on, relative to it."""
         size = self.tokens.itemsize
         low = bisect_left(self.offsets, first * size)
-        high = bisect_left(
-            self.offsets, (first + length) * size, low, min(len(self.offsets), low + length)
-        )
+        # No document is empty, so at most `length` of them start in the range.
+        high = min(len(self.offsets), low + length)
+        high = bisect_left(self.offsets, (first + length) * size, low, high)
         return [int(offset) // size - first for offset in self.offsets[low:high]]
-
-
-def read_indexed_tokens(prefix: Path) -> IndexedTokens:
-    """`<prefix>.bin` and `<prefix>.idx`, memory-mapped; `BadInput` when they are of another format or torn."""
-    index, content = prefix.with_suffix(".idx"), prefix.with_suffix(".bin")
-    with index.open("rb") as file:
-        head = file.read(HEADER.size)
-    magic, version, code, sequences, documents = HEADER.unpack(head.ljust(HEADER.size, b"\0"))
-    fix = f"remove {index.parent}; the next command builds it again"
-    if magic != MAGIC or version != 1 or code not in TYPES:
-        raise InvalidInput(
-            file=index,
-            key="the header",
-            found=head[:9],
-            rule="an index of Megatron-LM, version 1, uint16 or int32",
-            fix=fix,
-        )
-    if documents != sequences + 1 or index.stat().st_size != HEADER.size + 20 * sequences + 8:
-        raise InvalidInput(
-            file=index,
-            key="the length",
-            found=index.stat().st_size,
-            rule=f"an index of {sequences} documents",
-            fix=fix,
-        )
-    dtype = TYPES[code]
-    if not sequences:
-        return IndexedTokens(np.zeros(0, dtype), np.zeros(0, "<i8"))
-    lengths = np.memmap(index, "<i4", "r", HEADER.size, (sequences,))
-    offsets = np.asarray(np.memmap(index, "<i8", "r", HEADER.size + 4 * sequences, (sequences,)))
-    end = int(offsets[-1]) + int(lengths[-1]) * dtype.itemsize
-    if content.stat().st_size != end:
-        raise InvalidInput(
-            file=content,
-            key="the length",
-            found=content.stat().st_size,
-            rule=f"{end} bytes, says its index",
-            fix=fix,
-        )
-    return IndexedTokens(
-        np.asarray(np.memmap(content, dtype, "r")), offsets
-    )  # plain arrays are sliced faster
-
-
-def write_index(
-    file: BinaryIO, dtype: np.dtype[Any], count: int, lengths: Callable[[], Iterable[np.ndarray]]
-) -> None:
-    """Write the index of `count` documents; `lengths` gives their tokens in pieces, and is called twice."""
-    file.write(HEADER.pack(MAGIC, 1, CODES[dtype], count, count + 1))
-    for piece in lengths():
-        file.write(piece.astype("<i4").tobytes())
-    offset = 0
-    for piece in lengths():
-        ends = offset + np.cumsum(piece, dtype=np.int64) * dtype.itemsize
-        file.write((ends - piece.astype(np.int64) * dtype.itemsize).astype("<i8").tobytes())
-        offset = int(ends[-1]) if len(ends) else offset
-    for first in range(0, count + 1, CHUNK):
-        file.write(np.arange(first, min(first + CHUNK, count + 1), dtype="<i8").tobytes())
 
 
 @dataclass(frozen=True)
 class TokenStore:
-    """One source's tokens on disk, or a random part of them."""
+    """The tokens of one source on disk, or a random fraction of them."""
 
     path: Path
     source: str
-    part: float = 1.0
-    """Share of the training sequences that a run may see: less than 1 makes it repeat them as a longer run would."""
+    fraction: float = 1.0
+    """Fraction of the training sequences that a run may read.
+
+    Below 1 it makes a short run repeat the source as often as a longer run would.
+    """
 
     @cached_property
     def meta(self) -> dict[str, Any]:
+        """The content of `store.json`."""
         content: dict[str, Any] = json.loads((self.path / "store.json").read_text(encoding="utf-8"))
         return content
 
     @property
     def tokens(self) -> int:
-        """Training tokens, of the whole store."""
+        """Number of training tokens in the whole store."""
         return int(self.meta["train"]["tokens"])
 
     def train(self) -> IndexedTokens:
-        """The training tokens."""
+        """Memory-map the training tokens."""
         return read_indexed_tokens(self.path / "train")
 
-    def held_out_texts(self) -> Iterator[str]:
-        """The held-out documents, in the order of the store."""
+    def held_out_documents(self) -> Iterator[str]:
+        """Yield the text of the held-out documents, in the order of the store."""
         with (self.path / "held_out.jsonl").open(encoding="utf-8") as file:
             yield from map(json.loads, file)
 
+    def sample_held_out(self, count: int | None) -> list[str]:
+        """Return a sample of the held-out documents that is the same in every run.
 
-def store_path(fingerprint: str, tokenizer_id: str) -> Path:
-    """Where the store of a source with this fingerprint, read with this tokenizer, is or will be."""
+        Args:
+            count: Size of the sample; None for all documents, in the order of the store.
+
+        Returns:
+            The text of the documents with the smallest SHA-256, in ascending order of it; fewer
+            than `count` if the store has fewer.
+        """
+        documents = list(self.held_out_documents())
+        if count is None:
+            return documents
+        return heapq.nsmallest(count, documents, key=_sha256)
+
+
+def store_path(*, fingerprint: str, tokenizer_id: str) -> Path:
+    """Return the folder of a source's store in the cache, whether or not it has been built."""
     return cache_dir() / "stores" / digest([FORMAT, fingerprint, tokenizer_id])
 
 
+def token_dtype(vocab_size: int) -> np.dtype[Any]:
+    """Return the smallest type for token ids below `vocab_size`; the format has no uint32."""
+    return TYPES[8] if vocab_size <= 1 << 16 else TYPES[4]
+
+
 def boundary_tokens(tokenizer: "PreTrainedTokenizerBase") -> tuple[list[int], list[int]]:
-    """What stands before and after a document: BOS or else EOS, and EOS. Either may be missing, not both."""
+    """Return the token ids before and after each document.
+
+    Before it is BOS, or EOS if the tokenizer has no BOS; after it is EOS, or nothing.
+
+    Raises:
+        ValueError: The tokenizer has neither.
+    """
     bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
     start = bos if bos is not None else eos
     if start is None:
@@ -165,3 +137,71 @@ def boundary_tokens(tokenizer: "PreTrainedTokenizerBase") -> tuple[list[int], li
             "the tokenizer has neither a BOS nor an EOS token to mark where documents begin"
         )
     return [start], [] if eos is None else [eos]
+
+
+def read_indexed_tokens(prefix: Path) -> IndexedTokens:
+    """Memory-map the indexed data set `<prefix>.bin` and `<prefix>.idx`.
+
+    Raises:
+        InvalidInput: The files are of another format, truncated or corrupt.
+    """
+    index, content = prefix.with_suffix(".idx"), prefix.with_suffix(".bin")
+    fix = f"remove {index.parent}; the next command rebuilds it"
+    with located(index):
+        dtype, sequences = _read_header(index, fix)
+    if not sequences:
+        return IndexedTokens(np.zeros(0, dtype), np.zeros(0, "<i8"))
+    lengths = np.memmap(index, "<i4", "r", HEADER.size, (sequences,))
+    offsets = np.asarray(np.memmap(index, "<i8", "r", HEADER.size + 4 * sequences, (sequences,)))
+    end = int(offsets[-1]) + int(lengths[-1]) * dtype.itemsize
+    size = content.stat().st_size
+    if size != end:
+        rule = f"{end} bytes, as {index.name} states"
+        raise InvalidInput(file=content, key="the length", found=size, rule=rule, fix=fix)
+    # Slicing a plain array is several times as fast as slicing a np.memmap.
+    return IndexedTokens(np.asarray(np.memmap(content, dtype, "r")), offsets)
+
+
+def write_index(
+    file: BinaryIO, dtype: np.dtype[Any], count: int, lengths: Callable[[], Iterable[np.ndarray]]
+) -> None:
+    """Write the index of an indexed data set.
+
+    Args:
+        file: The `.idx` file.
+        dtype: Type of the tokens in the `.bin` file.
+        count: Number of documents.
+        lengths: Called twice; yields the documents' lengths in tokens, in arrays of any size.
+    """
+    file.write(HEADER.pack(MAGIC, 1, CODES[dtype], count, count + 1))
+    for chunk in lengths():
+        file.write(chunk.astype("<i4").tobytes())
+    offset = 0
+    for chunk in lengths():
+        ends = offset + np.cumsum(chunk, dtype=np.int64) * dtype.itemsize
+        starts = ends - chunk.astype(np.int64) * dtype.itemsize
+        file.write(starts.astype("<i8").tobytes())
+        if len(ends):
+            offset = int(ends[-1])
+    for first in range(0, count + 1, CHUNK):
+        last = min(first + CHUNK, count + 1)
+        file.write(np.arange(first, last, dtype="<i8").tobytes())
+
+
+def _read_header(index: Path, fix: str) -> tuple[np.dtype[Any], int]:
+    """Return the token type and the number of sequences of an index whose size fits them."""
+    with index.open("rb") as file:
+        head = file.read(HEADER.size)
+    magic, version, code, sequences, documents = HEADER.unpack(head.ljust(HEADER.size, b"\0"))
+    if magic != MAGIC or version != 1 or code not in TYPES:
+        rule = "an index of Megatron-LM, version 1, uint16 or int32"
+        raise InvalidInput(key="the header", found=head[:9], rule=rule, fix=fix)
+    size = index.stat().st_size
+    if documents != sequences + 1 or size != HEADER.size + 20 * sequences + 8:
+        rule = f"an index of {sequences} documents"
+        raise InvalidInput(key="the length", found=size, rule=rule, fix=fix)
+    return TYPES[code], sequences
+
+
+def _sha256(text: str) -> bytes:
+    return hashlib.sha256(text.encode()).digest()

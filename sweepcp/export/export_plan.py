@@ -1,4 +1,4 @@
-"""What an export is made from, and what a trainer's part of it is."""
+"""Input of an export, and the plan that a trainer module makes from it."""
 
 import json
 from collections.abc import Iterable
@@ -9,144 +9,148 @@ from typing import Any
 from sweepcp.config.site import Site
 from sweepcp.promote.bundle import Bundle, LoadedBundle
 
-PLANNED = "/planned"
-"""Stands for the store of a planned corpus: it can be exported and checked, not trained on."""
+PLANNED_STORES = "/planned"
+"""Parent folder written for corpora without a token store: they can be exported, not trained on."""
 
 
 class ShellVariable(str):
-    """A word of a command with a variable in it, which stands in double quotes."""
+    """Command argument that the shell expands; written in double quotes instead of being escaped."""
 
 
 @dataclass(frozen=True)
 class ExportInput:
-    """What every module here writes from."""
+    """Bundle, site and output folder that every trainer and launcher module writes from."""
 
-    opened: LoadedBundle
+    loaded: LoadedBundle
     site: Site
     out: Path
-    """Where the files will stand; absolute, the same on all nodes."""
-    where: Path
-    """The site file, or the bundle where there is none: named in errors."""
+    """Absolute path of the exported files, the same on all nodes."""
 
     @property
     def bundle(self) -> Bundle:
-        return self.opened.bundle
+        """Content of `bundle.json`."""
+        return self.loaded.bundle
 
     @property
-    def run(self) -> str:
-        """The folder of the run, beside the files."""
+    def run_folder(self) -> str:
+        """Folder of the run, beside the exported files."""
         return str(self.out / "run")
 
     @property
-    def saves(self) -> str:
-        """Where other trainers than `sweepcp train` write: the target's folder for checkpoints, if it names one."""
-        return self.bundle.target.checkpoints.folder or self.run
+    def checkpoint_folder(self) -> str:
+        """Folder that trainers other than `sweepcp train` write to: the target's, or `run_folder`."""
+        return self.bundle.target.checkpoints.folder or self.run_folder
 
     @property
-    def job(self) -> str:
+    def job_name(self) -> str:
+        """Name of the job: the site's, or the bundle's."""
         return self.site.job or self.bundle.name
 
     @property
     def model(self) -> str:
-        """A folder, or the id on a hub."""
+        """Model folder, or hub id."""
         return self.bundle.model.path or str(self.bundle.model.hub)
 
     @property
     def model_folder(self) -> str:
-        """A folder, to which `fetch_model` brings a model of a hub."""
+        """Model folder; `download_commands` fills it for a hub model."""
         return self.model if self.bundle.model.hub is None else f"{self.out}/model"
 
     @property
-    def peak(self) -> float:
-        """The max LR of the run."""
+    def max_lr(self) -> float:
+        """Max LR of the run: the recipe's LR fraction of the model's own max LR."""
         return round_to_12_digits(self.bundle.recipe.lr_fraction * self.bundle.model.max_lr)
 
     @property
     def on_gpu(self) -> bool:
+        """Whether the target trains on GPUs."""
         return self.bundle.target.hardware.device == "cuda"
 
     @property
-    def stores(self) -> dict[str, str]:
+    def store_folders(self) -> dict[str, str]:
         """Source → folder of its token store."""
-        return {c.name: c.store or f"{PLANNED}/{c.name}" for c in self.bundle.corpora}
+        return {c.name: c.store or f"{PLANNED_STORES}/{c.name}" for c in self.bundle.corpora}
+
+    @property
+    def sources_without_store(self) -> list[str]:
+        """Names of the sources whose token store has not been built."""
+        return [corpus.name for corpus in self.bundle.corpora if corpus.store is None]
 
 
 @dataclass(frozen=True)
 class Difference:
-    """What a trainer does otherwise than the recipe says."""
+    """A point in which a trainer deviates from the recipe."""
 
     fact: str
-    """As in `sweepcp.export.facts`."""
-    there: str
-    """What it does instead, and how much that is."""
+    """Key of `sweepcp.export.recipe_facts.FACTS`."""
+    behaviour: str
+    """What the trainer does instead."""
 
 
 @dataclass(frozen=True)
 class ExportPlan:
-    """A trainer's part of an export."""
+    """A trainer's share of an export."""
 
     files: dict[str, str]
-    """Name → text, without its head."""
+    """File name → text, without its header."""
     command: tuple[str, ...]
-    """What every process runs, after `python` or `torchrun`."""
+    """Arguments after `python` or `torchrun`, the same for every process."""
     settings: dict[str, Any]
-    """Key → value, everything that was written and that the peer must have parsed."""
+    """Key → value of everything written; the trainer must have parsed each of them."""
     differences: tuple[Difference, ...] = ()
     notes: tuple[str, ...] = ()
-    """What else is to be known: what it does not do that `sweepcp train` does, what it needs."""
+    """What the trainer lacks compared with `sweepcp train`, and what it needs."""
     prepare: tuple[tuple[str, ...], ...] = ()
     """Commands to run once, before the first start."""
     env: dict[str, str] = field(default_factory=dict)
     saves_on_term: bool = False
-    """Whether it saves when it is told to end; if not, what was saved last is what is left."""
+    """Whether the trainer saves a checkpoint when it receives SIGTERM."""
 
 
-def fetch_model(source: ExportInput) -> tuple[tuple[str, ...], ...]:
-    """The command that brings the model to `model_folder`, none where it is there."""
-    model = source.bundle.model
+def download_commands(export_input: ExportInput) -> tuple[tuple[str, ...], ...]:
+    """Return the command that downloads a hub model to `model_folder`; none for a local model."""
+    model = export_input.bundle.model
     if model.hub is None:
         return ()
-    revision = ("--revision", model.revision) if model.revision else ()
-    download = (
-        source.site.python,
-        "-m",
-        "huggingface_hub.cli.hf",
-        "download",
-        model.hub,
-        *revision,
-    )
-    return ((*download, "--local-dir", source.model_folder),)
+    command = [export_input.site.python, "-m", "huggingface_hub.cli.hf", "download", model.hub]
+    if model.revision:
+        command += ["--revision", model.revision]
+    return ((*command, "--local-dir", export_input.model_folder),)
 
 
-def unwatched_notes(source: ExportInput) -> tuple[str, ...]:
-    """What the target asks for that only `sweepcp train` does."""
+def monitoring_notes(export_input: ExportInput) -> tuple[str, ...]:
+    """Return notes on the target's monitoring that only `sweepcp train` does."""
     notes = [
-        "held-out text is not watched during the run: score the model after it, with `sweepcp score`"
+        "Held-out loss is not monitored during the run. "
+        "Score the final model with `sweepcp score`."
     ]
-    if source.bundle.target.spikes is not None:
-        notes.append("it does not go back before a spike of the loss")
+    if export_input.bundle.target.spikes is not None:
+        notes.append("Loss spikes do not trigger a rollback.")
     return tuple(notes)
 
 
-def tracking_differences(source: ExportInput, known: Iterable[str]) -> tuple[Difference, ...]:
-    """That a trainer has no key for some of the trackers that the target names."""
-    unknown = sorted(set(source.bundle.target.tracking) - set(known))
-    return (
-        (Difference("tracking", f"it does not report to {', '.join(unknown)}"),) if unknown else ()
-    )
+def tracking_differences(
+    export_input: ExportInput, supported: Iterable[str]
+) -> tuple[Difference, ...]:
+    """Return the difference that a trainer does not support some of the target's trackers."""
+    unsupported = sorted(set(export_input.bundle.target.tracking) - set(supported))
+    if not unsupported:
+        return ()
+    return (Difference("tracking", f"does not report to {', '.join(unsupported)}"),)
+
+
+def accumulation_steps(export_input: ExportInput) -> int:
+    """Return micro batches per step and data-parallel process, without model parallelism."""
+    target = export_input.bundle.target
+    sequences_per_round = target.hardware.world_size * target.compute.micro_batch
+    return export_input.bundle.recipe.sequences // sequences_per_round
 
 
 def python_literal(value: Any) -> str:
-    """A value as Python source, text in double quotes."""
+    """Return a value as Python source, with strings in double quotes."""
     return json.dumps(value) if isinstance(value, str) else repr(value)
 
 
 def round_to_12_digits(number: float) -> float:
-    """To 12 digits: 0.1 of 1.5e-4 is written as 1.5e-05, and not as 1.4999999999999999e-05."""
+    """Round to 12 significant digits, so that 0.1 × 1.5e-4 is 1.5e-05 rather than 1.49…9e-05."""
     return float(f"{number:.12g}")
-
-
-def accumulation_steps(source: ExportInput) -> int:
-    """Micro batches of one step on one data-parallel process, without tensor and pipeline parallelism."""
-    target = source.bundle.target
-    return source.bundle.recipe.sequences // (target.hardware.world * target.compute.micro_batch)

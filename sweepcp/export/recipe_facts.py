@@ -1,4 +1,4 @@
-"""What a recipe demands of any trainer, and how what a trainer has parsed is compared with it."""
+"""Facts that a recipe fixes for any trainer, and their comparison with what a trainer parsed."""
 
 import math
 from collections.abc import Sequence
@@ -8,140 +8,159 @@ from typing import Any
 from sweepcp.promote.bundle import Bundle
 
 SHARE_TOLERANCE = 1e-3
-"""Shares of tokens may differ by so much."""
+"""Largest accepted difference of a token share."""
 AREA_TOLERANCE = 1e-3
-"""The sum of the LR over all steps may differ by this part of it, or by one step at the max LR, if that is more."""
-MIX_NOT_WRITTEN = "the mix is not written yet"
-"""What a reader says of the shares where the trainer reads a mix that `prepare.sh` has not made."""
+"""Accepted relative difference of the LR's sum over all steps; one step at max LR is accepted, too."""
+MIX_NOT_WRITTEN = "the mix has not been written yet"
+"""Value of `shares` that readers return before `prepare.sh` has written the mix."""
 FACTS = {
     "steps": "optimizer steps",
-    "lr": "LR of every step",
-    "batch": "tokens in a batch",
-    "seq_len": "tokens in a sequence",
-    "shares": "share of tokens of each source",
-    "optimizer": "AdamW: betas, epsilon, weight decay",
-    "decayed": "what weight decay applies to",
-    "clip": "largest gradient norm",
-    "loss": "what the loss is averaged over",
+    "lr": "LR per step",
+    "batch": "tokens per batch",
+    "seq_len": "sequence length",
+    "shares": "token share per source",
+    "optimizer": "AdamW betas, epsilon, weight decay",
+    "decayed": "parameters with weight decay",
+    "clip": "gradient clipping norm",
+    "loss": "loss averaging",
     "precision": "precision",
-    "attention": "attention between documents",
+    "attention": "attention across documents",
     "targets": "targets across documents",
-    "order": "order of the sequences",
+    "order": "sequence order",
     "seed": "seed",
     "model": "model",
-    "checkpoints": "steps between checkpoints, and how many are kept",
-    "tracking": "trackers",
+    "checkpoints": "checkpoint interval and retention",
+    "tracking": "experiment trackers",
 }
-"""Every fact that is compared, and what it is called."""
+"""Key of every fact that is compared → its label."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Result of comparing one fact or one setting."""
+
+    name: str
+    """A key of `FACTS`, or `setting KEY`."""
+    agrees: bool | None
+    """None if it cannot be compared yet."""
+    detail: str
+    """The two values, where there is something to report."""
 
 
 def recipe_facts(bundle: Bundle) -> dict[str, Any]:
-    """The facts of a bundle's recipe, by their names in `FACTS`.
+    """Return the facts of a bundle's recipe.
 
-    Its `lr` begins with what precedes step 1: 0 where there is a warmup, the max LR where there is none.
+    Returns:
+        The keys of `FACTS` with their values. `lr` has `steps + 1` entries: the first precedes
+        step 1 and is 0 with a warmup and the max LR without one.
     """
-    recipe = bundle.recipe
-    before = 0.0 if recipe.warmup_steps else recipe.lr_fraction * bundle.model.max_lr
+    recipe, target = bundle.recipe, bundle.target
+    max_lr = bundle.model.max_lr
+    lr_before = 0.0 if recipe.warmup_steps else recipe.lr_fraction * max_lr
+    lr_per_step = [recipe.lr(step, max_lr) for step in range(1, recipe.steps + 1)]
+    across_or_within = "across" if recipe.cross_documents else "within"
     return {
         "steps": recipe.steps,
-        "lr": [
-            before,
-            *(recipe.lr(step, bundle.model.max_lr) for step in range(1, recipe.steps + 1)),
-        ],
+        "lr": [lr_before, *lr_per_step],
         "batch": recipe.batch_tokens,
         "seq_len": recipe.seq_len,
         "shares": {p.source: p.share for p in recipe.mixture.portions},
         "optimizer": [*recipe.betas, 1e-8, recipe.weight_decay],
         "decayed": "matrices",
         "clip": recipe.clip,
-        "loss": "targets of the whole batch",
-        "precision": bundle.target.compute.precision,
-        "attention": "across" if recipe.cross_documents else "within",
-        "targets": "across" if recipe.cross_documents else "within",
-        "order": "the stream",
+        "loss": "mean over the targets of the whole batch",
+        "precision": target.compute.precision,
+        "attention": across_or_within,
+        "targets": across_or_within,
+        "order": "stream order",
         "seed": recipe.seed,
         "model": bundle.model.path or bundle.model.hub,
-        "checkpoints": [bundle.target.checkpoints.every, bundle.target.checkpoints.keep],
-        "tracking": sorted(bundle.target.tracking),
+        "checkpoints": [target.checkpoints.every, target.checkpoints.keep],
+        "tracking": sorted(target.tracking),
     }
 
 
-@dataclass(frozen=True)
-class Finding:
-    """A fact or a setting that was compared."""
-
-    what: str
-    """A name of `FACTS`, or `setting KEY`."""
-    agrees: bool | None
-    """None: it cannot be told yet."""
-    detail: str
-    """The numbers, where there is something to say."""
+def compare_facts(*, expected: dict[str, Any], parsed: dict[str, Any]) -> list[Finding]:
+    """Compare the facts of the recipe with those of a trainer; a missing fact disagrees."""
+    return [
+        _compare_fact(name, expected=expected[name], parsed=parsed.get(name)) for name in FACTS
+    ]
 
 
-def compare_facts(
-    wanted: dict[str, Any], found: dict[str, Any], settings: dict[str, Any], parsed: dict[str, Any]
-) -> list[Finding]:
-    """Facts and settings that were wanted, against those that a peer has parsed. A fact that is missing disagrees."""
-    findings = [_compare_fact(name, wanted[name], found.get(name)) for name in FACTS]
-    for key, value in settings.items():
-        there = parsed.get(key, "nothing")
-        agrees = is_same(value, there)
-        findings.append(
-            Finding(
-                f"setting {key}", agrees, "" if agrees else f"written {value!r}, parsed {there!r}"
-            )
-        )
+def compare_settings(*, written: dict[str, Any], parsed: dict[str, Any]) -> list[Finding]:
+    """Compare the settings that were written with those that a trainer parsed."""
+    findings = []
+    for key, value in written.items():
+        parsed_value = parsed.get(key, "nothing")
+        agrees = is_same(value, parsed_value)
+        detail = "" if agrees else f"written {value!r}, parsed {parsed_value!r}"
+        findings.append(Finding(f"setting {key}", agrees, detail))
     return findings
 
 
-def is_same(one: Any, other: Any) -> bool:
-    """Equality of parsed values; numbers to 1e-12 of their size, and never a bool for a number."""
-    if isinstance(one, bool) or isinstance(other, bool):
-        return one is other
-    if isinstance(one, int | float) and isinstance(other, int | float):
-        return math.isclose(one, other, rel_tol=1e-12, abs_tol=0)
-    if isinstance(one, dict) and isinstance(other, dict):
-        return one.keys() == other.keys() and all(is_same(one[k], other[k]) for k in one)
-    if isinstance(one, list | tuple) and isinstance(other, list | tuple):
-        return len(one) == len(other) and all(map(is_same, one, other))
-    return type(one) is type(other) and bool(one == other)
+def is_same(left: Any, right: Any) -> bool:
+    """Return whether parsed values are equal: numbers to 1e-12 relatively, no bool for a number."""
+    if isinstance(left, bool) or isinstance(right, bool):
+        return left is right
+    if isinstance(left, int | float) and isinstance(right, int | float):
+        return math.isclose(left, right, rel_tol=1e-12, abs_tol=0)
+    if isinstance(left, dict) and isinstance(right, dict):
+        return left.keys() == right.keys() and all(is_same(left[k], right[k]) for k in left)
+    if isinstance(left, list | tuple) and isinstance(right, list | tuple):
+        return len(left) == len(right) and all(map(is_same, left, right))
+    return type(left) is type(right) and bool(left == right)
 
 
-def _compare_fact(name: str, wanted: Any, found: Any) -> Finding:
-    if found is None:
-        return Finding(name, False, "not stated by the trainer's configuration")
-    if found == MIX_NOT_WRITTEN:
-        return Finding(name, None, found)
-    if name == "lr":
-        return Finding(name, *is_same_lr(wanted, found))
-    if name == "shares":
-        return Finding(name, *_is_same_shares(wanted, found))
-    agrees = is_same(wanted, found)
-    return Finding(name, agrees, "" if agrees else f"the recipe says {wanted}, the trainer {found}")
+def is_same_lr(*, expected: Sequence[float], parsed: Sequence[float]) -> tuple[bool, str]:
+    """Return whether an LR curve agrees with the recipe's.
 
+    Schedulers count steps from 0 or from 1, so a trainer's curve may be one step off. The LR of
+    each step must lie between the recipe's values one step before and one step after, and the sums
+    over all steps must agree to `AREA_TOLERANCE` or one step at max LR, whichever is larger.
 
-def is_same_lr(wanted: Sequence[float], found: Sequence[float]) -> tuple[bool, str]:
-    """Whether an LR curve agrees with the recipe's, which begins with what precedes step 1; and how they differ.
+    Args:
+        expected: LR that precedes step 1, then the LR of each step; `steps + 1` values.
+        parsed: LR of each step; `steps` values.
 
-    Trainers begin to count at 0 or at 1. So each step's LR has to lie between those that the recipe has one step before
-    and one step after, and the areas have to agree to `AREA` or one step.
+    Returns:
+        Whether they agree, and how they differ.
     """
-    if len(wanted) != len(found) + 1:
-        return False, f"{len(wanted) - 1} steps in the recipe, {len(found)} there"
-    peak = max(wanted)
-    slack = 1e-9 * peak
-    for step, there in enumerate(found, start=1):
-        near = wanted[step - 1 : step + 2]
-        if not min(near) - slack <= there <= max(near) + slack:
-            return False, f"step {step}: {wanted[step]:.6g} in the recipe, {there:.6g} there"
-    area, there = math.fsum(wanted[1:]), math.fsum(found)
-    difference = f"area {there / area - 1:+.4%}"
-    return abs(there - area) <= max(AREA_TOLERANCE * area, peak * (1 + 1e-9)), difference
+    if len(expected) != len(parsed) + 1:
+        return False, f"{len(expected) - 1} steps in the recipe, {len(parsed)} in the trainer"
+    max_lr = max(expected)
+    rounding = 1e-9 * max_lr
+    for step, lr in enumerate(parsed, start=1):
+        neighbours = expected[step - 1 : step + 2]
+        if not min(neighbours) - rounding <= lr <= max(neighbours) + rounding:
+            detail = f"step {step}: {expected[step]:.6g} in the recipe, {lr:.6g} in the trainer"
+            return False, detail
+    expected_area, parsed_area = math.fsum(expected[1:]), math.fsum(parsed)
+    tolerance = max(AREA_TOLERANCE * expected_area, max_lr * (1 + 1e-9))
+    agrees = abs(parsed_area - expected_area) <= tolerance
+    return agrees, f"area {parsed_area / expected_area - 1:+.4%}"
 
 
-def _is_same_shares(wanted: dict[str, float], found: dict[str, float]) -> tuple[bool, str]:
-    if wanted.keys() != found.keys():
-        return False, f"sources {sorted(wanted)} in the recipe, {sorted(found)} there"
-    worst = max(wanted, key=lambda name: abs(wanted[name] - found[name]))
-    agrees = abs(wanted[worst] - found[worst]) <= SHARE_TOLERANCE
-    return agrees, f"{worst}: {wanted[worst]:.2%} in the recipe, {found[worst]:.2%} there"
+def _compare_fact(name: str, *, expected: Any, parsed: Any) -> Finding:
+    if parsed is None:
+        return Finding(name, False, "not stated by the trainer's configuration")
+    if parsed == MIX_NOT_WRITTEN:
+        return Finding(name, None, parsed)
+    if name == "lr":
+        return Finding(name, *is_same_lr(expected=expected, parsed=parsed))
+    if name == "shares":
+        return Finding(name, *_is_same_shares(expected=expected, parsed=parsed))
+    agrees = is_same(expected, parsed)
+    detail = "" if agrees else f"the recipe has {expected}, the trainer {parsed}"
+    return Finding(name, agrees, detail)
+
+
+def _is_same_shares(*, expected: dict[str, float], parsed: dict[str, float]) -> tuple[bool, str]:
+    if expected.keys() != parsed.keys():
+        detail = f"sources {sorted(expected)} in the recipe, {sorted(parsed)} in the trainer"
+        return False, detail
+    worst = max(expected, key=lambda name: abs(expected[name] - parsed[name]))
+    agrees = abs(expected[worst] - parsed[worst]) <= SHARE_TOLERANCE
+    detail = (
+        f"{worst}: {expected[worst]:.2%} in the recipe, {parsed[worst]:.2%} in the trainer"
+    )
+    return agrees, detail

@@ -4,38 +4,38 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
-from sweepcp.config.safe_text import HUB, NAME, PATH, refuse_secret
+from sweepcp.config.safe_text import HUB_ID_PATTERN, NAME_PATTERN, PATH_PATTERN, refuse_secret
 from sweepcp.errors import InvalidInput
 from sweepcp.promote.bundle import LoadedBundle
 
 
 def check_bundle_texts(opened: LoadedBundle, out: Path) -> None:
     """Refuse a bundle, or a folder, whose names or paths could be more than that in a file. Raises `BadInput`."""
-    if not PATH.fullmatch(str(out)):
+    if not PATH_PATTERN.fullmatch(str(out)):
         raise InvalidInput(
             file="export",
             key="--out",
             found=str(out),
-            rule=f"a path that matches {PATH.pattern}",
+            rule=f"a path that matches {PATH_PATTERN.pattern}",
             fix="name another folder",
         )
     bundle, where = opened.bundle, opened.path / "bundle.json"
     texts: list[tuple[str, str | None, re.Pattern[str], str]] = [
-        ("name", bundle.name, NAME, "promote again from a target with a plain name"),
-        ("target.name", bundle.target.name, NAME, "promote again from a target with a plain name"),
+        ("name", bundle.name, NAME_PATTERN, "promote again from a target with a plain name"),
+        ("target.name", bundle.target.name, NAME_PATTERN, "promote again from a target with a plain name"),
         (
             "the folder",
             str(opened.path),
-            PATH,
+            PATH_PATTERN,
             "move the bundle to a path without spaces and special characters",
         ),
-        ("model.path", bundle.model.path, PATH, "move the model, and promote again"),
-        ("model.hub", bundle.model.hub, HUB, "name the model as organisation/name"),
-        ("model.revision", bundle.model.revision, NAME, "name a commit, and promote again"),
+        ("model.path", bundle.model.path, PATH_PATTERN, "move the model, and promote again"),
+        ("model.hub", bundle.model.hub, HUB_ID_PATTERN, "name the model as organisation/name"),
+        ("model.revision", bundle.model.revision, NAME_PATTERN, "name a commit, and promote again"),
         (
             "target.checkpoints.folder",
             bundle.target.checkpoints.folder,
-            PATH,
+            PATH_PATTERN,
             "name another folder, promote again",
         ),
     ]
@@ -44,7 +44,7 @@ def check_bundle_texts(opened: LoadedBundle, out: Path) -> None:
             (
                 f"corpora.{corpus.name}.name",
                 corpus.name,
-                NAME,
+                NAME_PATTERN,
                 "rename the source in its experiment",
             )
         )
@@ -52,7 +52,7 @@ def check_bundle_texts(opened: LoadedBundle, out: Path) -> None:
             (
                 f"corpora.{corpus.name}.store",
                 corpus.store,
-                PATH,
+                PATH_PATTERN,
                 "move the store, and promote again",
             )
         )
@@ -73,5 +73,5 @@ def check_bundle_texts(opened: LoadedBundle, out: Path) -> None:
 def check_file_names(names: Iterable[str]) -> None:
     """Names of exported files are plain: no folders, nothing that leaves the folder."""
     for name in names:
-        if not NAME.fullmatch(name):
+        if not NAME_PATTERN.fullmatch(name):
             raise ValueError(f"{name!r} is no plain file name")

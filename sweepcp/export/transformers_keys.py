@@ -1,4 +1,4 @@
-"""What the trainers that build on transformers' Trainer have in common: schedule, DeepSpeed's configuration, mix."""
+"""Settings shared by the trainers that build on transformers' Trainer: schedule, AdamW, ZeRO, mix."""
 
 from typing import Any
 
@@ -11,37 +11,39 @@ from sweepcp.export.export_plan import (
     round_to_12_digits,
 )
 
+MIX_BYTES_PER_TOKEN = 9
+"""Token id and label as int32, attention mask as int8; see `sweepcp.data.materialize`."""
 
-def schedule(recipe: Recipe, peak: float) -> tuple[str, dict[str, Any]]:
-    """transformers' name of the schedule, and its arguments besides warmup and total."""
+
+def scheduler_arguments(recipe: Recipe, max_lr: float) -> tuple[str, dict[str, Any]]:
+    """Return transformers' name of the schedule, and its arguments besides warmup and total steps."""
     if recipe.schedule == "cosine":
         return "cosine_with_min_lr", {"min_lr_rate": recipe.final_fraction}
     if recipe.schedule == "linear":
-        return "polynomial", {
-            "lr_end": round_to_12_digits(peak * recipe.final_fraction),
-            "power": 1.0,
-        }
+        final_lr = round_to_12_digits(max_lr * recipe.final_fraction)
+        return "polynomial", {"lr_end": final_lr, "power": 1.0}
     if recipe.schedule == "wsd":
-        kwargs = {"num_decay_steps": recipe.decay_steps, "min_lr_ratio": recipe.final_fraction}
-        return "warmup_stable_decay", kwargs | {"decay_type": "linear"}
+        return "warmup_stable_decay", {
+            "num_decay_steps": recipe.decay_steps,
+            "min_lr_ratio": recipe.final_fraction,
+            "decay_type": "linear",
+        }
     return "constant_with_warmup", {}
 
 
 def schedule_differences(recipe: Recipe) -> tuple[Difference, ...]:
-    """What transformers' schedules cannot do: a wsd schedule's warmup that begins lower than its end."""
+    """Return the difference of transformers' wsd schedule, whose warmup starts above 0."""
     warmup = recipe.warmup_steps
-    if recipe.schedule == "wsd" and warmup and recipe.final_fraction > 2 / warmup:
-        return (
-            Difference(
-                "lr",
-                f"its warmup begins at the final fraction, {recipe.final_fraction:g} of the max LR",
-            ),
-        )
-    return ()
+    # min_lr_ratio raises the start of the warmup, too. Up to the LR of the recipe's second step the
+    # first step is within the tolerance of `is_same_lr`.
+    if recipe.schedule != "wsd" or not warmup or recipe.final_fraction <= 2 / warmup:
+        return ()
+    start = f"the final fraction, {recipe.final_fraction:g} of the max LR"
+    return (Difference("lr", f"the warmup starts at {start}"),)
 
 
-def adamw_keys(recipe: Recipe) -> dict[str, Any]:
-    """AdamW and clipping, by the names that transformers and Axolotl give them."""
+def adamw_arguments(recipe: Recipe) -> dict[str, Any]:
+    """Return AdamW's and clipping's arguments as transformers and Axolotl name them."""
     return {
         "adam_beta1": recipe.betas[0],
         "adam_beta2": recipe.betas[1],
@@ -51,59 +53,61 @@ def adamw_keys(recipe: Recipe) -> dict[str, Any]:
     }
 
 
-def training_arguments(source: ExportInput) -> dict[str, Any]:
-    """What `TrainingArguments` call the run's steps, for those that hand their own on to them."""
-    recipe, target = source.bundle.recipe, source.bundle.target
-    kind, kwargs = schedule(recipe, source.peak)
+def training_arguments(export_input: ExportInput) -> dict[str, Any]:
+    """Return the run's `TrainingArguments`, for trainers that pass them through unchanged."""
+    recipe, target = export_input.bundle.recipe, export_input.bundle.target
+    scheduler, scheduler_kwargs = scheduler_arguments(recipe, export_input.max_lr)
     return {
-        "output_dir": source.saves,
+        "output_dir": export_input.checkpoint_folder,
         "max_steps": recipe.steps,
         "per_device_train_batch_size": target.compute.micro_batch,
-        "gradient_accumulation_steps": accumulation_steps(source),
-        "learning_rate": source.peak,
-        "lr_scheduler_type": kind,
-        "lr_scheduler_kwargs": kwargs,
+        "gradient_accumulation_steps": accumulation_steps(export_input),
+        "learning_rate": export_input.max_lr,
+        "lr_scheduler_type": scheduler,
+        "lr_scheduler_kwargs": scheduler_kwargs,
         "warmup_steps": recipe.warmup_steps,
         "optim": "adamw_torch_fused",
-        **adamw_keys(recipe),
+        **adamw_arguments(recipe),
         "bf16": target.compute.precision == "bf16",
     }
 
 
-def zero_config(source: ExportInput) -> dict[str, Any]:
-    """The bundle's configuration of DeepSpeed, with the key that lets transformers save the model whole at the end."""
-    config = source.opened.ds_config
+def deepspeed_config(export_input: ExportInput) -> dict[str, Any]:
+    """Return the bundle's DeepSpeed configuration, with the key that transformers needs to save."""
+    config = export_input.loaded.ds_config
+    # Without it, `Trainer.save_model` writes ZeRO shards instead of one model.
     zero = config["zero_optimization"] | {"stage3_gather_16bit_weights_on_model_save": True}
     return config | {"zero_optimization": zero}
 
 
 def flatten_settings(prefix: str, content: dict[str, Any]) -> dict[str, Any]:
-    """Nested keys in a row: `prefix.a.b`."""
-    found: dict[str, Any] = {}
+    """Return nested keys as `prefix.a.b` → value."""
+    settings: dict[str, Any] = {}
     for key, value in content.items():
-        found |= (
-            flatten_settings(f"{prefix}.{key}", value)
-            if isinstance(value, dict)
-            else {f"{prefix}.{key}": value}
-        )
-    return found
+        path = f"{prefix}.{key}"
+        settings |= flatten_settings(path, value) if isinstance(value, dict) else {path: value}
+    return settings
 
 
-def mix(source: ExportInput, rows: str) -> tuple[str, ...]:
-    """The command that writes the run's tokens in the order of its stream."""
-    command = (source.site.python, "-m", "sweepcp", "data", "mix", str(source.opened.path))
+def mix_command(export_input: ExportInput, rows: str) -> tuple[str, ...]:
+    """Return the command that writes the run's tokens in the order of its stream.
+
+    Args:
+        export_input: Bundle and output folder.
+        rows: `documents` or `sequences`, as `sweepcp data mix --rows` takes it.
+    """
+    bundle = str(export_input.loaded.path)
+    command = (export_input.site.python, "-m", "sweepcp", "data", "mix", bundle)
+    mix_folder = f"{export_input.out}/mix"
+    workers = ShellVariable("$(nproc)")
+    return (*command, "--out", mix_folder, "--rows", rows, "--workers", workers)
+
+
+def mix_size_note(export_input: ExportInput) -> str:
+    """Return the note on the disk space of the mix."""
+    tokens = export_input.bundle.recipe.tokens
+    terabytes = MIX_BYTES_PER_TOKEN * tokens / 1e12
     return (
-        *command,
-        "--out",
-        f"{source.out}/mix",
-        "--rows",
-        rows,
-        "--workers",
-        ShellVariable("$(nproc)"),
+        f"prepare.sh writes the run's {tokens:,} tokens to disk: {terabytes:.3g} TB, "
+        "plus the same amount of temporary space."
     )
-
-
-def mix_size(source: ExportInput) -> str:
-    """How much the mix is."""
-    tokens = source.bundle.recipe.tokens
-    return f"prepare.sh writes the run's {tokens:,} tokens: {9 * tokens / 1e12:.3g} TB, and as much again meanwhile"

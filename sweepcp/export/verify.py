@@ -1,4 +1,4 @@
-"""Run a peer's own parser, in the Python in which it is installed, on what was exported, and compare."""
+"""Verification of an export: a peer's own parser, run where the peer is installed, against the recipe."""
 
 import json
 import os
@@ -9,137 +9,155 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sweepcp.errors import InvalidInput
+from sweepcp.errors import InvalidInput, located
 from sweepcp.export.export_plan import ExportInput, ExportPlan
-from sweepcp.export.recipe_facts import FACTS, Finding, compare_facts, recipe_facts
+from sweepcp.export.recipe_facts import (
+    FACTS,
+    Finding,
+    compare_facts,
+    compare_settings,
+    recipe_facts,
+)
 
 READERS = Path(__file__).parent / "readers"
 READER_SECONDS = 600
-"""Seconds for a reader; imports of a trainer can take a minute."""
+"""Time limit of a reader, in seconds; importing a trainer can take a minute."""
 
 
 @dataclass(frozen=True)
 class Verification:
-    """What a peer's parser made of an export."""
+    """Comparison of what a peer parsed with what was exported."""
 
     peer: str
     """Name and version."""
     findings: tuple[Finding, ...]
     differences: tuple[str, ...]
-    """Facts that differ as the export says they do."""
+    """Facts in which the export states a difference from the recipe."""
 
     @property
-    def wrong(self) -> tuple[Finding, ...]:
-        """What differs, and was not said to."""
+    def mismatches(self) -> tuple[Finding, ...]:
+        """Findings that disagree although the export states no difference."""
         return tuple(
-            f for f in self.findings if f.agrees is False and f.what not in self.differences
+            finding
+            for finding in self.findings
+            if finding.agrees is False and finding.name not in self.differences
         )
 
     @property
-    def open(self) -> tuple[Finding, ...]:
-        """What cannot be told yet."""
-        return tuple(f for f in self.findings if f.agrees is None)
+    def pending(self) -> tuple[Finding, ...]:
+        """Findings that cannot be compared yet."""
+        return tuple(finding for finding in self.findings if finding.agrees is None)
 
     @property
-    def missing(self) -> tuple[str, ...]:
-        """Differences that were stated and are none; the export would say more than is so."""
-        agreeing = {f.what for f in self.findings if f.agrees}
-        return tuple(d for d in self.differences if d in agreeing)
+    def unfounded_differences(self) -> tuple[str, ...]:
+        """Stated differences in which the peer agrees with the recipe after all."""
+        agreeing = {finding.name for finding in self.findings if finding.agrees}
+        return tuple(fact for fact in self.differences if fact in agreeing)
 
     @property
-    def good(self) -> bool:
-        return not self.wrong and not self.missing
+    def passed(self) -> bool:
+        """Whether the peer deviates from the recipe exactly where the export says so."""
+        return not self.mismatches and not self.unfounded_differences
 
 
-def run_reader(python: str, name: str, folders: Sequence[Path]) -> dict[str, Any]:
-    """What the reader of a peer says of folders; `missing`, and why, where the peer is not installed.
+def run_reader(peer: str, folders: Sequence[Path], *, python: str) -> dict[str, Any]:
+    """Run a peer's reader on folders of exported files.
 
-    Raises `BadInput` where the reader does not run.
+    Args:
+        peer: Trainer or launcher, as named in `--to`.
+        folders: Folders of exported files.
+        python: Interpreter in which the peer is installed: a command, or a path.
+
+    Returns:
+        The reader's JSON (see `sweepcp/export/readers/__init__.py`): `peer` and `read`, or `missing`
+        with the reason if the peer is not installed.
+
+    Raises:
+        InvalidInput: The reader fails, or `python` is no interpreter.
     """
-    reader = READERS / f"{name.replace('-', '_')}.py"
-    program = (
-        str(Path(python).absolute()) if "/" in python else python
-    )  # it is run in another folder
-    with tempfile.TemporaryDirectory() as work:
+    reader = READERS / f"{peer.replace('-', '_')}.py"
+    # The reader runs in another working folder, so a relative path must be resolved here.
+    program = str(Path(python).absolute()) if "/" in python else python
+    with tempfile.TemporaryDirectory() as work, located("export", "--verify"):
         result = Path(work) / "result.json"
         command = [program, str(reader), *map(str, folders), str(result)]
-        env = {
-            "OMP_NUM_THREADS": "1"
-        } | os.environ  # tiny tensors, for which more threads only wait for each other
-        try:
-            done = subprocess.run(
-                command,
-                capture_output=True,
-                text=True,
-                cwd=work,
-                env=env,
-                timeout=READER_SECONDS,
-                check=False,
-            )
-        except OSError as error:
-            raise InvalidInput(
-                file="export",
-                key="--verify",
-                found=python,
-                rule="a Python interpreter",
-                fix=str(error.strerror),
-            ) from None
-        except subprocess.TimeoutExpired:
-            rule = f"its parser answers within {READER_SECONDS} s"
-            raise InvalidInput(
-                file="export",
-                key="--verify",
-                found=python,
-                rule=rule,
-                fix="see whether it can be imported there",
-            ) from None
+        process = _run_process(command, folder=work, python=python)
         if not result.is_file():
-            last = (done.stderr.strip().splitlines() or [f"status {done.returncode}"])[-1]
-            rule = f"the parser of {name} runs there"
+            lines = process.stderr.strip().splitlines()
+            reason = lines[-1] if lines else f"exit status {process.returncode}"
             raise InvalidInput(
-                file="export",
-                key="--verify",
-                found=f"{python}: {last}",
-                rule=rule,
-                fix="install it there, with what it needs",
+                found=f"{python}: {reason}",
+                rule=f"an interpreter in which the parser of {peer} runs",
+                fix=f"install {peer} and its dependencies there, or name another interpreter",
             )
         content: dict[str, Any] = json.loads(result.read_text(encoding="utf-8"))
     return content
 
 
 def verify_trainer(
-    source: ExportInput, handoff: ExportPlan, name: str, python: str
+    export_input: ExportInput, plan: ExportPlan, *, trainer: str, python: str
 ) -> Verification | str:
-    """Compare what a trainer parsed with the recipe; why not, where it is not installed."""
-    content = run_reader(python, name, [source.out])
-    return content.get("missing") or compare_parsed(
-        source, handoff, content["peer"], content["read"][0]
-    )
+    """Compare what a trainer parses with the recipe; returns why not if it is not installed."""
+    content = run_reader(trainer, [export_input.out], python=python)
+    if "missing" in content:
+        return str(content["missing"])
+    return compare_parsed(export_input, plan, peer=content["peer"], content=content["read"][0])
 
 
 def compare_parsed(
-    source: ExportInput, handoff: ExportPlan, peer: str, content: dict[str, Any]
+    export_input: ExportInput, plan: ExportPlan, *, peer: str, content: dict[str, Any]
 ) -> Verification:
-    """Compare what a trainer parsed with the recipe."""
-    stated = tuple(difference.fact for difference in handoff.differences)
+    """Compare what a trainer's reader returned for one folder with the recipe."""
+    differences = tuple(difference.fact for difference in plan.differences)
     if "error" in content:
-        return Verification(peer, (Finding("the file", False, content["error"]),), stated)
-    unlike = set(content["facts"]) - FACTS.keys()
-    assert not unlike, unlike
-    settings = json.loads(json.dumps(handoff.settings))
-    findings = compare_facts(
-        recipe_facts(source.bundle), content["facts"], settings, content["settings"]
-    )
-    return Verification(peer, tuple(findings), stated)
+        finding = Finding("the file", False, content["error"])
+        return Verification(peer, (finding,), differences)
+    unknown = set(content["facts"]) - FACTS.keys()
+    assert not unknown, unknown
+    facts = compare_facts(expected=recipe_facts(export_input.bundle), parsed=content["facts"])
+    # Readers return JSON, in which tuples are lists.
+    written = json.loads(json.dumps(plan.settings))
+    settings = compare_settings(written=written, parsed=content["settings"])
+    return Verification(peer, (*facts, *settings), differences)
 
 
-def verify_launcher(source: ExportInput, name: str, python: str) -> Verification | None:
-    """Whether a launcher's own parser takes its file, None where it is not installed or has none."""
-    if not (READERS / f"{name}.py").is_file():
+def verify_launcher(
+    export_input: ExportInput, *, launcher: str, python: str
+) -> Verification | None:
+    """Let a launcher's own parser read its file; None if it is not installed or has no reader."""
+    if not (READERS / f"{launcher}.py").is_file():
         return None
-    content = run_reader(python, name, [source.out])
+    content = run_reader(launcher, [export_input.out], python=python)
     if "missing" in content:
         return None
-    found = content["read"][0]
-    detail = str(found.get("error", ""))
-    return Verification(content["peer"], (Finding("the file", not detail, detail),), ())
+    error = str(content["read"][0].get("error", ""))
+    return Verification(content["peer"], (Finding("the file", not error, error),), ())
+
+
+def _run_process(
+    command: list[str], *, folder: str, python: str
+) -> subprocess.CompletedProcess[str]:
+    # Readers compute on tiny tensors, where more threads only wait for each other.
+    env = {"OMP_NUM_THREADS": "1"} | os.environ
+    try:
+        return subprocess.run(
+            command,
+            capture_output=True,
+            text=True,
+            cwd=folder,
+            env=env,
+            timeout=READER_SECONDS,
+            check=False,
+        )
+    except OSError as error:
+        raise InvalidInput(
+            found=f"{python}: {error.strerror}",
+            rule="a Python interpreter",
+            fix="name the path of a Python in which the trainer is installed",
+        ) from None
+    except subprocess.TimeoutExpired:
+        raise InvalidInput(
+            found=python,
+            rule=f"an interpreter in which the trainer's parser returns within {READER_SECONDS} s",
+            fix="import the trainer there by hand to find what blocks",
+        ) from None

@@ -1,0 +1,1 @@
+"""The full run of a bundle under DeepSpeed ZeRO-3: preflight, training, checkpoints and logs."""

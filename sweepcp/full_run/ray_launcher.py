@@ -27,7 +27,7 @@ def run_with_ray(opened: LoadedBundle, out: Path, address: str | None) -> None:
         _worker,
         train_loop_config={"bundle": str(opened.path), "out": str(out)},
         torch_config=TorchConfig(backend="nccl" if on_gpu else "gloo"),
-        scaling_config=ScalingConfig(num_workers=hardware.world, use_gpu=on_gpu),
+        scaling_config=ScalingConfig(num_workers=hardware.world_size, use_gpu=on_gpu),
         run_config=RunConfig(name="ray", storage_path=str(out)),
     )
     trainer.fit()

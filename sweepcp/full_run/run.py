@@ -139,7 +139,7 @@ class _FullRun:
 
     def _config(self) -> dict[str, object]:
         """DeepSpeed's configuration: the bundle's, or for another number of processes one that gives the same steps."""
-        planned, now = self.target.hardware.world, self.ranks.ranks
+        planned, now = self.target.hardware.world_size, self.ranks.ranks
         if now == planned:
             return self.opened.ds_config
         micro = self.target.compute.micro_batch

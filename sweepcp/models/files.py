@@ -1,7 +1,7 @@
-"""The files of a model on disk, known without loading it: shards, the tensors in them, configuration.
+"""The files of a model on disk: weights, configuration and tokenizer, read without loading it.
 
-A safetensors file is a u64 with the length of its header, the header as JSON (tensor → dtype, shape, data_offsets),
-and the tensors' bytes in a row.
+A safetensors file is a u64 with the length of its header, the header as JSON (tensor → dtype,
+shape, data_offsets), and the bytes of the tensors one after the other.
 """
 
 import hashlib
@@ -14,7 +14,7 @@ from typing import Any
 from sweepcp.errors import InvalidInput
 
 INDEX = "model.safetensors.index.json"
-WEIGHTS = (
+WEIGHT_PATTERNS = (
     "*.safetensors",
     "*.bin",
     "*.pt",
@@ -25,21 +25,23 @@ WEIGHTS = (
     "*.onnx",
     "*.gguf",
 )
+COPY_AGAIN = "copy it from its origin again"
 
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """One tensor of a shard."""
+    """One tensor of a safetensors file."""
 
     name: str
     dtype: str
     """As the format names it: F32, BF16, F16."""
     shape: tuple[int, ...]
     first: int
-    """Where its bytes begin, after the header."""
+    """Offset of its first byte after the header."""
 
     @property
     def size(self) -> int:
+        """Number of elements."""
         return math.prod(self.shape)
 
 
@@ -49,106 +51,131 @@ class SafetensorsFile:
 
     path: Path
     head: bytes
-    """The header with its length in front, as it stands in the file."""
+    """The length of the header and the header, as they are in the file."""
     tensors: tuple[TensorInfo, ...]
     """In the order of their bytes."""
 
 
 def read_safetensors_header(path: Path) -> SafetensorsFile:
-    """The header of a safetensors file; `BadInput` when it is torn."""
+    """Read the header of a safetensors file.
+
+    Raises:
+        InvalidInput: The file is truncated or corrupt.
+    """
     with path.open("rb") as file:
         length = file.read(8)
-        head = file.read(int.from_bytes(length, "little")) if len(length) == 8 else b""
+        header = file.read(int.from_bytes(length, "little")) if len(length) == 8 else b""
     try:
-        entries = json.loads(head)
+        entries = json.loads(header)
         entries.pop("__metadata__", None)
-        tensors = [
-            TensorInfo(n, e["dtype"], tuple(e["shape"]), e["data_offsets"][0])
-            for n, e in entries.items()
-        ]
-        end = max((e["data_offsets"][1] for e in entries.values()), default=0)
+        tensors = [_tensor_info(name, entry) for name, entry in entries.items()]
+        end = max((entry["data_offsets"][1] for entry in entries.values()), default=0)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        rule = "a safetensors file begins with its header"
         raise InvalidInput(
-            file=path, key="the header", found=str(error), rule=rule, fix="copy the file again"
+            file=path,
+            key="the header",
+            found=str(error),
+            rule="a safetensors file begins with a JSON header",
+            fix=COPY_AGAIN,
         ) from None
-    if path.stat().st_size != 8 + len(head) + end:
-        rule = f"{8 + len(head) + end} bytes, says the header"
+    size = 8 + len(header) + end
+    if path.stat().st_size != size:
         raise InvalidInput(
             file=path,
             key="the length",
             found=path.stat().st_size,
-            rule=rule,
-            fix="copy the file again",
+            rule=f"{size} bytes, according to its header",
+            fix=COPY_AGAIN,
         )
-    return SafetensorsFile(path, length + head, tuple(sorted(tensors, key=lambda t: t.first)))
+    return SafetensorsFile(path, length + header, tuple(sorted(tensors, key=lambda t: t.first)))
 
 
-def read_shards(folder: Path, where: object, key: str) -> list[SafetensorsFile]:
-    """The shards of the model in a folder; `BadInput`, for `key` of the file `where`, when it has none that is safe."""
-    fix = "name a folder written by `save_pretrained`"
+def _tensor_info(name: str, entry: dict[str, Any]) -> TensorInfo:
+    return TensorInfo(name, entry["dtype"], tuple(entry["shape"]), entry["data_offsets"][0])
+
+
+def read_shards(folder: Path) -> list[SafetensorsFile]:
+    """Read the headers of a model's safetensors files, sorted by name.
+
+    Raises:
+        InvalidInput: There is no model, a file is missing or corrupt, or the weights are not
+            safetensors. Unless it is a file's own fault, the error names no file.
+    """
     if not (folder / "config.json").is_file():
         raise InvalidInput(
-            file=where, key=key, found=str(folder), rule="a folder with config.json", fix=fix
+            found=str(folder),
+            rule="a folder with config.json",
+            fix="name a folder written by `save_pretrained`",
         )
-    if (folder / INDEX).is_file():
-        names = sorted(
-            set(json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"].values())
-        )
-        missing = [name for name in names if not (folder / name).is_file()]
+    index = folder / INDEX
+    if index.is_file():
+        weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        paths = [folder / name for name in sorted(set(weight_map.values()))]
+        missing = [path.name for path in paths if not path.is_file()]
         if missing:
-            rule = f"every file that {INDEX} names ({', '.join(missing[:3])} missing)"
             raise InvalidInput(
-                file=where, key=key, found=str(folder), rule=rule, fix="copy the folder again"
+                found=str(folder),
+                rule=f"every file that {INDEX} names ({', '.join(missing[:3])} missing)",
+                fix="copy the folder from its origin again",
             )
-        return [read_safetensors_header(folder / name) for name in names]
-    files = sorted(folder.glob("*.safetensors"))
-    if not files:
-        other = sorted(path.name for path in folder.glob("*.bin"))
-        rule = "weights as safetensors; pickled weights are never loaded"
-        found = f"{folder} with {', '.join(other[:3])}" if other else f"{folder} without weights"
-        raise InvalidInput(
-            file=where,
-            key=key,
-            found=found,
-            rule=rule,
-            fix="load it where you trust it and save it again with `save_pretrained`",
-        )
-    return [read_safetensors_header(path) for path in files]
+    else:
+        paths = sorted(folder.glob("*.safetensors"))
+        if not paths:
+            raise _no_safetensors(folder)
+    return [read_safetensors_header(path) for path in paths]
 
 
-def count_elements(shards: list[SafetensorsFile]) -> int:
-    """Elements of all tensors."""
-    return sum(tensor.size for shard in shards for tensor in shard.tensors)
+def _no_safetensors(folder: Path) -> InvalidInput:
+    pickled = sorted(path.name for path in folder.glob("*.bin"))
+    return InvalidInput(
+        found=f"{folder} with {', '.join(pickled[:3])}" if pickled else f"{folder} without weights",
+        rule="weights as safetensors; pickled weights are never loaded",
+        fix="load the model where you trust it and save it again with `save_pretrained`",
+    )
 
 
-def read_config(folder: Path, where: object, key: str) -> dict[str, Any]:
-    """`config.json` of a model; `BadInput` when the model brings its own code."""
+def read_config(folder: Path) -> dict[str, Any]:
+    """Read `config.json` of a model.
+
+    Raises:
+        InvalidInput: The model brings its own code. The error names no file.
+    """
     content: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     if content.get("auto_map"):
-        rule = "models that transformers itself implements; a model's own code is never run (trust_remote_code is off)"
-        fix = "use a model of transformers, or convert it to one and remove `auto_map`"
         raise InvalidInput(
-            file=where, key=key, found=f"{folder}/config.json with auto_map", rule=rule, fix=fix
+            found=f"{folder}/config.json with auto_map",
+            rule="a model that transformers itself implements; a model's own code is never run "
+            "(trust_remote_code is off)",
+            fix="use a model of transformers, or convert it to one and remove `auto_map`",
         )
     return content
 
 
+def count_elements(shards: list[SafetensorsFile]) -> int:
+    """Count the elements of all tensors."""
+    return sum(tensor.size for shard in shards for tensor in shard.tensors)
+
+
 def companion_files(folder: Path) -> list[Path]:
-    """The files beside the weights that belong to a saved model: configuration, tokenizer, index."""
-    return sorted(
-        path
-        for path in folder.iterdir()
-        if path.is_file() and not any(path.match(weights) for weights in WEIGHTS)
-    )
+    """List the files of a saved model other than weights: configuration, tokenizer, index."""
+    files = [path for path in folder.iterdir() if path.is_file()]
+    return sorted(path for path in files if not any(map(path.match, WEIGHT_PATTERNS)))
 
 
 def model_fingerprint(folder: Path, shards: list[SafetensorsFile]) -> str:
-    """16 hex digits over configuration, tokenizer, and the headers and sizes of the shards; not over all weights."""
-    found = hashlib.sha256()
+    """Hash a model's configuration, tokenizer, and the headers and sizes of its weight files.
+
+    The weights themselves are not read: that takes minutes for a large model.
+
+    Returns:
+        16 hex digits.
+    """
+    fingerprint = hashlib.sha256()
     for path in companion_files(folder):
         if path.suffix == ".json" or path.name == "tokenizer.model":
-            found.update(path.name.encode() + b"\0" + hashlib.sha256(path.read_bytes()).digest())
+            content = hashlib.sha256(path.read_bytes()).digest()
+            fingerprint.update(path.name.encode() + b"\0" + content)
     for shard in shards:
-        found.update(f"{shard.path.name}\0{shard.path.stat().st_size}\0".encode() + shard.head)
-    return found.hexdigest()[:16]
+        size = shard.path.stat().st_size
+        fingerprint.update(f"{shard.path.name}\0{size}\0".encode() + shard.head)
+    return fingerprint.hexdigest()[:16]

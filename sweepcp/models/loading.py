@@ -1,4 +1,4 @@
-"""Models and tokenizers in memory: loading a base, and pretraining a small one."""
+"""Models and tokenizers in memory, loaded from safetensors and without remote code."""
 
 import torch
 from transformers import (
@@ -15,18 +15,23 @@ from sweepcp.data.encoding import Encoder, byte_level_tokenizer
 from sweepcp.data.token_store import boundary_tokens
 from sweepcp.errors import InvalidInput
 
+# Workers load models while the driver's own progress is on the terminal.
 disable_progress_bar()
 
 
 def byte_tokenizer() -> PreTrainedTokenizerFast:
-    """A tokenizer of 258 tokens: the 256 bytes of UTF-8, `<s>` (256) and `</s>` (257)."""
+    """Return a tokenizer of 258 tokens: the 256 bytes of UTF-8, `<s>` (256) and `</s>` (257)."""
     return PreTrainedTokenizerFast(
         tokenizer_object=byte_level_tokenizer(), bos_token="<s>", eos_token="</s>", pad_token="</s>"
     )
 
 
 def load_tokenizer(base: BaseSpec) -> PreTrainedTokenizerBase:
-    """The base's tokenizer."""
+    """Load the tokenizer of a base.
+
+    Raises:
+        InvalidInput: transformers cannot read it.
+    """
     if base.tokenizer == "bytes":
         return byte_tokenizer()
     try:
@@ -34,37 +39,44 @@ def load_tokenizer(base: BaseSpec) -> PreTrainedTokenizerBase:
             base.tokenizer, revision=base.revision or "main", trust_remote_code=False
         )
     except (OSError, ValueError) as error:
-        rule = "a tokenizer that transformers reads, beside the model"
-        said = str(error).strip().splitlines()[0]
         raise InvalidInput(
             file=base.tokenizer,
             key="the tokenizer",
-            found=said,
-            rule=rule,
+            found=str(error).strip().splitlines()[0],
+            rule="a tokenizer that transformers can load, in the model's folder",
             fix="save it there with `save_pretrained`",
         ) from None
     return tokenizer
 
 
 def load_encoder(base: BaseSpec) -> Encoder:
-    """The base's tokenizer as plain data; `BadInput` when it is not a fast one."""
+    """Load the tokenizer of a base as plain data, which is passed to worker processes.
+
+    Raises:
+        InvalidInput: transformers cannot read the tokenizer, or it is not a fast one.
+    """
     tokenizer = load_tokenizer(base)
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
-        rule = "a fast tokenizer (tokenizer.json)"
         raise InvalidInput(
             file=base.tokenizer,
             key="the tokenizer",
             found=type(tokenizer).__name__,
-            rule=rule,
-            fix="save one with the model",
+            rule="a fast tokenizer (tokenizer.json)",
+            fix="save a fast tokenizer with the model",
         )
     before, after = boundary_tokens(tokenizer)
     return Encoder(backend.to_str(), tuple(before), tuple(after), len(tokenizer))
 
 
-def load_model(model: str, revision: str | None, device: torch.device) -> PreTrainedModel:
-    """A causal LM with fp32 weights from a folder or the hub; safetensors only, no remote code."""
+def load_model(model: str, *, revision: str | None, device: torch.device) -> PreTrainedModel:
+    """Load a causal LM with fp32 weights.
+
+    Args:
+        model: A folder or a hub id.
+        revision: A commit, tag or branch of a hub id; None for `main`.
+        device: Where to put the weights.
+    """
     loaded: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
         model,
         revision=revision or "main",

@@ -1,0 +1,1 @@
+"""Promotion: the recipe of a trial, translated to the target of the full run as a launch bundle."""

@@ -10,7 +10,7 @@ from sweepcp.config.suites import MemberSpec, Suites
 from sweepcp.config.target import TargetCorpus
 from sweepcp.config.validation import validate
 from sweepcp.config.yaml_files import find_config_file, read_yaml
-from sweepcp.corpora.provenance import base_of, experiment_of, stores_of
+from sweepcp.corpora.provenance import base_of, stores_of
 from sweepcp.errors import InvalidInput
 from sweepcp.promote.bundle import Lineage, ProxyResult
 from sweepcp.runs.caveats import caveats_of
@@ -38,13 +38,13 @@ class Candidate:
     @property
     def metrics(self) -> Path | None:
         """The steps of the trial."""
-        return self.run.folder(str(self.lineage.trial)) / "metrics.jsonl" if self.run else None
+        return self.run.trial_folder(str(self.lineage.trial)) / "metrics.jsonl" if self.run else None
 
 
 def candidate_from_run(run: Run, trial_id: str | None) -> Candidate:
     """The trial of a run that its rule chooses, or the one of an id. Raises `BadInput` unless it is done."""
     trial = _chosen_trial(run, trial_id)
-    experiment = experiment_of(run)
+    experiment = run.experiment
     recipe, card = trial.recipe, trial.scorecard
     assert card is not None
     assert run.base is not None
@@ -122,14 +122,14 @@ def candidate_from_publication(name: str) -> Candidate:
 
 def base_of_run(run: Run) -> BaseSpec:
     """The base of a run, with a folder or hub id; `BadInput` where a pretrained one is gone."""
-    experiment = experiment_of(run)
+    experiment = run.experiment
     place, base = base_of(run, experiment), experiment.base
     return base if base.hub is not None else BaseSpec(path=place, max_lr=base.max_lr)
 
 
 def corpora_of_run(run: Run) -> dict[str, TargetCorpus]:
     """The token stores of a run with the caps of its sources; `BadInput` where one is gone."""
-    experiment = experiment_of(run)
+    experiment = run.experiment
     stores = stores_of(run, experiment)
     return {
         s.name: TargetCorpus(

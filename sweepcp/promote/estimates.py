@@ -15,9 +15,9 @@ def estimate_memory(shape: ModelDimensions, target: Target) -> Memory:
     attention keeps its scores (Korthikanti et al. 2022, arXiv 2205.05198, eq. 2; made for another MLP). Logits: in the
     precision of the run with their gradients, and the same in fp32.
     """
-    world, compute = target.hardware.world, target.compute
+    world, compute = target.hardware.world_size, target.compute
     width = 2 if compute.precision == "bf16" else 4
-    share = -(-shape.size // world)
+    share = -(-shape.parameter_count // world)
     tokens = compute.micro_batch * target.seq_len
     layer = 34 * tokens * shape.hidden_size
     if compute.attention == "eager":
@@ -35,7 +35,7 @@ def estimate_memory(shape: ModelDimensions, target: Target) -> Memory:
     ]
     return Memory(
         **{name: 0 if name in waiting else size for name, size in states.items()},
-        gathered=2 * width * shape.largest_module,
+        gathered=2 * width * shape.largest_module_parameters,
         activations=kept + layer if compute.recompute else layer * shape.num_hidden_layers,
         logits=tokens * shape.vocab_size * (2 * width + 8),
         host=sum(states[name] for name in waiting) * target.hardware.per_node,
@@ -48,8 +48,8 @@ def estimate_expense(shape: ModelDimensions, recipe: Recipe, target: Target) -> 
     flops = shape.flops_per_token(recipe.seq_len) * recipe.tokens
     hours = None
     if hardware.peak_tflops is not None:
-        hours = flops / (hardware.world * hardware.peak_tflops * 1e12 * hardware.mfu) / 3600
-    device_hours = None if hours is None else hours * hardware.world
+        hours = flops / (hardware.world_size * hardware.peak_tflops * 1e12 * hardware.mfu) / 3600
+    device_hours = None if hours is None else hours * hardware.world_size
     price = hardware.usd_per_hour
     usd = None if device_hours is None or price is None else device_hours * price
     return Expense(flops=flops, mfu=hardware.mfu, hours=hours, device_hours=device_hours, usd=usd)

@@ -15,6 +15,7 @@ from sweepcp.config.validation import validate
 from sweepcp.data.stream import tokens_by_source
 from sweepcp.data.token_store import TokenStore
 from sweepcp.errors import InvalidInput
+from sweepcp.models.base import tokenizer_id
 from sweepcp.models.files import count_elements, model_fingerprint, read_config, read_shards
 from sweepcp.promote.bundle import FORMAT, Bundle, CorpusPlan, Memory, Model, write_manifest
 from sweepcp.promote.candidate import Candidate, base_of_run, corpora_of_run, first_documents
@@ -124,14 +125,15 @@ def _resolve_model(target: Target, file: Path, run: Run | None) -> Model:
             revision=spec.revision,
             max_lr=max_lr,
             shape=spec.shape,
-            parameters=spec.shape.size,
+            parameters=spec.shape.parameter_count,
             fingerprint=None,
         )
     place = str(base.path if base else spec.path)
     folder = (file.parent / Path(place).expanduser()).resolve()
-    shards = read_shards(folder, file, key)
+    with located(file, key):
+        shards = read_shards(folder)
     parameters = count_elements(shards)
-    shape = dimensions_of(read_config(folder, file, key), parameters)
+    shape = dimensions_of(config, parameters)
     if shape is None:
         rule = f"a config.json with {', '.join(n for n, f in ModelDimensions.model_fields.items() if f.is_required())}"
         raise InvalidInput(
@@ -163,7 +165,7 @@ def _translate_recipe(candidate: Candidate, target: Target, file: Path) -> Recip
 
 def _check_batch(recipe: Recipe, target: Target, file: Path) -> None:
     """Every rank gets as many whole micro batches of every step."""
-    world, micro = target.hardware.world, target.compute.micro_batch
+    world, micro = target.hardware.world_size, target.compute.micro_batch
     if recipe.sequences % (world * micro):
         near = max(1, round(recipe.sequences / (world * micro))) * world * micro * recipe.seq_len
         rule = f"{world} processes × micro batches of {micro} sequences of {recipe.seq_len} tokens divide the batch"
@@ -249,7 +251,7 @@ def _tokenizer_id(target: Target, model: Model) -> str | None:
     if target.model.run_base:
         return None
     spec = BaseSpec(path=model.path, hub=model.hub, revision=model.revision, max_lr=model.max_lr)
-    return spec.tokenizer_id()
+    return tokenizer_id(spec)
 
 
 def _read_store(
@@ -363,7 +365,7 @@ def _write_bundle(bundle: Bundle, candidate: Candidate, out: Path) -> None:
         write_json(work / "bundle.json", bundle.model_dump(mode="json"))
         write_json(
             work / "ds_config.json",
-            zero_config(bundle.recipe, bundle.target, bundle.target.hardware.world),
+            zero_config(bundle.recipe, bundle.target, bundle.target.hardware.world_size),
         )
         rows = planned_steps(bundle.recipe, bundle.model.max_lr)
         write_text(work / "plan.jsonl", "".join(json.dumps(row) + "\n" for row in rows))

@@ -1,4 +1,7 @@
-"""What a chart shows, without how it is drawn: panels of series of numbers. Drawn by `interactive` and `image`."""
+"""Description of a chart by numbers and texts, independent of how it is drawn.
+
+A chart has panels, a panel has series. `plotly_figures` and `matplotlib_figures` draw charts.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -9,12 +12,12 @@ COLOURS = {
     "front": "#2563eb",
     "other": "#7d8590",
     "chosen": "#db2777",
-    "maybe": "#b45309",
+    "possible": "#b45309",
     "base": "#16a34a",
     "bad": "#dc2626",
     "second": "#9333ea",
 }
-"""Each has a contrast of 3:1 and more against white and against the page's dark background."""
+"""Each has a contrast of 3:1 or more against white and against the page's dark background."""
 MARKS = {
     "front": "circle",
     "other": "circle",
@@ -28,24 +31,27 @@ MARKS = {
 
 @dataclass(frozen=True)
 class Series:
-    """Numbers that are drawn alike. `colour` and `mark` are keys of `COLOURS` and `MARKS`."""
+    """Numbers that are drawn in one style. `colour` and `mark` are keys of `COLOURS` and `MARKS`."""
 
     name: str
-    """In the legend; series without one are not in it."""
+    """Entry in the legend; a series without a name has none."""
     x: Sequence[float]
     y: Sequence[float]
-    """NaN breaks a line."""
+    """NaN interrupts a line."""
     draw: Draw = "points"
     colour: str = "other"
     mark: str = "other"
     hover: Sequence[str] = ()
-    """What each point says, lines of plain text."""
+    """Hover text of each point: lines of plain text."""
     x_error: Sequence[float] = ()
     y_error: Sequence[float] = ()
-    """Standard errors; drawn to both sides."""
+    """Standard errors, drawn to both sides."""
     dashed: bool = False
     faint: bool = False
-    """Smaller points, thinner lines. Not translucent: a browser takes tenfold the time to draw thousands of those."""
+    """Smaller points and thinner lines.
+
+    They are opaque: a browser takes ten times as long to draw thousands of translucent points.
+    """
 
 
 @dataclass(frozen=True)
@@ -55,7 +61,7 @@ class Axis:
     title: str
     log: bool = False
     ticks: Sequence[tuple[float, str]] = ()
-    """Where there are names instead of numbers, one apart."""
+    """Position and label of each tick, 1 apart, where an axis has names instead of numbers."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +75,7 @@ class Panel:
 
 @dataclass(frozen=True)
 class Chart:
-    """Panels side by side, four in rows of two; `notes` say how to read it and what it leaves out."""
+    """Panels in one row, or four in two rows. `notes` explain the chart and name what it omits."""
 
     title: str
     panels: Sequence[Panel]
@@ -77,12 +83,15 @@ class Chart:
 
     @property
     def empty(self) -> bool:
+        """Whether no series has a point."""
         return not any(len(series.x) for panel in self.panels for series in panel.series)
 
     @property
     def columns(self) -> int:
+        """Number of panels per row."""
         return 2 if len(self.panels) == 4 else len(self.panels)
 
     @property
     def rows(self) -> int:
+        """Number of rows of panels."""
         return -(-len(self.panels) // self.columns)

@@ -19,7 +19,7 @@ def trial_frame(run: Run) -> pd.DataFrame:
     Columns that every run has: id, status, proposed_by, domain, domain_se, general, general_se. `domain` and `general`
     are of the half that is chosen on, `reported_…` of the other; NaN unless the trial is done.
     """
-    return _to_frame([{"run": str(run.path)} | row for row in run.rows()], TRIAL)
+    return _to_frame([{"run": str(run.path)} | row for row in run.trial_rows()], TRIAL)
 
 
 def member_frame(run: Run) -> pd.DataFrame:
@@ -56,7 +56,7 @@ def step_frame(run: Run, ids: list[str] | None = None) -> pd.DataFrame:
             "id": trial_id,
             "status": ended.status if ended else run.state,
         }
-        rows += [marks | _flatten_step(step) for step in run.steps(trial_id)]
+        rows += [marks | _flatten_step(step) for step in run.read_steps(trial_id)]
     return _to_frame(rows, STEP)
 
 

@@ -1,89 +1,98 @@
-"""What charts and page say of a trial and of a run, in words with units."""
+"""Short texts about trials and about the choice, with units, for charts and page."""
 
 from typing import NamedTuple
 
 from sweepcp.config.recipe import Recipe
+from sweepcp.config.space import Value
 from sweepcp.runs.run_folder import Run
 from sweepcp.runs.trial import Trial
 from sweepcp.runs.uncertainty import FrontCertainty
 from sweepcp.scoring.scorecard import SplitScore
 
+MAIN_AXES = ("lr_fraction", "general_share")
+"""Axes of the space that `format_recipe` and the main charts show."""
+REASON_CHARACTERS = 120
+"""Longer reasons are cut in hover texts."""
 
-def format_signed(value: float, digits: int = 2) -> str:
-    """A number with its sign: +9.80, −1.70."""
+
+class TrialLabels(NamedTuple):
+    """What charts show of trials beyond their records."""
+
+    certainty: FrontCertainty | None
+    hover: dict[str, str]
+    """Trial → its hover text."""
+
+
+def trial_labels(run: Run, certainty: FrontCertainty | None) -> TrialLabels:
+    """Return hover texts of all trials, computed once and shared by the charts."""
+    hover = {trial.id: trial_label(run, trial, certainty) for trial in run.trials}
+    return TrialLabels(certainty, hover)
+
+
+def trial_label(run: Run, trial: Trial, certainty: FrontCertainty | None) -> str:
+    """Return the hover text of a trial: recipe, scores of both halves, certainty; one per line."""
+    mark = " · chosen" if trial.id == run.front.choice.id else ""
+    shares = [
+        f"{share.source} {format_percent(share.share)}" for share in trial.recipe.mixture.portions
+    ]
+    lines = [
+        f"{trial.id} · {trial.status}{mark} · {trial.proposed_by}",
+        format_recipe(trial.recipe),
+        ", ".join(shares),
+    ]
+    other_axes = {name: value for name, value in trial.point.items() if name not in MAIN_AXES}
+    if other_axes:
+        lines.append(
+            ", ".join(f"{name} {_format_value(value)}" for name, value in other_axes.items())
+        )
+    if trial.scorecard:
+        lines.append(f"selection half: {format_scores(trial.scorecard.select)}")
+        lines.append(f"reporting half: {format_scores(trial.scorecard.report)}")
+    elif trial.reason:
+        lines.append(trial.why[:REASON_CHARACTERS])
+    if certainty is not None and trial.id in certainty.on_front:
+        share = format_percent(certainty.on_front[trial.id])
+        lines.append(f"on the front in {share} of the resamples of the items")
+    return "\n".join(lines)
+
+
+def choice_sentence(run: Run) -> str:
+    """Return the choice in one sentence, with its scores on the reporting half."""
+    trial = run.chosen
+    if trial is not None and trial.scorecard is not None:
+        scores = format_scores(trial.scorecard.report, digits=1)
+        return f"{format_recipe(trial.recipe)}: {scores}"
+    nearest = run.chosen_or_nearest
+    if nearest is None or nearest.scorecard is None:
+        return "No trial is done, so there is nothing to choose from."
+    scores = format_scores(nearest.scorecard.select, digits=1)
+    return (
+        "No trial meets the rule. The trial of least regression, "
+        f"{nearest.id} ({format_recipe(nearest.recipe)}), has {scores} on the selection half."
+    )
+
+
+def format_recipe(recipe: Recipe) -> str:
+    """Return the LR fraction and the domain share of a recipe."""
+    return f"LR fraction {recipe.lr_fraction:.3g}, {format_percent(recipe.domain_share)} domain"
+
+
+def format_scores(scores: SplitScore, *, digits: int = 2) -> str:
+    """Return both scalars in %, with their standard errors."""
+    domain = f"{format_signed(scores.domain, digits=digits)} ± {scores.domain_se:.{digits}f}"
+    general = f"{format_signed(scores.general, digits=digits)} ± {scores.general_se:.{digits}f}"
+    return f"{domain} % domain, {general} % general"
+
+
+def format_signed(value: float, *, digits: int = 2) -> str:
+    """Return a number with its sign, as in +9.80 and −1.70."""
     return f"{value:+.{digits}f}".replace("-", "−")
 
 
 def format_percent(share: float) -> str:
-    """A share or probability as per cent, with one digit where it is needed."""
+    """Return a share or probability in per cent, with three significant digits."""
     return f"{100 * share:.3g} %"
 
 
-def recipe_line(recipe: Recipe) -> str:
-    """The two knobs."""
-    return f"LR fraction {recipe.lr_fraction:.3g}, {format_percent(recipe.domain_share)} domain"
-
-
-def scores_line(half: SplitScore, digits: int = 2) -> str:
-    """Both scalars with their standard errors."""
-    domain = f"{format_signed(half.domain, digits)} ± {half.domain_se:.{digits}f} % domain"
-    return (
-        f"{domain}, {format_signed(half.general, digits)} ± {half.general_se:.{digits}f} % general"
-    )
-
-
-def trial_label(run: Run, trial: Trial, sure: FrontCertainty | None) -> str:
-    """What hovering a trial says: the recipe, the scores on both halves, how often it is on the front."""
-    shares = ", ".join(
-        f"{p.source} {format_percent(p.share)}" for p in trial.recipe.mixture.portions
-    )
-    own = {
-        name: value
-        for name, value in trial.point.items()
-        if name not in ("lr_fraction", "general_share")
-    }
-    others = ", ".join(
-        f"{k} {v:.3g}" if isinstance(v, float) else f"{k} {v}" for k, v in own.items()
-    )
-    mark = " · chosen" if trial.id == run.front.choice.id else ""
-    lines = [
-        f"{trial.id} · {trial.status}{mark} · {trial.proposed_by}",
-        recipe_line(trial.recipe),
-        shares,
-    ]
-    lines += [others] if others else []
-    if trial.scorecard:
-        lines.append(f"{scores_line(trial.scorecard.select)} (chosen on)")
-        lines.append(f"{scores_line(trial.scorecard.report)} (other half)")
-    elif trial.reason:
-        lines.append(trial.why[:120])
-    if sure is not None and trial.id in sure.on_front:
-        lines.append(
-            f"on the front in {format_percent(sure.on_front[trial.id])} of resamples of the items"
-        )
-    return "\n".join(lines)
-
-
-class TrialLabels(NamedTuple):
-    """What charts show of a run beyond its records."""
-
-    sure: FrontCertainty | None
-    hover: dict[str, str]
-    """Trial → what hovering it says."""
-
-
-def trial_labels(run: Run, sure: FrontCertainty | None) -> TrialLabels:
-    """Every trial's text, made once for all charts."""
-    return TrialLabels(sure, {trial.id: trial_label(run, trial, sure) for trial in run.trials})
-
-
-def choice_sentence(run: Run) -> str:
-    """The choice in one sentence, with the numbers of the half that it was not chosen on."""
-    trial = run.chosen
-    if trial is not None and trial.scorecard is not None:
-        return f"{recipe_line(trial.recipe)}: {scores_line(trial.scorecard.report, 1)}"
-    near = run.chosen_or_nearest
-    if near is None or near.scorecard is None:
-        return "No trial is done: there is nothing to choose from."
-    where = f"{near.id} ({recipe_line(near.recipe)}), has {scores_line(near.scorecard.select, 1)}"
-    return f"No trial meets the rule. The one of least regression, {where} on the half that is chosen on."
+def _format_value(value: Value) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)

@@ -81,7 +81,7 @@ def _page_content(run: RunView) -> dict[str, Any]:
         "curves": charts.training_chart(run, _trials_with_curves(run)),
     }
     return {
-        "name": run.experiment["name"],
+        "name": run.experiment.name,
         "question": sections.question_text(run),
         "progress": sections.progress_text(run),
         "answer": choice_sentence(run),
@@ -103,7 +103,7 @@ def _page_content(run: RunView) -> dict[str, Any]:
         "versions": sections.version_lines(run),
         "experiment": sections.experiment_text(run),
         "folder": str(run.path.resolve()),
-        "command": f"sweepcp search {shlex.quote(run.experiment['name'] + '.yaml')}",
+        "command": f"sweepcp search {shlex.quote(run.experiment.name + '.yaml')}",
     }
 
 

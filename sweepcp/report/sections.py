@@ -9,7 +9,6 @@ import yaml
 from sweepcp.config.experiment import Experiment
 from sweepcp.config.space import Range
 from sweepcp.config.types import Role
-from sweepcp.corpora.provenance import experiment_of
 from sweepcp.report.labels import format_percent, format_signed, scores_line
 from sweepcp.runs.caveats import caveats_of
 from sweepcp.runs.run_folder import Run
@@ -48,7 +47,7 @@ def question_text(run: Run) -> str:
         if base
         else ""
     )
-    experiment = experiment_of(run)
+    experiment = run.experiment
     return (
         f"How high may the learning rate be, and how much general text must be mixed in, when {_base_name(run)}{size} "
         f"goes on with pretraining on {domain}, with {general} as replay? "
@@ -58,7 +57,7 @@ def question_text(run: Run) -> str:
 
 
 def _base_name(run: Run) -> str:
-    spec = experiment_of(run).base
+    spec = run.experiment.base
     return (
         "a small base, pretrained for this purpose,"
         if spec.pretrain
@@ -67,19 +66,19 @@ def _base_name(run: Run) -> str:
 
 
 def _source_names(run: Run, role: Role) -> list[str]:
-    return [s.name for s in experiment_of(run).sources if s.role == role]
+    return [s.name for s in run.experiment.sources if s.role == role]
 
 
 def progress_text(run: Run) -> str:
     """How far the search is."""
-    experiment = experiment_of(run)
+    experiment = run.experiment
     steps = experiment.budget.tokens // experiment.training.batch_tokens
     line = f"{run.state}: {len(run.trials)} of {experiment.budget.trials} trials have ended"
     if run.base is None:
         line += ", the base is not scored yet"
     if run.unfinished:
         at = ", ".join(f"{i} at step {n:,} of {steps:,}" for i, n in run.unfinished.items())
-        line += f"; {'running' if run.writing else 'begun and not ended'}: {at}"
+        line += f"; {'running' if run.locked else 'begun and not ended'}: {at}"
     return line
 
 
@@ -139,7 +138,7 @@ def bound_warning(run: Run, sure: FrontCertainty | None) -> str | None:
 def untested_lines(run: Run) -> list[str]:
     """What a reader might take for known, and is not."""
     lines = []
-    trial, experiment = run.chosen_or_nearest, experiment_of(run)
+    trial, experiment = run.chosen_or_nearest, run.experiment
     if run.base is not None:
         lines.append(
             f"Whether the best recipe of {run.base.parameters:,} parameters and {experiment.budget.tokens:,} "
@@ -183,7 +182,7 @@ def _shared_settings(experiment: Experiment) -> str:
 def trial_table(run: Run, sure: FrontCertainty | None) -> Table:
     """Every trial that has ended."""
     extra = {
-        n: axis for n, axis in run.space.axes.items() if n not in ("lr_fraction", "general_share")
+        n: axis for n, axis in run.experiment.space.axes.items() if n not in ("lr_fraction", "general_share")
     }
     columns = ["trial", "status", "proposed by", "LR fraction#", "domain share, %#"]
     columns += [f"{name}#" if isinstance(axis, Range) else name for name, axis in extra.items()]
@@ -336,7 +335,7 @@ def data_table(run: Run) -> Table:
         "fingerprint",
     ]
     rows = []
-    for source in experiment_of(run).sources:
+    for source in run.experiment.sources:
         key = source.name
         read = trial is not None and key in trial.tokens_by_source
         rows.append([
@@ -344,7 +343,7 @@ def data_table(run: Run) -> Table:
             f"{100 * shares[key]:.1f}" if key in shares else "",
             f"{trial.tokens_by_source[key]:,}" if trial and read else "",
             f"{trial.epochs_by_source.get(key, 0):.3g}" if trial and read else "",
-            run.texts.get(key, ""),
+            run.source_fingerprints.get(key, ""),
         ])  # fmt: skip
     return Table("The texts", columns, rows)
 
@@ -381,7 +380,7 @@ def cost_lines(run: Run) -> list[str]:
     if run.base is not None:
         flops = 6.0 * run.base.parameters * tokens
         lines.append(f"{flops:.3g} FLOPs of training, counted as 6 · parameters · tokens.")
-    price = experiment_of(run).budget.usd_per_hour
+    price = run.experiment.budget.usd_per_hour
     if price is not None:
         lines.append(f"{hours * price:,.2f} USD at {price:g} USD an hour of one trial's devices.")
     return lines
@@ -398,7 +397,7 @@ def version_lines(run: Run) -> list[str]:
 def experiment_text(run: Run) -> str:
     """The experiment as a file for `sweepcp search`; what it leaves out has its default."""
     return yaml.safe_dump(
-        _without_nulls(run.experiment), sort_keys=False, allow_unicode=True, width=100
+        _without_nulls(run.experiment.model_dump(mode="json")), sort_keys=False, allow_unicode=True, width=100
     )
 
 

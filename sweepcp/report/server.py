@@ -45,7 +45,7 @@ class WatchedRun:
     def _stamp(self, run: RunView) -> str:
         return digest(
             [
-                run.experiment,
+                run.experiment.model_dump(mode="json"),
                 run.state,
                 run.base is None,
                 [t.finished for t in run.trials],

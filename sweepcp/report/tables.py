@@ -34,7 +34,7 @@ def run_as_dict(run: Run) -> dict[str, Any]:
             ],
         }
     return {
-        "name": run.experiment["name"],
+        "name": run.experiment.name,
         "unit": "domain, general: relative change of bits per byte against the base in %, higher is better",
         "base": base,
         "trials": trials,
@@ -47,7 +47,7 @@ def run_as_dict(run: Run) -> dict[str, Any]:
 
 def write_csv(run: Run, path: Path) -> None:
     """A row a trial, the columns of `Run.rows`."""
-    rows = run.rows()
+    rows = run.trial_rows()
     columns = list(dict.fromkeys(key for row in rows for key in row))
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, columns)

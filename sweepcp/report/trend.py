@@ -38,7 +38,7 @@ def fit_trend(run: Run) -> Trend | None:
     The leave-one-out residual of a linear fit is its residual over one minus its leverage (Allen, The relationship
     between variable selection and data augmentation, Technometrics 16, 1974). Axes with choices are left out.
     """
-    axes = {name: axis for name, axis in run.space.axes.items() if isinstance(axis, Range)}
+    axes = {name: axis for name, axis in run.experiment.space.axes.items() if isinstance(axis, Range)}
     done = run.done
     units = np.array(
         [[axis.to_unit(float(t.point[name])) for name, axis in axes.items()] for t in done]

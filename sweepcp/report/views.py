@@ -110,12 +110,14 @@ class Plots(Generic[F]):
 
     def compare(self, other: run_folder.Run) -> F:
         """This run and another of other bases, sizes or seeds: both fronts, and the recipes that both tried."""
-        different = json_differences(_compared_settings(self._run), _compared_settings(other))
+        different = json_differences(
+            before=_compared_settings(self._run), after=_compared_settings(other)
+        )
         return self._make(charts.comparison_chart(self._run, other, different))
 
 
 def _compared_settings(run: run_folder.Run) -> dict[str, object]:
-    return {key: value for key, value in run.experiment.items() if key != "choose"}
+    return run.experiment.model_dump(mode="json", exclude={"choose"})
 
 
 def load_run(path: str | Path) -> RunView:

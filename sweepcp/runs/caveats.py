@@ -1,22 +1,25 @@
-"""What a search leaves open about a trial."""
+"""What a search leaves open about a trial, in sentences."""
 
 from sweepcp.config.space import Range
 from sweepcp.runs.run_folder import Run
 from sweepcp.runs.trial import Trial
 
 FEW_TRIALS = 10
-"""Done trials below which a choice is called one of few."""
+"""With fewer done trials than this, a caveat says so."""
 
 
 def caveats_of(run: Run, trial: Trial) -> list[str]:
-    """One seed, the ends of what was searched, few trials: as sentences."""
-    said = ["the errors of the trial are those of evaluation: it was trained on one seed"]
+    """Return the caveats of a trial: one seed, values at the ends of the space, few trials."""
+    caveats = [
+        "the standard errors cover evaluation only: the trial was trained once, with one seed"
+    ]
     for name, value in trial.point.items():
-        axis = run.space.axes[name]
+        axis = run.experiment.space.axes[name]
         if isinstance(axis, Range) and value in (axis.low, axis.high):
-            said.append(
-                f"{name} {value:g} is at the end of what was searched: the best may lie beyond"
+            caveats.append(
+                f"{name} {value:g} is at the end of its searched range: "
+                "the optimum may lie outside the range"
             )
     if len(run.done) < FEW_TRIALS:
-        said.append(f"the choice is one of {len(run.done)} trials that are done")
-    return said
+        caveats.append(f"the choice was made among only {len(run.done)} done trials")
+    return caveats

@@ -1,4 +1,6 @@
-"""The Pareto front of a run and the choice by a stated rule. Pure functions over the scores of trials."""
+"""The Pareto front of a run and the choice of one trial: pure functions of the trials' scores."""
+
+from collections.abc import Sequence
 
 import moocore
 import numpy as np
@@ -9,38 +11,62 @@ from sweepcp.util.records import Record
 
 
 class Choice(Record):
-    """The chosen trial, or None with the trial that came nearest."""
+    """The trial that a rule chooses, with its scores in %; all None if no trial meets the rule."""
 
     rule: str
     id: str | None
     nearest: str | None
-    """The trial of least regression, when none is within the rule."""
+    """The trial of least regression; only if no trial meets the rule."""
     domain: float | None
+    """On the selection half of the items, on which the choice was made."""
     general: float | None
-    """Of the chosen trial, on the half that is chosen on."""
     reported_domain: float | None
+    """On the reporting half: not biased by the choice."""
     reported_general: float | None
-    """Of the chosen trial, on the other half: the unbiased numbers."""
 
 
 class Front(Record):
-    """The non-dominated done trials from least to most domain gain, the choice, and the hypervolume in %²."""
+    """The non-dominated trials, the choice among them, and their hypervolume."""
 
     ids: tuple[str, ...]
+    """Trials in ascending order of domain gain."""
     choice: Choice
     hypervolume: float
+    """In %², above `reference`."""
     reference: dict[str, float]
 
 
-def score_matrix(trials: list[Trial]) -> np.ndarray:
-    """`domain` and `general` of done trials, shape (n, 2), in %."""
-    return np.array([[t.domain, t.general] for t in trials], dtype=np.float64).reshape(-1, 2)
+def pareto_front(trials: Sequence[Trial], rule: ChoiceRule, reference: ReferencePoint) -> Front:
+    """Return the front of the done trials, the choice by `rule`, and the hypervolume."""
+    done = sorted((t for t in trials if t.status == "done"), key=lambda trial: trial.number)
+    on_front = is_on_front(score_matrix(done))
+    best = [trial for trial, keep in zip(done, on_front, strict=True) if keep]
+    best.sort(key=lambda trial: (trial.domain, trial.number))
+    return Front(
+        ids=tuple(trial.id for trial in best),
+        choice=_choose_trial(best, rule),
+        hypervolume=hypervolume(score_matrix(best), reference),
+        reference=reference.model_dump(),
+    )
+
+
+def score_matrix(trials: Sequence[Trial]) -> np.ndarray:
+    """Return `domain` and `general` of done trials in %, shape (n, 2)."""
+    scores = [[trial.domain, trial.general] for trial in trials]
+    return np.array(scores, dtype=np.float64).reshape(-1, 2)
 
 
 def is_on_front(points: np.ndarray) -> np.ndarray:
-    """Which of `points`, shape (n, 2), larger is better, no other point dominates; equal points stand together.
+    """Mark the points that no other point dominates.
 
-    a dominates b if a is at least as good in both and better in one.
+    Point a dominates point b if a is at least as good in both scores and better in one. Of equal
+    points all are marked or none.
+
+    Args:
+        points: Shape (n, 2); larger is better.
+
+    Returns:
+        Booleans of shape (n,).
     """
     if len(points) == 0:
         return np.zeros(0, dtype=bool)
@@ -48,61 +74,79 @@ def is_on_front(points: np.ndarray) -> np.ndarray:
 
 
 def hypervolume(points: np.ndarray, reference: ReferencePoint) -> float:
-    """The area in %² that `points`, shape (n, 2), dominate above the reference; 0 for none."""
-    point = [reference.domain, reference.general]
-    return float(moocore.hypervolume(points, ref=point, maximise=True)) if len(points) else 0.0
-
-
-def pareto_front(trials: list[Trial], rule: ChoiceRule, reference: ReferencePoint) -> Front:
-    """Keep the non-dominated done trials, choose one of them, and measure the front."""
-    done = sorted((t for t in trials if t.status == "done"), key=lambda t: t.number)
-    best = [t for t, keep in zip(done, is_on_front(score_matrix(done)), strict=True) if keep]
-    best.sort(key=lambda t: (t.domain, t.number))
-    return Front(
-        ids=tuple(t.id for t in best),
-        choice=_choose_trial(best, rule),
-        hypervolume=hypervolume(score_matrix(best), reference),
-        reference=reference.model_dump(),
-    )
+    """Return the area in %² that `points`, shape (n, 2), dominate above the reference point."""
+    if len(points) == 0:
+        return 0.0
+    ref = [reference.domain, reference.general]
+    return float(moocore.hypervolume(points, ref=ref, maximise=True))
 
 
 def choose_point(points: np.ndarray, rule: ChoiceRule) -> int | None:
-    """Index of the point of a front that the rule chooses, the first of equals; shape (n, 2). None if none meets it."""
+    """Return the index of the point that the rule chooses, the first of equal ones.
+
+    Args:
+        points: `domain` and `general` of the points of a front in %, shape (n, 2).
+        rule: One of a bound on regression, weights, and the knee.
+
+    Returns:
+        None if there is no point, or none that meets the rule.
+    """
     if len(points) == 0:
         return None
     if rule.max_regression is not None:
         allowed = points[:, 1] >= -rule.max_regression
-        return int(np.argmax(np.where(allowed, points[:, 0], -np.inf))) if allowed.any() else None
+        if not allowed.any():
+            return None
+        return int(np.argmax(np.where(allowed, points[:, 0], -np.inf)))
     if rule.weights is not None:
         return int(np.argmax(points @ np.array([rule.weights.domain, rule.weights.general])))
     return knee_point(points)
 
 
-def _choose_trial(best: list[Trial], rule: ChoiceRule) -> Choice:
-    points = score_matrix(best)
-    index = choose_point(points, rule)
-    chosen = best[index] if index is not None else None
-    nearest = best[int(np.argmax(points[:, 1]))].id if best and chosen is None else None
-    card = chosen.scorecard if chosen else None
-    return Choice(
-        rule=str(rule),
-        id=chosen.id if chosen else None,
-        nearest=nearest,
-        domain=chosen.domain if chosen else None,
-        general=chosen.general if chosen else None,
-        reported_domain=card.report.domain if card else None,
-        reported_general=card.report.general if card else None,
-    )
-
-
 def knee_point(points: np.ndarray) -> int:
-    """Index of the front's point farthest above the line between its ends, axes scaled to 0..1; shape (n, 2).
+    """Return the index of the point farthest above the line between the ends of the front.
 
-    The first of equals; with one or two points, the one of least regression. After Das (1999), On
-    characterizing the "knee" of the Pareto curve based on normal-boundary intersection.
+    Both axes are scaled to 0..1. After Das (1999), On characterizing the "knee" of the Pareto
+    curve based on normal-boundary intersection.
+
+    Args:
+        points: The points of a front, shape (n, 2).
+
+    Returns:
+        The first of equal points. With one or two points, the one of least regression.
     """
     if len(points) < 3:
         return int(np.argmax(points[:, 1]))
     span = np.ptp(points, axis=0)
     scaled = (points - points.min(axis=0)) / np.where(span > 0, span, 1)
+    # The scaled ends are (0, 1) and (1, 0): the distance from the line between them grows with the
+    # sum of a point's coordinates.
     return int(np.argmax(scaled.sum(axis=1)))
+
+
+def _choose_trial(best: Sequence[Trial], rule: ChoiceRule) -> Choice:
+    """Choose one of the trials of a front."""
+    points = score_matrix(best)
+    index = choose_point(points, rule)
+    if index is None:
+        nearest = best[int(np.argmax(points[:, 1]))].id if best else None
+        return Choice(
+            rule=str(rule),
+            id=None,
+            nearest=nearest,
+            domain=None,
+            general=None,
+            reported_domain=None,
+            reported_general=None,
+        )
+    trial = best[index]
+    card = trial.scorecard
+    return Choice(
+        rule=str(rule),
+        id=trial.id,
+        nearest=None,
+        domain=trial.domain,
+        general=trial.general,
+        reported_domain=card.report.domain if card else None,
+        reported_general=card.report.general if card else None,
+    )

@@ -1,11 +1,11 @@
-"""The run folder, which is the API between the stages.
+"""The run folder: what a search writes and every later stage reads.
 
-experiment.json            what was asked for, resolved, with the fingerprints of the texts
-base.json                  the base's scores at step 0
-trials/<id>/metrics.jsonl  a line a step
-trials/<id>/items.json     results of single items
-trials/<id>/trial.json     written last: the trial is finished
-front.json                 front and choice by the experiment's rule
+experiment.json            the experiment with all defaults, and the sources' fingerprints
+base.json                  the scores of the base model at step 0
+trials/<id>/metrics.jsonl  one line per optimizer step
+trials/<id>/items.json     the results of single items
+trials/<id>/trial.json     the record of the trial; it is written last and finishes the trial
+front.json                 the front, and the choice by the experiment's rule
 """
 
 import json
@@ -19,8 +19,8 @@ from typing import Any, Literal, Self, TypeVar
 
 from pydantic import ValidationError
 
-from sweepcp.config.choice import ChoiceRule, ReferencePoint
-from sweepcp.config.space import Space
+from sweepcp.config.choice import ChoiceRule
+from sweepcp.config.experiment import Experiment
 from sweepcp.config.validation import validate
 from sweepcp.errors import InvalidInput
 from sweepcp.runs.front import Choice, Front, pareto_front
@@ -30,63 +30,70 @@ from sweepcp.util.files import write_json, write_text
 from sweepcp.util.locks import exclusive_lock, is_locked
 from sweepcp.util.records import Record
 
+EXPERIMENT_FILE = "experiment.json"
 LOCK_FILE = "driver.lock"
 R = TypeVar("R", bound=Record)
 
 
+class ExperimentRecord(Record):
+    """`experiment.json`: what the run was asked for, and on which data."""
+
+    format: Literal[1] = 1
+    experiment: dict[str, Any]
+    texts: dict[str, str]
+    """Source → fingerprint of its files and of how they are read."""
+
+
 @dataclass(frozen=True)
 class Run:
-    """A run folder, read. `trials` are the finished ones, in the order of their numbers."""
+    """The content of a run folder, read by `read_run`."""
 
     path: Path
-    experiment: dict[str, Any]
-    """The experiment with every default filled in."""
-    texts: dict[str, str]
-    """Source → fingerprint of its texts."""
+    experiment: Experiment
+    """The experiment with all defaults filled in."""
+    source_fingerprints: dict[str, str]
+    """Source → fingerprint of its files and of how they are read."""
     base: BaseRecord | None
+    """None until the base has been scored."""
     trials: list[Trial]
+    """The finished trials, ordered by number."""
     unfinished: dict[str, int]
-    """Trials that have begun and not ended → optimizer steps that they have written down."""
-    writing: bool
-    """Whether a search writes the folder now."""
+    """Trials that were started and are not finished → optimizer steps in their metrics file."""
+    locked: bool
+    """Whether a running search holds the folder's lock."""
     rule: ChoiceRule
-    """How one trial of the front is chosen: as the experiment says, or by `choosing`."""
+    """How one trial of the front is chosen: the experiment's rule, or that of `with_rule`."""
 
     @cached_property
     def front(self) -> Front:
-        """The front of the finished trials, and the choice."""
-        return pareto_front(
-            self.trials,
-            self.rule,
-            ReferencePoint.model_validate(self.experiment["choose"]["reference"]),
-        )
+        """The Pareto front of the finished trials, and the choice."""
+        return pareto_front(self.trials, self.rule, self.experiment.choose.reference)
 
-    def choosing(self, **rule: Any) -> Self:
-        """The run with another rule of choice; as it is when none is stated.
+    def with_rule(self, **rule: Any) -> Self:
+        """Return the run with another rule of choice, or the run itself when none is given.
 
-        `max_regression=1.0`, `knee=True` or `weights={"domain": 1, "general": 2}`; raises `BadInput` for another.
+        Args:
+            **rule: `max_regression=1.0`, `knee=True` or `weights={"domain": 1, "general": 2}`.
+
+        Raises:
+            InvalidInput: `rule` is none of these.
         """
-        return (
-            replace(self, rule=validate(ChoiceRule, rule, "the rule of choice")) if rule else self
-        )
+        if not rule:
+            return self
+        return replace(self, rule=validate(ChoiceRule, rule, "the rule of choice"))
 
     def choose(self, **rule: Any) -> Choice:
-        """What a rule chooses, see `choosing`; its `id` is None when no trial meets the rule."""
-        return self.choosing(**rule).front.choice
-
-    @cached_property
-    def space(self) -> Space:
-        """What was searched."""
-        return validate(Space, self.experiment["space"], self.path / "experiment.json")
+        """Return the choice by a rule, see `with_rule`; its `id` is None if no trial meets it."""
+        return self.with_rule(**rule).front.choice
 
     @cached_property
     def by_id(self) -> dict[str, Trial]:
-        """Trials by their ids."""
+        """The finished trials by their ids."""
         return {trial.id: trial for trial in self.trials}
 
     @property
     def done(self) -> list[Trial]:
-        """The trials that were scored."""
+        """The trials of status "done": those that were scored."""
         return [trial for trial in self.trials if trial.status == "done"]
 
     @property
@@ -96,37 +103,122 @@ class Run:
 
     @property
     def chosen_or_nearest(self) -> Trial | None:
-        """The chosen trial, or the one of least regression when none meets the rule; None when no trial is done."""
+        """The chosen trial, or the trial of least regression if none meets the rule.
+
+        None if no trial is done.
+        """
         return self.chosen or self.by_id.get(self.front.choice.nearest or "")
 
     @property
     def state(self) -> Literal["finished", "running", "interrupted"]:
-        """Finished: every trial of the budget has ended."""
-        wanted = self.experiment["budget"]["trials"]
-        if sum(t.number < wanted for t in self.trials) == wanted:
+        """Progress of the search. It is finished when every trial of the budget is."""
+        wanted = self.experiment.budget.trials
+        if sum(trial.number < wanted for trial in self.trials) == wanted:
             return "finished"
-        return "running" if self.writing else "interrupted"
+        return "running" if self.locked else "interrupted"
 
-    def steps(self, trial_id: str) -> list[dict[str, Any]]:
-        """The steps of a trial as they were written down: step, LR, loss, norm of the gradient, tokens by source.
+    def trial_folder(self, trial_id: str) -> Path:
+        """Return the folder of a trial's files."""
+        return self.path / "trials" / trial_id
 
-        A line that is being written is left out.
+    def read_steps(self, trial_id: str) -> list[dict[str, Any]]:
+        """Read the metrics of a trial: step, LR, loss, gradient norm, tokens by source.
+
+        A last line that is still being written is left out.
         """
-        file = self.folder(trial_id) / "metrics.jsonl"
+        file = self.trial_folder(trial_id) / "metrics.jsonl"
         text = file.read_text(encoding="utf-8") if file.exists() else ""
         return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
 
-    def folder(self, trial_id: str) -> Path:
-        """Where a trial's files are."""
+    def trial_rows(self) -> list[dict[str, Any]]:
+        """Return one table row per finished trial.
+
+        Each has id, status, proposer, recipe, shares by source, scores of both halves in %, and
+        cost.
+        """
+        front = self.front
+        return [
+            _trial_row(trial, on_front=trial.id in front.ids, chosen=trial.id == front.choice.id)
+            for trial in self.trials
+        ]
+
+
+def read_run(path: str | Path) -> Run:
+    """Read a run folder.
+
+    Raises:
+        InvalidInput: The folder is no run folder, or a record in it is corrupt or of another
+            version of sweepcp.
+    """
+    folder = Path(path)
+    experiment, source_fingerprints = _read_experiment(folder / EXPERIMENT_FILE)
+    trial_files = sorted((folder / "trials").glob("*/trial.json"))
+    trials = sorted((_read_trial(file) for file in trial_files), key=lambda trial: trial.number)
+    base_file = folder / "base.json"
+    return Run(
+        path=folder,
+        experiment=experiment,
+        source_fingerprints=source_fingerprints,
+        base=_read_base(base_file) if base_file.exists() else None,
+        trials=trials,
+        unfinished=_unfinished_trials(folder, {trial.id for trial in trials}),
+        locked=is_locked(folder / LOCK_FILE),
+        rule=experiment.choose,
+    )
+
+
+class RunWriter:
+    """Writer of a run folder. There is one at a time: the search that holds the lock."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def start(self, experiment: Experiment, source_fingerprints: dict[str, str]) -> None:
+        """Write the experiment, which turns the folder into a run folder."""
+        record = ExperimentRecord(
+            experiment=experiment.model_dump(mode="json"), texts=source_fingerprints
+        )
+        write_json(self.path / EXPERIMENT_FILE, record.model_dump(mode="json"))
+
+    def write_base(self, base: BaseRecord) -> None:
+        """Write the scores of the base model."""
+        write_text(self.path / "base.json", base.model_dump_json() + "\n")
+
+    def begin_trial(self, trial_id: str) -> None:
+        """Make an empty folder for a trial and drop the files of an unfinished attempt at it."""
+        folder = self._trial_folder(trial_id)
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+
+    def append_metrics(self, trial_id: str, rows: list[dict[str, Any]]) -> None:
+        """Append optimizer steps to the metrics of a trial."""
+        file = self._trial_folder(trial_id) / "metrics.jsonl"
+        with file.open("a", encoding="utf-8") as stream:
+            stream.writelines(json.dumps(row) + "\n" for row in rows)
+
+    def write_trial(self, trial: Trial, outcome: TrialOutcome) -> None:
+        """Write the results of a trial's items and then its record, which finishes the trial."""
+        folder = self._trial_folder(trial.id)
+        if outcome.items:
+            write_items(folder / "items.json", outcome.items)
+        write_json(folder / "trial.json", trial.model_dump(mode="json"))
+
+    def write_front(self, front: Front) -> None:
+        """Write the front and the choice."""
+        write_json(self.path / "front.json", front.model_dump(mode="json"))
+
+    def _trial_folder(self, trial_id: str) -> Path:
         return self.path / "trials" / trial_id
 
-    def rows(self) -> list[dict[str, Any]]:
-        """A row a trial: id, status, proposer, recipe, shares by source, scores on both halves in %, cost."""
-        return [_row(t, t.id in self.front.ids, t.id == self.front.choice.id) for t in self.trials]
+
+@contextmanager
+def locked_run(path: Path) -> Iterator[RunWriter]:
+    """Hold the run folder for writing. `InvalidInput` names the process that holds it already."""
+    with exclusive_lock(path / LOCK_FILE, "one search at a time writes a run"):
+        yield RunWriter(path)
 
 
-def _row(trial: Trial, on_front: bool, chosen: bool) -> dict[str, Any]:
-    recipe = trial.recipe.model_dump(mode="json", exclude={"mixture", "betas"})
+def _trial_row(trial: Trial, *, on_front: bool, chosen: bool) -> dict[str, Any]:
     card = trial.scorecard
     return {
         "id": trial.id,
@@ -142,121 +234,70 @@ def _row(trial: Trial, on_front: bool, chosen: bool) -> dict[str, Any]:
         "reported_general_se": card.report.general_se if card else None,
         "on_front": on_front,
         "chosen": chosen,
-        **recipe,
+        **trial.recipe.model_dump(mode="json", exclude={"mixture", "betas"}),
         "domain_share": trial.recipe.domain_share,
         "general_share": trial.recipe.general_share,
-        **{f"share:{p.source}": p.share for p in trial.recipe.mixture.portions},
+        **{f"share:{share.source}": share.share for share in trial.recipe.mixture.portions},
         "train_seconds": trial.cost.train_seconds if trial.cost else None,
         "score_seconds": trial.cost.score_seconds if trial.cost else None,
         "reason": trial.reason,
     }
 
 
-def read_run(path: str | Path) -> Run:
-    """Read a run folder. Raises `BadInput` when it is none, or when a record in it is torn or of another version."""
-    folder = Path(path)
-    content = _read(folder / "experiment.json")
-    files = sorted((folder / "trials").glob("*/trial.json"))
-    trials = sorted((_record(Trial, file) for file in files), key=lambda t: t.number)
-    ended = {trial.id for trial in trials}
-    begun = (
-        path
-        for path in sorted((folder / "trials").glob("*"))
-        if path.is_dir() and path.name not in ended
-    )
-    base = folder / "base.json"
-    choose = {k: v for k, v in content["experiment"]["choose"].items() if k != "reference"}
-    return Run(
-        path=folder,
-        experiment=content["experiment"],
-        texts=content["texts"],
-        base=_record(BaseRecord, base) if base.exists() else None,
-        trials=trials,
-        unfinished={path.name: _lines(path / "metrics.jsonl") for path in begun},
-        writing=is_locked(folder / LOCK_FILE),
-        rule=ChoiceRule.model_validate_json(json.dumps(choose)),
-    )
-
-
-def _lines(path: Path) -> int:
-    return path.read_bytes().count(b"\n") if path.exists() else 0
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        fix = "name a folder that `sweepcp search --out` wrote"
+def _read_experiment(file: Path) -> tuple[Experiment, dict[str, str]]:
+    """Read the experiment and the fingerprints of its sources."""
+    if not file.is_file():
         raise InvalidInput(
-            file=path,
+            file=file,
             key="the run folder",
-            found=error.strerror,
+            found="No such file or directory",
             rule="a run folder holds experiment.json",
-            fix=fix,
-        ) from None
-    except ValueError as error:
-        raise _torn(path, error) from None
-    if not isinstance(content, dict):
-        raise _torn(path, ValueError("not a JSON object"))
-    return content
+            fix="name a folder that `sweepcp search --out` wrote",
+        )
+    fix = "restore the file from a backup, or search into a new folder"
+    record = _read_record(ExperimentRecord, file, fix)
+    return validate(Experiment, record.experiment, file), record.texts
 
 
-def _record(kind: type[R], path: Path) -> R:
-    try:
-        return kind.model_validate_json(path.read_bytes())
-    except ValidationError as error:
-        raise _torn(path, error) from None
-
-
-def _torn(path: Path, error: ValueError) -> InvalidInput:
-    what = str(error).splitlines()
-    return InvalidInput(
-        file=path,
-        key="the record",
-        found=" ".join(what[:3]),
-        rule="a complete record of this version of sweepcp",
-        fix=f"restore the file from a copy; or remove {path.parent} if that trial may run again",
+def _read_base(file: Path) -> BaseRecord:
+    return _read_record(
+        BaseRecord, file, "restore the file from a backup, or remove it to score the base again"
     )
 
 
-class RunWriter:
-    """The one writer of a run folder: the driver that holds its lock."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def start(self, experiment: dict[str, Any], texts: dict[str, str]) -> None:
-        write_json(
-            self.path / "experiment.json", {"format": 1, "experiment": experiment, "texts": texts}
-        )
-
-    def base(self, base: BaseRecord) -> None:
-        write_text(self.path / "base.json", base.model_dump_json() + "\n")
-
-    def begin(self, trial_id: str) -> None:
-        """Clear what an unfinished attempt at the trial left."""
-        folder = self.path / "trials" / trial_id
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
-
-    def metrics(self, trial_id: str, rows: list[dict[str, Any]]) -> None:
-        with (self.path / "trials" / trial_id / "metrics.jsonl").open(
-            "a", encoding="utf-8"
-        ) as file:
-            file.writelines(json.dumps(row) + "\n" for row in rows)
-
-    def trial(self, trial: Trial, outcome: TrialOutcome) -> None:
-        folder = self.path / "trials" / trial.id
-        if outcome.items:
-            write_items(folder / "items.json", outcome.items)
-        write_json(folder / "trial.json", trial.model_dump(mode="json"))
-
-    def front(self, result: Front) -> None:
-        write_json(self.path / "front.json", result.model_dump(mode="json"))
+def _read_trial(file: Path) -> Trial:
+    return _read_record(
+        Trial,
+        file,
+        f"restore the file from a backup, or remove {file.parent} to run the trial again",
+    )
 
 
-@contextmanager
-def locked_run(path: Path) -> Iterator[RunWriter]:
-    """Hold the run folder for writing; `BadInput` names the holder if another process has it."""
-    with exclusive_lock(path / LOCK_FILE, "one search at a time writes a run"):
-        yield RunWriter(path)
+def _read_record(kind: type[R], file: Path, fix: str) -> R:
+    try:
+        return kind.model_validate_json(file.read_bytes())
+    except OSError as error:
+        found = str(error.strerror)
+    except ValidationError as error:
+        found = " ".join(str(error).splitlines()[:3])
+    raise InvalidInput(
+        file=file,
+        key="the record",
+        found=found,
+        rule="a complete record of this version of sweepcp",
+        fix=fix,
+    )
+
+
+def _unfinished_trials(folder: Path, finished: set[str]) -> dict[str, int]:
+    """Return the steps that each started, unfinished trial has logged."""
+    folders = [path for path in sorted((folder / "trials").glob("*")) if path.is_dir()]
+    return {
+        path.name: _count_lines(path / "metrics.jsonl")
+        for path in folders
+        if path.name not in finished
+    }
+
+
+def _count_lines(file: Path) -> int:
+    return file.read_bytes().count(b"\n") if file.exists() else 0

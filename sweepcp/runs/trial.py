@@ -1,4 +1,4 @@
-"""The record of one trial."""
+"""Records of trials and of the base model."""
 
 from importlib.metadata import version
 from platform import python_version
@@ -16,32 +16,32 @@ Proposer = Literal["anchor", "quasi-random", "tpe"]
 
 
 class Cost(Record):
-    """What a trial used. Seconds are wall-clock on its worker."""
+    """What a trial used. Seconds are wall-clock time on its worker."""
 
     train_seconds: float
     score_seconds: float
     tokens: int
     tokens_per_second: float
     worker: str
-    """Host, device and threads."""
+    """Host, device and number of threads."""
 
 
 class TrialOutcome(Record):
-    """What a worker hands back when a trial ends, however it ends."""
+    """What a worker reports when a trial ends, whatever its status."""
 
     status: Status
     reason: str | None = None
-    """Why, unless it is done."""
+    """Why the trial has no score; None if it is done."""
     items: tuple[ItemScores, ...] = ()
     tokens_by_source: dict[str, int] = Field(default_factory=dict)
-    """Counted from the batches that were fed to the model."""
+    """Counted in the batches that the model was trained on."""
     epochs_by_source: dict[str, float] = Field(default_factory=dict)
     cost: Cost | None = None
     versions: dict[str, str] = Field(default_factory=dict)
 
 
 class Trial(Record):
-    """`trials/<id>/trial.json`: written last and atomically, the only definition of a finished trial."""
+    """`trials/<id>/trial.json`. Written last and atomically: if it exists, the trial is finished."""
 
     format: Literal[1] = 1
     id: str
@@ -50,11 +50,11 @@ class Trial(Record):
     reason: str | None
     proposed_by: Proposer
     point: dict[str, float | str]
-    """The values of the search space that the recipe came from."""
+    """The point of the search space from which the recipe was made."""
     recipe: Recipe
     recipe_id: str
     domain: float | None
-    """Relative change on the domain suite in % on the half that is chosen on; None unless the trial is done."""
+    """Relative change on the domain suite in %, on the selection half; None unless done."""
     general: float | None
     scorecard: Scorecard | None
     tokens_by_source: dict[str, int]
@@ -66,20 +66,20 @@ class Trial(Record):
 
     @property
     def why(self) -> str:
-        """The last line of the reason, which says what happened."""
+        """The last line of the reason: the message of a traceback."""
         lines = (self.reason or "").strip().splitlines()
         return lines[-1].strip() if lines else ""
 
     @model_validator(mode="after")
     def _scored_when_done(self) -> "Trial":
         scored = (self.domain, self.general, self.scorecard)
-        if (self.status == "done") != all(x is not None for x in scored):
+        if (self.status == "done") != all(score is not None for score in scored):
             raise ValueError("a trial has scores if and only if it is done")
         return self
 
 
 class BaseRecord(Record):
-    """`base.json`: the untouched base, scored once at step 0, and what it is."""
+    """`base.json`: the base model and its scores at step 0, before any training."""
 
     format: Literal[1] = 1
     model: str
@@ -90,5 +90,5 @@ class BaseRecord(Record):
 
 
 def package_versions() -> dict[str, str]:
-    """Python and the packages that decide a run's numbers."""
+    """Return the versions of Python and of the packages that a run's numbers depend on."""
     return {"python": python_version()} | {name: version(name) for name in PACKAGES}

@@ -1,11 +1,10 @@
-"""What a model is scored on: held-out texts and lm-eval tasks, for the domain and for the general side."""
+"""lm-eval tasks that are generated from held-out text: cloze and word-swap items."""
 
 import hashlib
-import heapq
 import json
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,50 +17,53 @@ from sweepcp.util.files import cache_dir, write_text
 from sweepcp.util.json_values import digest
 
 FORMAT = 2
+"""Version of the generated items; part of their cache key."""
 CONTEXT = 64
-"""Characters before the gap of a made item."""
+"""Characters of text before the gap of an item."""
+RANK_WINDOW = 12
+"""Wrong words of a cloze item are at most so many places from the right one by frequency."""
 
 
-def held_out_sample(store: TokenStore, member: MemberSpec) -> list[str]:
-    """The held-out documents that a member scores, whole: as many as it asks for, drawn by hash."""
-    texts = list(store.held_out_texts())
-    if member.items is not None:
-        texts = heapq.nsmallest(
-            member.items, texts, key=lambda text: hashlib.sha256(text.encode()).digest()
-        )
-    return texts
+def generate_tasks(suites: Suites, stores: Mapping[str, TokenStore]) -> Path | None:
+    """Write the suites' generated tasks as lm-eval YAML and JSONL, unless the cache has them.
 
+    Args:
+        suites: Its `cloze` and `swap` members are generated.
+        stores: Source → its token store.
 
-def generate_tasks(suites: Suites, stores: dict[str, TokenStore]) -> Path | None:
-    """Write the suites' made tasks as lm-eval YAML and JSONL into the cache; their folder, None if there are none.
+    Returns:
+        The folder of the tasks in the cache, or None if the suites have no such member.
 
-    Raises `BadInput` when a source's held-out text does not hold enough items.
+    Raises:
+        InvalidInput: The held-out text of a source yields fewer items than a member asks for.
     """
-    made = [m for _, m in suites.members if m.cloze or m.swap]
-    if not made:
+    members = [member for _, member in suites.members if member.cloze or member.swap]
+    if not members:
         return None
-    key = [[m.name, m.items, stores[str(m.source)].path.name] for m in made]
+    key = [[m.name, m.items, stores[str(m.source)].path.name] for m in members]
     folder = cache_dir() / "tasks" / digest([FORMAT, key])
-    for member in made:
-        file = folder / f"{member.name}.yaml"
-        if file.exists():
-            continue
-        texts = list(stores[str(member.source)].held_out_texts())
-        candidates = _clozes(texts) if member.cloze else _swaps(texts)
-        items = sorted(candidates, key=lambda item: digest(item, 64))[: member.items]
-        if len(items) < (member.items or 0):
-            rule = f"at most the {len(items)} items that the held-out text of {member.source} has"
-            raise InvalidInput(
-                file="suites",
-                key=f"{member.name}.items",
-                found=member.items,
-                rule=rule,
-                fix="lower it, or raise held_out",
-            )
-        data = folder / f"{member.name}.jsonl"
-        write_text(data, "".join(json.dumps(item) + "\n" for item in items))
-        write_text(file, yaml.safe_dump(_task_config(member.name, data)))
+    for member in members:
+        if not (folder / f"{member.name}.yaml").exists():
+            _write_task(folder, member, stores[str(member.source)])
     return folder
+
+
+def _write_task(folder: Path, member: MemberSpec, store: TokenStore) -> None:
+    documents = list(store.held_out_texts())
+    candidates = _cloze_items(documents) if member.cloze else _swap_items(documents)
+    items = sorted(candidates, key=lambda item: digest(item, 64))[: member.items]
+    if len(items) < (member.items or 0):
+        raise InvalidInput(
+            file="suites",
+            key=f"{member.name}.items",
+            found=member.items,
+            rule=f"at most {len(items)}, the items that the held-out text of {member.source} has",
+            fix=f"lower it, or raise held_out of {member.source}",
+        )
+    data = folder / f"{member.name}.jsonl"
+    write_text(data, "".join(json.dumps(item) + "\n" for item in items))
+    # The YAML file is what marks the task as complete, so it is written after its data.
+    write_text(folder / f"{member.name}.yaml", yaml.safe_dump(_task_config(member.name, data)))
 
 
 def _task_config(name: str, data: Path) -> dict[str, Any]:
@@ -79,44 +81,56 @@ def _task_config(name: str, data: Path) -> dict[str, Any]:
     }
 
 
-def _clozes(texts: list[str]) -> Iterator[dict[str, Any]]:
-    """Every word of four or more letters after a space, with three others that are about as frequent."""
-    counts = Counter(word for text in texts for word in re.findall(r"[^\W\d_]{4,}", text))
-    ranked = sorted(counts, key=lambda w: (-counts[w], w))
+def _cloze_items(documents: list[str]) -> Iterator[dict[str, Any]]:
+    """Generate an item for each word of four or more letters: it and three of like frequency."""
+    counts: Counter[str] = Counter()
+    for document in documents:
+        counts.update(re.findall(r"[^\W\d_]{4,}", document))
+    ranked = sorted(counts, key=lambda word: (-counts[word], word))
     rank = {word: i for i, word in enumerate(ranked)}
-    for text in texts:
-        for match in re.finditer(r"(?<=\S) ([^\W\d_]{4,})\b", text):
-            context, gold = _context_before(text, match.start()), match.group(1)
-            near = [
-                w
-                for w in ranked[max(0, rank[gold] - 12) : rank[gold] + 13]
-                if w.lower() != gold.lower()
-            ]
-            if context is None or counts[gold] < 2 or len(near) < 3:
+    for document in documents:
+        for match in re.finditer(r"(?<=\S) ([^\W\d_]{4,})\b", document):
+            context, gold = _context_before(document, match.start()), match.group(1)
+            if context is None or counts[gold] < 2:
                 continue
-            others = sorted(near, key=lambda w: hashlib.sha256((context + w).encode()).digest())[:3]
-            yield _item(context, [f" {w}" for w in (gold, *others)])
+            first, last = max(0, rank[gold] - RANK_WINDOW), rank[gold] + RANK_WINDOW + 1
+            near = [word for word in ranked[first:last] if word.lower() != gold.lower()]
+            if len(near) >= 3:
+                wrong = _in_hash_order(near, prefix=context)[:3]
+                yield _choice_item(context, [f" {word}" for word in (gold, *wrong)])
 
 
-def _swaps(texts: list[str]) -> Iterator[dict[str, Any]]:
-    """Every run of five words within a line, against itself with its first two words swapped."""
-    for text in texts:
-        for match in re.finditer(r"(?<=\S)(?= (\S+) (\S+)( \S+ \S+ \S+))", text):
+def _swap_items(documents: list[str]) -> Iterator[dict[str, Any]]:
+    """Generate an item for each run of five words in a line: it, and with its first two swapped."""
+    for document in documents:
+        for match in re.finditer(r"(?<=\S)(?= (\S+) (\S+)( \S+ \S+ \S+))", document):
             first, second, rest = match.groups()
-            context = _context_before(text, match.start())
+            context = _context_before(document, match.start())
             if context is not None and first != second:
-                yield _item(context, [f" {first} {second}{rest}", f" {second} {first}{rest}"])
+                choices = [f" {first} {second}{rest}", f" {second} {first}{rest}"]
+                yield _choice_item(context, choices)
 
 
-def _context_before(text: str, at: int) -> str | None:
-    """The text before a gap, from the start of a word; None near the start of a document."""
-    if at < CONTEXT:
+def _context_before(document: str, position: int) -> str | None:
+    """Return the text before a gap from the start of a word, or None if there is too little."""
+    if position < CONTEXT:
         return None
-    before = text[at - CONTEXT : at]
-    return before[re.search(r"\s|$", before).end() :] if len(before.split()) > 3 else None  # type: ignore[union-attr]
+    before = document[position - CONTEXT : position]
+    if len(before.split()) <= 3:
+        return None
+    # The first word may be cut in half. More than three words are left, so there is a space.
+    return before[re.search(r"\s|$", before).end() :]  # type: ignore[union-attr]
 
 
-def _item(context: str, choices: list[str]) -> dict[str, Any]:
-    """A multiple-choice item whose first choice is right, in an order drawn by its hash."""
-    order = sorted(choices, key=lambda c: hashlib.sha256((c + context).encode()).digest())
+def _choice_item(context: str, choices: list[str]) -> dict[str, Any]:
+    """Return a multiple-choice item, given the right choice first, in an order set by hashes."""
+    order = sorted(choices, key=lambda choice: _sha256(choice + context))
     return {"context": context, "choices": order, "gold": order.index(choices[0])}
+
+
+def _in_hash_order(words: list[str], *, prefix: str) -> list[str]:
+    return sorted(words, key=lambda word: _sha256(prefix + word))
+
+
+def _sha256(text: str) -> bytes:
+    return hashlib.sha256(text.encode()).digest()

@@ -1,4 +1,4 @@
-"""A model's items on both suites: held-out text and lm-eval tasks."""
+"""Scores of a model on both suites: held-out text and lm-eval tasks."""
 
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -10,46 +10,57 @@ from sweepcp.config.suites import MemberSpec
 from sweepcp.config.types import Role
 from sweepcp.scoring.held_out import HeldOutText
 from sweepcp.scoring.scorecard import ItemScores
-from sweepcp.search.worker_spec import WorkerSpec
+from sweepcp.scoring.spec import ScoringSpec
 from sweepcp.training.loop import Diverged
 from sweepcp.training.process_group import ProcessGroup
 
 if TYPE_CHECKING:
     from sweepcp.scoring.lm_eval_tasks import LmEvalTasks
 
-
-SCORE_TOKENS = 8192
-"""Tokens in a forward pass over held-out text; fixed, so that scores are the same on every machine of a kind."""
+SCORED_TOKENS = 8192
+"""Tokens in a forward pass over held-out text. It is fixed, so that the scores are the same on
+every machine of a kind."""
 
 
 class Scorer:
-    """The suites of a job, ready to score one model in memory again and again.
+    """Scores one model, whose weights may change between calls, on the suites of a spec.
 
-    The model may be spread over ranks: then all of them score at the same time, and get the same items.
+    Under ZeRO-3 the model is partitioned: then every rank of the group scores at the same time,
+    and every rank gets the scores of all items.
     """
 
     def __init__(
         self,
-        job: WorkerSpec,
+        spec: ScoringSpec,
         model: PreTrainedModel,
         tokenizer: PreTrainedTokenizerBase,
-        ranks: ProcessGroup,
+        group: ProcessGroup,
     ) -> None:
-        self.job, self.model, self.tokenizer, self.ranks = job, model, tokenizer, ranks
+        self.spec, self.model, self.tokenizer, self.group = spec, model, tokenizer, group
 
     @cached_property
-    def texts(self) -> list[tuple[Role, MemberSpec, HeldOutText]]:
-        stores = {store.source: store for store in self.job.stores}
+    def held_out_texts(self) -> list[tuple[Role, MemberSpec, HeldOutText]]:
+        """The held-out text of each member that is scored on it, packed once."""
+        stores = {store.source: store for store in self.spec.stores}
         return [
-            (role, m, HeldOutText(stores[m.held_out], m, self.job.seq_len, self.tokenizer))
-            for role, m in self.job.suites.members
-            if m.held_out
+            (
+                role,
+                member,
+                HeldOutText(
+                    stores[member.held_out], member, self.tokenizer, seq_len=self.spec.seq_len
+                ),
+            )
+            for role, member in self.spec.suites.members
+            if member.held_out
         ]
 
     @cached_property
     def tasks(self) -> "LmEvalTasks | None":
+        """The lm-eval members of the suites, built once; None if there are none."""
         members = [
-            (role, self._language(m), m) for role, m in self.job.suites.members if not m.held_out
+            (role, self._language(member), member)
+            for role, member in self.spec.suites.members
+            if not member.held_out
         ]
         if not members:
             return None
@@ -57,23 +68,31 @@ class Scorer:
         from sweepcp.scoring.lm_eval_tasks import LmEvalTasks
 
         return LmEvalTasks(
-            members, self.job.made_tasks, self.model, self.tokenizer, self.job.precision
+            members,
+            self.model,
+            self.tokenizer,
+            generated_tasks=self.spec.generated_tasks,
+            precision=self.spec.precision,
         )
 
     def score(self) -> list[ItemScores]:
-        """Items of every member of the suites under the weights as they are now.
+        """Score every member of the suites with the model's present weights.
 
-        Raises `Diverged` when a document's loss is not finite: accuracies of such a model would mean nothing.
+        Raises:
+            Diverged: The loss of a held-out document is not finite. The accuracies of such a model
+                would mean nothing.
         """
-        return self.held_out() + (self.tasks.score() if self.tasks else [])
+        # Held-out text comes first: it finds a model that is not finite, which lm-eval would score
+        # as if it were sound (argmax over NaN picks the first choice).
+        return self.score_held_out() + (self.tasks.score() if self.tasks else [])
 
-    def held_out(self) -> list[ItemScores]:
-        """Items of the members that are held-out text; raises `Diverged` as `score` does."""
-        return [self._read(role, member, texts) for role, member, texts in self.texts]
+    def score_held_out(self) -> list[ItemScores]:
+        """Score the members that are held-out text; raises `Diverged` as `score` does."""
+        return [self._score_text(role, member, text) for role, member, text in self.held_out_texts]
 
-    def _read(self, role: Role, member: MemberSpec, texts: HeldOutText) -> ItemScores:
-        rows = max(1, SCORE_TOKENS // self.job.seq_len)
-        bits = texts.bits(self.model, self.ranks, rows, self.job.precision)
+    def _score_text(self, role: Role, member: MemberSpec, text: HeldOutText) -> ItemScores:
+        rows = max(1, SCORED_TOKENS // self.spec.seq_len)
+        bits = text.bits(self.model, self.group, rows=rows, precision=self.spec.precision)
         if not np.isfinite(bits).all():
             raise Diverged(f"the loss on the held-out text of {member.held_out} is not finite")
         return ItemScores(
@@ -82,10 +101,10 @@ class Scorer:
             language=self._language(member),
             unit="bits per byte",
             weight=member.weight,
-            select=texts.select,
+            select=text.select,
             amount=tuple(bits.tolist()),
-            size=tuple(texts.bytes.astype(float).tolist()),
+            size=tuple(text.bytes.astype(float).tolist()),
         )
 
     def _language(self, member: MemberSpec) -> str:
-        return member.language or self.job.languages.get(str(member.source), "en")
+        return member.language or self.spec.languages.get(str(member.source), "en")

@@ -1,0 +1,1 @@
+"""Search recipes: Optuna proposes, Ray Tune runs, the run folder records."""

@@ -1,4 +1,4 @@
-"""Which axes of the search decide whether a trial is among the best, by PED-ANOVA."""
+"""Estimate which axes of the search decide whether a trial is among the best."""
 
 import warnings
 from collections.abc import Callable
@@ -11,15 +11,20 @@ from sweepcp.runs.run_folder import Run
 from sweepcp.search.proposals import frozen_trial
 
 MIN_BEST_TRIALS = 5
-"""Trials that are called the best at least: fewer leave the estimate unstable, as Optuna's documentation says."""
+"""The best trials are at least so many: Optuna's documentation calls fewer unstable."""
 
 
 def axis_importance(run: Run) -> dict[str, dict[str, float]]:
-    """For `front`, `domain` and `general`: axis → its part of the importance, which sums to 1.
+    """Return how much each axis matters, by PED-ANOVA (Watanabe et al. 2023, arXiv 2304.10255).
 
-    PED-ANOVA (Watanabe et al. 2023, arXiv 2304.10255): how differently the best tenth of the done trials, at least five
-    of them, spread over an axis than all do. `front` calls those the best that are nearest to the front, the other two
-    those of the highest score. Empty for fewer than ten done trials. Says nothing of how much a score changes.
+    The best trials are a tenth of the done ones, at least five. An axis is important if the best
+    trials are distributed over it differently from all trials; how much a score changes along it is
+    not measured.
+
+    Returns:
+        For `front` (best: nearest to the front), `domain` and `general` (best: highest score), a
+        mapping of axis to its share of the importance, which sums to 1. Empty for fewer than ten
+        done trials.
     """
     done = run.done
     if len(done) < 2 * MIN_BEST_TRIALS:
@@ -27,21 +32,18 @@ def axis_importance(run: Run) -> dict[str, dict[str, float]]:
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     study = optuna.create_study(directions=["maximize", "maximize"])
     for trial in done:
-        study.add_trial(
-            frozen_trial(
-                run.space, trial.point, [float(trial.domain or 0), float(trial.general or 0)]
-            )
-        )
+        scores = [float(trial.domain or 0), float(trial.general or 0)]
+        study.add_trial(frozen_trial(run.experiment.space, trial.point, scores))
+    # The evaluator takes lower for better in a target, whatever the study's directions.
     targets: dict[str, Callable[[FrozenTrial], float] | None] = {
         "front": None,
-        "domain": lambda t: -float(t.values[0]),  # the evaluator takes lower for better
-        "general": lambda t: -float(t.values[1]),
+        "domain": lambda trial: -float(trial.values[0]),
+        "general": lambda trial: -float(trial.values[1]),
     }
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Optuna repeats there that lower is better
-        evaluator = PedAnovaImportanceEvaluator(
-            target_quantile=max(0.1, MIN_BEST_TRIALS / len(done))
-        )
+        warnings.simplefilter("ignore")  # Optuna warns about exactly that
+        quantile = max(0.1, MIN_BEST_TRIALS / len(done))
+        evaluator = PedAnovaImportanceEvaluator(target_quantile=quantile)
         return {
             name: get_param_importances(study, evaluator=evaluator, target=target)
             for name, target in targets.items()

@@ -1,5 +1,6 @@
-"""TODO search.ledger."""
+"""The state of a search: which trials have finished, which are running, and which are to come."""
 
+import logging
 import re
 from collections import deque
 from collections.abc import Callable, Iterable
@@ -11,17 +12,20 @@ from sweepcp.config.recipe import Recipe
 from sweepcp.config.space import Point, Space
 from sweepcp.runs.run_folder import RunWriter
 from sweepcp.runs.trial import BaseRecord, Trial, TrialOutcome
-from sweepcp.scoring.scorecard import compare_with_base
+from sweepcp.scoring.scorecard import Scorecard, compare_with_base
 from sweepcp.search.proposals import Proposal, propose_point
-from sweepcp.training.loop import StepMetrics
+from sweepcp.search.worker_io import WorkerReport
 from sweepcp.util.progress import Progress
 
+logger = logging.getLogger(__name__)
 ANSI_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
+TRIALS = "trials"
+"""The progress task that counts trials."""
 
 
 @dataclass(frozen=True)
 class RunningTrial:
-    """A trial that runs."""
+    """A trial that has been proposed and has not finished."""
 
     number: int
     proposal: Proposal
@@ -29,141 +33,173 @@ class RunningTrial:
 
     @property
     def id(self) -> str:
+        """The name of the trial's folder: its number with four digits."""
         return f"{self.number:04d}"
 
 
-@dataclass(frozen=True)
-class WorkerReport:
-    """What a worker tells the driver: the steps since the last report, and how the trial ended, once it has.
-
-    Or the base's scores, when it was asked for them.
-    """
-
-    rows: list[StepMetrics]
-    outcome: TrialOutcome | BaseRecord | None
-
-
 class TrialLedger:
-    """The state of a search: finished trials, trials that run, numbers to come. The only writer of trial files."""
+    """Records the trials of a search and their states. The only writer of trial files.
+
+    Ray Tune knows a trial by a key of its own; a number is given to it when it starts.
+    """
 
     def __init__(
         self,
         writer: RunWriter,
-        watch: Progress,
+        *,
+        progress: Progress,
         base: BaseRecord | None,
         finished: Iterable[Trial],
         space: Space,
-        recipe_at: Callable[[Point], Recipe],
+        make_recipe: Callable[[Point], Recipe],
         trials: int,
         seed: int,
     ) -> None:
-        self.writer, self.watch, self.base = writer, watch, base
-        self.space, self.recipe_at, self.seed = space, recipe_at, seed
-        self.finished = {t.number: t for t in finished}
+        self.writer, self.progress, self.base = writer, progress, base
+        self.space, self.make_recipe, self.seed = space, make_recipe, seed
+        self.finished = {trial.number: trial for trial in finished}
         self.running: dict[str, RunningTrial] = {}
         self.base_key: str | None = None
         self.base_error: str | None = None
-        self.waiting: list[tuple[RunningTrial, TrialOutcome]] = []
+        self.awaiting_base: list[tuple[RunningTrial, TrialOutcome]] = []
+        self.total = trials
         self.to_come = deque(n for n in range(trials) if n not in self.finished)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Nothing: Ray Tune pickles what it is given, for a `Tuner.restore` that never comes."""
+        """Return nothing: Ray Tune pickles its search algorithm for a `Tuner.restore`.
+
+        It is never called, because the run folder holds everything.
+        """
         return {}
 
-    def wants_base(self, key: str) -> bool:
-        """Whether the worker under this key is to score the base: the first one is, in a run that has no base yet."""
+    def claim_base(self, key: str) -> bool:
+        """Return whether the worker under this key scores the base.
+
+        The first one does, in a run whose base has not been scored.
+        """
         if self.base is None and self.base_key is None:
             self.base_key = key
             return True
         return False
 
-    def open(self, key: str) -> RunningTrial | None:
-        """Start the next missing trial under Ray Tune's key for it; None when there is none."""
+    def start_trial(self, key: str) -> RunningTrial | None:
+        """Start the next missing trial under Ray Tune's key for it; return None if none is left."""
         if not self.to_come:
             return None
         number = self.to_come.popleft()
+        # Ordered by number: workers finish in any order, and the sampler's result depends on it.
         trials = [self.finished[n] for n in sorted(self.finished)]
-        pending = [draft.proposal.point for draft in self.running.values()]
-        proposal = propose_point(self.space, trials, pending, number, self.seed)
-        draft = RunningTrial(number, proposal, self.recipe_at(proposal.point))
-        self.running[key] = draft
-        self.writer.begin(draft.id)
-        self.watch.trial_started(draft.id, proposal.point, proposal.by)
-        return draft
+        pending = [trial.proposal.point for trial in self.running.values()]
+        proposal = propose_point(self.space, trials, pending, number=number, seed=self.seed)
+        trial = RunningTrial(number, proposal, self.make_recipe(proposal.point))
+        self.running[key] = trial
+        self.writer.begin_trial(trial.id)
+        description = f"{proposal.by}: {format_point(proposal.point)}"
+        self.progress.update(trial.id, done=0, total=trial.recipe.steps, detail=description)
+        return trial
 
-    def hear(self, key: str, report: WorkerReport) -> None:
-        """Keep a report; the last one of a trial closes it, as soon as there is a base to compare it with."""
+    def record_report(self, key: str, report: WorkerReport) -> None:
+        """Record a progress report.
+
+        The final report finishes the trial once the base has been scored.
+        """
         if key == self.base_key:
-            self._compare_with(report.outcome)
+            if isinstance(report.outcome, BaseRecord):
+                self._set_base(report.outcome)
             return
-        draft = self.running[key]
-        if report.rows:
-            self.writer.metrics(draft.id, [row._asdict() for row in report.rows])
-            self.watch.trial_stepped(draft.id, report.rows[-1].step, draft.recipe.steps)
+        trial = self.running[key]
+        if report.metrics:
+            rows = [metrics._asdict() for metrics in report.metrics]
+            self.writer.append_metrics(trial.id, rows)
+            last = report.metrics[-1].step
+            self.progress.update(trial.id, done=last, total=trial.recipe.steps)
         if isinstance(report.outcome, TrialOutcome):
-            self._close(key, report.outcome)
+            self._finish(key, report.outcome)
 
-    def lose(self, key: str, error: str) -> None:
-        """Close a trial whose bench raised or whose process died."""
+    def record_failure(self, key: str, error: str) -> None:
+        """Mark a trial as failed after its worker raised or died."""
         reason = ANSI_COLOUR.sub("", error).strip() or "the worker process was lost"
         if key == self.base_key:
             self._give_up(reason)
         elif key in self.running:
-            self._close(key, TrialOutcome(status="failed", reason=reason))
+            self._finish(key, TrialOutcome(status="failed", reason=reason))
 
-    def _compare_with(self, base: TrialOutcome | BaseRecord | None) -> None:
-        if not isinstance(base, BaseRecord):
-            return
+    def _set_base(self, base: BaseRecord) -> None:
+        """Record the base's scores, and finish the trials that waited for them."""
         try:
             compare_with_base(list(base.items), list(base.items))
         except ValueError as error:
             self._give_up(str(error))
             return
-        self.writer.base(base)
+        self.writer.write_base(base)
         self.base = base
-        for draft, outcome in self.waiting:
-            self._record(draft, outcome, base)
+        for trial, outcome in self.awaiting_base:
+            self._record(trial, outcome, base)
 
     def _give_up(self, reason: str) -> None:
-        """Without a base nothing can be compared: start no further trial, and let `search` raise."""
+        """Start no further trial: without a base there is nothing to compare with."""
         self.base_error = reason
         self.to_come.clear()
 
-    def _close(self, key: str, outcome: TrialOutcome) -> None:
-        draft = self.running.pop(key)
+    def _finish(self, key: str, outcome: TrialOutcome) -> None:
+        trial = self.running.pop(key)
         if self.base is None:
-            self.waiting.append((draft, outcome))
+            self.awaiting_base.append((trial, outcome))
         else:
-            self._record(draft, outcome, self.base)
+            self._record(trial, outcome, self.base)
 
-    def _record(self, draft: RunningTrial, outcome: TrialOutcome, base: BaseRecord) -> None:
+    def _record(self, running: RunningTrial, outcome: TrialOutcome, base: BaseRecord) -> None:
         card = None
         if outcome.status == "done":
             try:
                 card = compare_with_base(list(outcome.items), list(base.items))
             except ValueError as error:
-                outcome = TrialOutcome(
-                    status="failed",
-                    reason=f"its scores cannot be compared with the base's: {error}",
-                )
-        trial = Trial(
-            id=draft.id,
-            number=draft.number,
-            status=outcome.status,
-            reason=outcome.reason,
-            proposed_by=draft.proposal.by,
-            point=draft.proposal.point,
-            recipe=draft.recipe,
-            recipe_id=draft.recipe.id,
-            domain=card.select.domain if card else None,
-            general=card.select.general if card else None,
-            scorecard=card,
-            tokens_by_source=outcome.tokens_by_source,
-            epochs_by_source=outcome.epochs_by_source,
-            cost=outcome.cost,
-            versions=outcome.versions,
-            finished=datetime.now(UTC).isoformat(timespec="seconds"),
-        )
-        self.writer.trial(trial, outcome)
+                reason = f"its scores cannot be compared with those of the base: {error}"
+                outcome = TrialOutcome(status="failed", reason=reason)
+        trial = _trial_record(running, outcome, card)
+        self.writer.write_trial(trial, outcome)
         self.finished[trial.number] = trial
-        self.watch.trial_finished(trial)
+        self.progress.finish(trial.id)
+        self.progress.update(TRIALS, done=len(self.finished), total=self.total)
+        level = logging.INFO if trial.status == "done" else logging.WARNING
+        logger.log(level, "%s", describe_trial(trial))
+
+
+def _trial_record(running: RunningTrial, outcome: TrialOutcome, card: Scorecard | None) -> Trial:
+    return Trial(
+        id=running.id,
+        number=running.number,
+        status=outcome.status,
+        reason=outcome.reason,
+        proposed_by=running.proposal.by,
+        point=running.proposal.point,
+        recipe=running.recipe,
+        recipe_id=running.recipe.id,
+        domain=card.select.domain if card else None,
+        general=card.select.general if card else None,
+        scorecard=card,
+        tokens_by_source=outcome.tokens_by_source,
+        epochs_by_source=outcome.epochs_by_source,
+        cost=outcome.cost,
+        versions=outcome.versions,
+        finished=datetime.now(UTC).isoformat(timespec="seconds"),
+    )
+
+
+def describe_trial(trial: Trial) -> str:
+    """Return one line about a finished trial: status, scores in % or reason, point, proposer."""
+    parts = [f"{trial.id} {trial.status:<8}"]
+    if trial.status == "done":
+        parts.append(f"domain {trial.domain:+6.2f} %  general {trial.general:+6.2f} %")
+    parts.append(f"{format_point(trial.point)}  ({trial.proposed_by})")
+    if trial.why:
+        parts.append(trial.why)
+    return "  ".join(parts)
+
+
+def format_point(point: Point) -> str:
+    """Return a point as `name value` pairs, numbers with four significant digits."""
+    pairs = []
+    for name, value in point.items():
+        pairs.append(f"{name} {value}" if isinstance(value, str) else f"{name} {value:.4g}")
+    return ", ".join(pairs)

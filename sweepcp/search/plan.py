@@ -1,4 +1,4 @@
-"""What a search would run and cost, before anything is trained."""
+"""Plan a search: what it would run and cost, before anything is trained."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,12 +15,18 @@ from sweepcp.data.encoding import Encoder
 from sweepcp.data.source_files import ResolvedSource, source_fingerprint
 from sweepcp.data.token_estimate import estimate_tokens
 from sweepcp.data.token_store import TokenStore, store_path
-from sweepcp.models.base import count_parameters
+from sweepcp.models.base import count_parameters, tokenizer_id
 
 BYTES_PER_TOKEN = 4.0
-"""Assumption for subword tokenizers on English text, used only for estimates."""
+"""Assumption for subword tokenizers on English text; used for estimates only."""
 OPTIMIZER_BYTES = 16
-"""Bytes a parameter: fp32 weights, gradients and two AdamW moments."""
+"""Bytes per parameter: fp32 weights, gradients and two AdamW moments."""
+LARGE_GPU_GB = 70
+"""Memory in GB for weights and optimizer above which a warning is due: an 80 GB GPU is full."""
+MIN_STEPS = 20
+"""Trials with fewer steps have hardly any schedule."""
+COMMIT_DIGITS = 40
+"""Hexadecimal digits of a full commit hash."""
 
 
 @dataclass(frozen=True)
@@ -29,26 +35,29 @@ class Plan:
 
     experiment: Experiment
     first: Recipe
-    """Of trial one, or of the middle of the space where there is no anchor."""
-    readings: list[EpochCount]
-    origins: dict[str, str]
-    """How the tokens of each source are known: `counted`, `planned` or `estimated`."""
+    """The recipe of trial 0; of a corner of the space where there is no anchor."""
+    epochs: list[EpochCount]
+    token_origins: dict[str, str]
+    """How the training tokens of each source are known: `counted`, `planned` or `estimated`."""
     parameters: int | None
     warnings: list[str]
 
     @property
     def trial_flops(self) -> float | None:
-        """Training of one trial: 6 · parameters · tokens (Kaplan et al. 2020, arXiv 2001.08361), without scoring."""
+        """FLOPs to train one trial, without scoring; None if the base's size is unknown.
+
+        6 · parameters · tokens (Kaplan et al. 2020, arXiv 2001.08361).
+        """
         return 6.0 * self.parameters * self.experiment.budget.tokens if self.parameters else None
 
     @property
     def trial_hours(self) -> float | None:
-        """Hours of training of one trial at the stated speed."""
+        """Hours to train one trial at the stated speed; None if either is unknown."""
         speed = self.experiment.budget.sustained_tflops
         return self.trial_flops / (speed * 1e12) / 3600 if self.trial_flops and speed else None
 
     def lr_curve(self) -> list[tuple[int, float]]:
-        """Step and learning rate of the first recipe: the ends, the peak and what lies between."""
+        """Return (step, LR) of the first recipe at its ends, its peak and the quarters between."""
         steps = self.first.steps
         peak = max(1, round(self.first.warmup * steps))
         shown = {1, 2, peak, peak + 1, steps // 4, steps // 2, 3 * steps // 4, steps - 1, steps}
@@ -57,65 +66,88 @@ class Plan:
 
 
 def make_plan(experiment: Experiment, files: dict[str, ResolvedSource]) -> Plan:
-    """Count or estimate tokens, and derive the rest. Reads at most a sample of the texts, writes nothing."""
-    counted = {s.name: _tokens(s, files[s.name], experiment.base) for s in experiment.sources}
-    tokens = {name: count for name, (count, _) in counted.items()}
-    origins = {name: origin for name, (_, origin) in counted.items()}
-    first = first_recipe(experiment, tokens)
-    found = count_epochs(experiment, tokens)
-    plan = Plan(experiment, first, found, origins, count_parameters(experiment.base), [])
+    """Count or estimate the tokens of each source, and derive the rest.
+
+    Reads at most a sample of the corpora, and writes nothing.
+    """
+    tokens: dict[str, float] = {}
+    origins: dict[str, str] = {}
+    for source in experiment.sources:
+        name = source.name
+        tokens[name], origins[name] = _training_tokens(source, files[name], experiment.base)
+    plan = Plan(
+        experiment=experiment,
+        first=first_recipe(experiment, tokens),
+        epochs=count_epochs(experiment, tokens),
+        token_origins=origins,
+        parameters=count_parameters(experiment.base),
+        warnings=[],
+    )
     plan.warnings.extend(_warnings(plan))
     return plan
 
 
-def _tokens(source: Source, found: ResolvedSource, base: BaseSpec) -> tuple[float, str]:
-    """Training tokens of a source, and how they are known."""
+def _training_tokens(source: Source, files: ResolvedSource, base: BaseSpec) -> tuple[float, str]:
+    """Return the training tokens of a source, and how they are known."""
     if source.planned_tokens is not None:
         return float(source.planned_tokens), "planned"
-    store = store_path(source_fingerprint(source, found), base.tokenizer_id())
-    if (store / "store.json").exists():
-        return float(TokenStore(store, source.name).tokens), "counted"
-    return estimate_tokens(source, found, _counter(base)), "estimated"
+    path = store_path(source_fingerprint(source, files), tokenizer_id(base))
+    if (path / "store.json").exists():
+        return float(TokenStore(path, source.name).tokens), "counted"
+    return estimate_tokens(source, files, _token_counter(base)), "estimated"
 
 
-def _counter(base: BaseSpec) -> Callable[[list[str]], float]:
-    """Tokens of texts: counted where the tokenizer is at hand, else by the assumed bytes a token."""
-    file = Path(base.tokenizer) / "tokenizer.json"
+def _token_counter(base: BaseSpec) -> Callable[[list[str]], float]:
+    """Return a function from documents to their tokens.
+
+    It counts where the tokenizer is on disk, and assumes `BYTES_PER_TOKEN` elsewhere.
+    """
     if base.tokenizer == "bytes":
-        return lambda texts: float(sum(len(text.encode()) + 2 for text in texts))
+        return lambda documents: float(sum(len(text.encode()) + 2 for text in documents))
+    file = Path(base.tokenizer) / "tokenizer.json"
     if not file.is_file():
-        return lambda texts: sum(len(text.encode()) for text in texts) / BYTES_PER_TOKEN
+        return lambda documents: sum(len(text.encode()) for text in documents) / BYTES_PER_TOKEN
     return Encoder(file.read_text(encoding="utf-8"), (0,), (0,), 0).count
 
 
 def _warnings(plan: Plan) -> list[str]:
     experiment, budget = plan.experiment, plan.experiment.budget
-    found = []
+    warnings = []
     if planned := [s.name for s in experiment.sources if s.planned_tokens is not None]:
-        found.append(f"planned, `sweepcp search` needs their files: {', '.join(planned)}")
-    found += epoch_warnings(plan.readings)
+        warnings.append(
+            f"{', '.join(planned)}: planned sources; `sweepcp search` needs their files"
+        )
+    warnings += epoch_warnings(plan.epochs)
     base = experiment.base
-    if base.hub and (base.revision is None or len(base.revision) != 40):
-        found.append(
-            f"base.revision {base.revision or '(none)'} is not a commit: it may change between workers"
+    if base.hub and (base.revision is None or len(base.revision) != COMMIT_DIGITS):
+        warnings.append(
+            f"base.revision {base.revision or '(none)'} is not a commit, "
+            "so the model may change between workers"
         )
-    axis = experiment.space.lr_fraction
-    if isinstance(axis, Range) and axis.high > 1:
-        found.append(f"lr_fraction goes up to {axis.high:g}, beyond the base's own max LR")
-    proposed = budget.trials - len(experiment.space.anchors) - QUASI_RANDOM_TRIALS
-    if proposed <= 0:
-        found.append(
-            f"with {budget.trials} trials the model proposes none: anchors and starts use them up"
+    lr_axis = experiment.space.lr_fraction
+    if isinstance(lr_axis, Range) and lr_axis.high > 1:
+        warnings.append(f"lr_fraction goes up to {lr_axis.high:g}, beyond the base's own max LR")
+    if budget.trials <= len(experiment.space.anchors) + QUASI_RANDOM_TRIALS:
+        warnings.append(
+            f"none of the {budget.trials} trials is proposed by TPE: "
+            "anchors and quasi-random points use them up"
         )
-    if plan.first.steps < 20:
-        found.append(f"{plan.first.steps} steps a trial: too few for a schedule to mean anything")
-    if base.pretrain is None and plan.parameters and budget.gpus_per_trial:
-        gigabytes = OPTIMIZER_BYTES * plan.parameters / 1e9
-        if gigabytes > 70:
-            found.append(
-                f"a trial runs on one GPU and needs {gigabytes:.0f} GB for weights, gradients and optimizer, before "
-                "activations: look for a smaller proxy of the same family, or a GPU that has them"
-            )
+    if plan.first.steps < MIN_STEPS:
+        warnings.append(f"{plan.first.steps} steps per trial are too few for a schedule")
+    warnings += _memory_warnings(plan)
     if plan.trial_hours is None:
-        found.append("no time or cost: state budget.sustained_tflops (and usd_per_hour)")
-    return found
+        warnings.append("time and cost are unknown: set budget.sustained_tflops and usd_per_hour")
+    return warnings
+
+
+def _memory_warnings(plan: Plan) -> list[str]:
+    experiment = plan.experiment
+    if experiment.base.pretrain or not plan.parameters or not experiment.budget.gpus_per_trial:
+        return []
+    gigabytes = OPTIMIZER_BYTES * plan.parameters / 1e9
+    if gigabytes <= LARGE_GPU_GB:
+        return []
+    return [
+        f"a trial runs on one GPU and needs {gigabytes:.0f} GB for weights, gradients and "
+        "optimizer, before activations: use a smaller proxy of the same family, or a larger GPU"
+    ]

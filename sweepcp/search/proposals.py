@@ -1,4 +1,4 @@
-"""Which recipe to try next: a pure function of the trials so far."""
+"""Propose the next point of the search space: a pure function of the trials so far."""
 
 import hashlib
 import warnings
@@ -23,81 +23,93 @@ class Proposal(NamedTuple):
 
 
 def propose_point(
-    space: Space, trials: Sequence[Trial], pending: Sequence[Point], number: int, seed: int
+    space: Space,
+    trials: Sequence[Trial],
+    pending: Sequence[Point],
+    *,
+    number: int,
+    seed: int,
 ) -> Proposal:
-    """The point of trial `number`: the anchors, then quasi-random points, then a multivariate TPE of both objectives.
+    """Propose the point of a trial: anchors, then quasi-random points, then two-objective TPE.
 
-    `trials` are the finished ones and `pending` the points that run now. Nothing is remembered between calls: the
-    study is built from the trials each time and seeded by (seed, number), so a search that is continued proposes what
-    it would have proposed. Diverged and failed trials carry no values; the model does not see them.
+    Nothing is remembered between calls. The study is rebuilt from the trials each time and seeded
+    by (seed, number), so a resumed search proposes what an uninterrupted one would have proposed.
+
+    Args:
+        space: the axes and anchors.
+        trials: the finished trials, ordered by number. Those without scores (diverged, failed) are
+            not shown to the sampler.
+        pending: points of the trials that are running, which TPE avoids (constant liar).
+        number: the number of the trial, from 0.
+        seed: the experiment's seed.
     """
     if number < len(space.anchors):
         return Proposal(dict(space.anchors[number]), "anchor")
     start = number - len(space.anchors)
     if start < QUASI_RANDOM_TRIALS:
-        return Proposal(_sobol_point(space, start, seed), "quasi-random")
-    return Proposal(_tpe_point(space, trials, pending, number, seed), "tpe")
+        return Proposal(_sobol_point(space, index=start, seed=seed), "quasi-random")
+    point = _tpe_point(space, trials, pending, seed=_seed_from(seed, number))
+    return Proposal(point, "tpe")
 
 
-def _sobol_point(space: Space, index: int, seed: int) -> Point:
-    """Point `index` of a scrambled Sobol sequence over the space's scales."""
-    sobol = qmc.Sobol(len(space.axes), scramble=True, rng=_seed_from(seed, "sobol")).random(
-        QUASI_RANDOM_TRIALS
-    )
+def _sobol_point(space: Space, *, index: int, seed: int) -> Point:
+    """Return point `index` of a scrambled Sobol sequence over the scales of the axes."""
+    sobol = qmc.Sobol(len(space.axes), scramble=True, rng=_seed_from(seed, "sobol"))
+    units = sobol.random(QUASI_RANDOM_TRIALS)[index].tolist()
     point: Point = {}
-    for (name, axis), unit in zip(space.axes.items(), sobol[index].tolist(), strict=True):
+    for (name, axis), unit in zip(space.axes.items(), units, strict=True):
         if isinstance(axis, Range):
             point[name] = axis.from_unit(unit)
         else:
-            point[name] = axis.choices[min(int(unit * len(axis.choices)), len(axis.choices) - 1)]
+            choice = min(int(unit * len(axis.choices)), len(axis.choices) - 1)
+            point[name] = axis.choices[choice]
     return point
 
 
 def _tpe_point(
-    space: Space, trials: Sequence[Trial], pending: Sequence[Point], number: int, seed: int
+    space: Space, trials: Sequence[Trial], pending: Sequence[Point], *, seed: int
 ) -> Point:
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         sampler = optuna.samplers.TPESampler(
-            multivariate=True, n_startup_trials=0, constant_liar=True, seed=_seed_from(seed, number)
+            multivariate=True, n_startup_trials=0, constant_liar=True, seed=seed
         )
     study = optuna.create_study(directions=["maximize", "maximize"], sampler=sampler)
-    distributions = {name: _distribution(axis) for name, axis in space.axes.items()}
     for trial in trials:
         if trial.status == "done" and trial.domain is not None and trial.general is not None:
             study.add_trial(frozen_trial(space, trial.point, [trial.domain, trial.general]))
     for point in pending:
         study.add_trial(frozen_trial(space, point, None))
-    asked = study.ask(distributions).params
+    distributions = {name: _distribution(axis) for name, axis in space.axes.items()}
+    params = study.ask(distributions).params
     return {
-        name: axis.from_unit(asked[name]) if isinstance(axis, Range) else asked[name]
+        name: axis.from_unit(params[name]) if isinstance(axis, Range) else params[name]
         for name, axis in space.axes.items()
     }
 
 
 def frozen_trial(space: Space, point: Point, values: list[float] | None) -> FrozenTrial:
-    """A trial as Optuna keeps it: with values complete, without them running."""
-    axes = space.axes
+    """Return a trial as Optuna stores it: complete with `values`, running without them."""
+    params = {
+        name: axis.to_unit(float(point[name])) if isinstance(axis, Range) else point[name]
+        for name, axis in space.axes.items()
+    }
     return create_trial(
         state=TrialState.RUNNING if values is None else TrialState.COMPLETE,
         values=values,
-        params={
-            name: axis.to_unit(float(point[name])) if isinstance(axis, Range) else point[name]
-            for name, axis in axes.items()
-        },
-        distributions={name: _distribution(axis) for name, axis in axes.items()},
+        params=params,
+        distributions={name: _distribution(axis) for name, axis in space.axes.items()},
     )
 
 
 def _distribution(axis: Range | Choices) -> BaseDistribution:
-    """Optuna sees every range as 0..1 on the range's own scale."""
-    return (
-        FloatDistribution(0.0, 1.0)
-        if isinstance(axis, Range)
-        else CategoricalDistribution(axis.choices)
-    )
+    # Optuna has no square-root scale, so every range is 0 to 1 on the scale of the range.
+    if isinstance(axis, Range):
+        return FloatDistribution(0.0, 1.0)
+    return CategoricalDistribution(axis.choices)
 
 
 def _seed_from(*parts: object) -> int:
+    """Return a 32-bit seed that differs between the streams that `parts` name."""
     return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:4], "big")

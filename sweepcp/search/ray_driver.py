@@ -1,7 +1,7 @@
-"""The search itself: Ray Tune runs what is left of the budget, and every trial that ends becomes a file at once.
+"""Run the missing trials of a search with Ray Tune.
 
-The files are the one truth. Ray Tune's own state lives in a temporary folder and is never restored: a search that is
-continued reads the files and starts a fresh `Tuner` for the numbers that are missing.
+The run folder is the only truth. Ray Tune's own state lives in a temporary folder and is never
+restored: a resumed search reads the run folder and starts a fresh `Tuner` for the missing numbers.
 """
 
 import logging
@@ -21,166 +21,206 @@ from ray.tune.search import Searcher
 from sweepcp.config.budget import Budget
 from sweepcp.errors import BaseNotScored, InvalidInput, Stopped
 from sweepcp.search.ledger import TrialLedger
-from sweepcp.search.worker import TrialRunnerProtocol, TrialWorker
+from sweepcp.search.worker import TrialWorker
+from sweepcp.search.worker_io import TrialRunnerProtocol
 
 
 class LedgerSearcher(Searcher):
-    """Gives Ray Tune the missing trials, one at a time."""
+    """Hands Ray Tune the missing trials of a ledger, one at a time."""
 
-    def __init__(self, book: "TrialLedger") -> None:
+    def __init__(self, ledger: TrialLedger) -> None:
         super().__init__()
-        self.book = book
+        self.ledger = ledger
 
     def suggest(self, trial_id: str) -> Any:
-        if self.book.wants_base(trial_id):
+        """Return the configuration of the next worker: the base first, then trials."""
+        if self.ledger.claim_base(trial_id):
             return {"recipe": None}
-        draft = self.book.open(trial_id)
-        return {"recipe": draft.recipe.model_dump_json()} if draft else Searcher.FINISHED
+        trial = self.ledger.start_trial(trial_id)
+        return {"recipe": trial.recipe.model_dump_json()} if trial else Searcher.FINISHED
 
     def on_trial_complete(
-        self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
+        self,
+        trial_id: str,
+        result: dict[str, Any] | None = None,
+        error: bool = False,  # noqa: FBT001, FBT002  # Ray's signature
     ) -> None:
-        """Nothing to learn here: the next proposal reads the book."""
+        """Do nothing: the next proposal reads the ledger."""
 
     def save(self, checkpoint_path: str) -> None:
-        """Nothing to save: the run folder has it."""
+        """Do nothing: the run folder holds the state."""
 
     def restore(self, checkpoint_path: str) -> None:
-        """Never called: `Tuner.restore` is not used."""
+        """Do nothing: `Tuner.restore` is never used."""
 
 
 class LedgerCallback(tune.Callback):
-    """Writes down what Ray Tune hears from the workers."""
+    """Records in the ledger what Ray Tune receives from the workers."""
 
-    def __init__(self, book: "TrialLedger") -> None:
-        self.book = book
+    def __init__(self, ledger: TrialLedger) -> None:
+        self.ledger = ledger
 
     def on_trial_result(
-        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **_: Any
+        self,
+        iteration: int,
+        trials: list[Any],
+        trial: Any,
+        result: dict[str, Any],
+        **_: Any,
     ) -> None:
-        self.book.hear(trial.trial_id, result["report"])
+        """Record a worker's report."""
+        self.ledger.record_report(trial.trial_id, result["report"])
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
-        self.book.lose(
-            trial.trial_id,
-            Path(trial.error_file).read_text(encoding="utf-8") if trial.error_file else "",
-        )
+        """Record that a worker raised or died."""
+        error_file = trial.error_file
+        error = Path(error_file).read_text(encoding="utf-8") if error_file else ""
+        self.ledger.record_failure(trial.trial_id, error)
 
 
 @contextmanager
 def ray_cluster(address: str | None, budget: Budget) -> Iterator[int]:
-    """A Ray of this machine's own, or the cluster at `address`; yields how many trials run at a time."""
+    """Start Ray on this machine, or connect to the cluster at `address`.
+
+    Yields:
+        The number of trials that run at a time.
+
+    Raises:
+        InvalidInput: if no cluster answers, or a trial needs more than the cluster has.
+    """
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
     os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
-    logging.getLogger("ray.tune").setLevel(
-        logging.CRITICAL
-    )  # failed trials are shown and recorded by the book
-    started = not ray.is_initialized()
-    if started:
-        quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-        local: dict[str, Any] = {"include_dashboard": False, "num_cpus": os.cpu_count()}
-        try:
-            ray.init(address=address or "local", **quiet, **({} if address else local))
-        except (ConnectionError, ValueError) as error:
-            first = str(error).splitlines()[0]
-            raise InvalidInput(
-                file="--address",
-                key="--address",
-                found=address,
-                rule=f"a Ray cluster that answers ({first})",
-                fix="check it",
-            ) from None
+    # The ledger records and reports failed trials; Ray Tune would print them a second time.
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
+    started_here = not ray.is_initialized()
+    if started_here:
+        _init_ray(address)
     try:
         yield _concurrent_trials(budget, ray.cluster_resources())
     finally:
-        if started:
+        if started_here:
             ray.shutdown()
 
 
+def _init_ray(address: str | None) -> None:
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    local: dict[str, Any] = {"include_dashboard": False, "num_cpus": os.cpu_count()}
+    try:
+        ray.init(address=address or "local", **quiet, **({} if address else local))
+    except (ConnectionError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise InvalidInput(
+            file="--address",
+            key="--address",
+            found=address,
+            rule=f"the address of a running Ray cluster ({reason})",
+            fix="pass the address that `ray start --head` prints, or omit --address to run here",
+        ) from None
+
+
 def _concurrent_trials(budget: Budget, resources: dict[str, float]) -> int:
-    need = {"CPU": budget.cpus_per_trial, "GPU": budget.gpus_per_trial}
-    for name, amount in need.items():
-        if amount > resources.get(name, 0):
+    """Return how many trials fit at a time: those that have room, at most `budget.concurrency`."""
+    needs = {"CPU": budget.cpus_per_trial, "GPU": budget.gpus_per_trial}
+    for name, amount in needs.items():
+        available = resources.get(name, 0)
+        if amount > available:
             key = f"budget.{name.lower()}s_per_trial"
-            has = f"{resources.get(name, 0):g}"
             raise InvalidInput(
                 file="the machine or cluster",
                 key=key,
                 found=amount,
-                rule=f"at most the {has} {name}s there are",
+                rule=f"at most the {available:g} {name}s that are available",
                 fix=f"lower {key}",
             )
-    room = min(int(resources[name] // amount) for name, amount in need.items() if amount)
-    return min(room, budget.concurrency or room)
+    slots = min(int(resources[name] // amount) for name, amount in needs.items() if amount)
+    return min(slots, budget.concurrency or slots)
 
 
 @contextmanager
 def stop_on_signal() -> Iterator[None]:
-    """SIGINT and SIGTERM raise `Stopped`: what is finished stays, the same command goes on from there.
+    """Raise `Stopped` on SIGINT and SIGTERM; finished trials are kept, so the search can resume.
 
-    To be entered after Ray has started, which installs a handler of its own.
+    Enter it after Ray has started, which installs handlers of its own.
     """
+    received: list[int] = []
 
-    came: list[int] = []
+    def handle(number: int, _: object) -> None:
+        received.append(number)
+        # Ray's own calls let a KeyboardInterrupt through; they catch or wrap other exceptions.
+        raise KeyboardInterrupt
 
-    def stop(number: int, _: object) -> None:
-        came.append(number)
-        raise KeyboardInterrupt  # the one that Ray's own calls let through
-
-    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    previous = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
     except BaseException:
-        if came:  # whatever Ray made of it
-            raise Stopped(came[0]) from None
+        if received:  # whatever Ray has turned the interrupt into
+            raise Stopped(received[0]) from None
         raise
     finally:
-        for number, handler in before.items():
+        for number, handler in previous.items():
             signal.signal(number, handler)
 
 
 def run_trials(
-    book: TrialLedger,
-    make_bench: Callable[[], TrialRunnerProtocol],
+    ledger: TrialLedger,
+    make_runner: Callable[[], TrialRunnerProtocol],
+    *,
     budget: Budget,
     concurrency: int,
 ) -> None:
-    """Run the trials that are missing; the book writes each as it ends.
+    """Run the missing trials of a ledger, which records each as it ends.
 
-    Raises `BaseNotScored` when there is nothing to compare them with.
+    Args:
+        ledger: the trials of the run.
+        make_runner: builds the runner of a worker, in the worker's process.
+        budget: resources per trial.
+        concurrency: trials at a time.
+
+    Raises:
+        BaseNotScored: if the base could not be scored, so that trials have no reference.
+        RuntimeError: if Ray Tune ends while trials are missing.
     """
-    if not book.to_come:
+    if not ledger.to_come:
         return
-    state = tempfile.mkdtemp(prefix="sweepcp-tune-")
-    resources = {"cpu": float(budget.cpus_per_trial), "gpu": float(budget.gpus_per_trial)}
-    trainable = tune.with_resources(
-        tune.with_parameters(TrialWorker, make_bench=make_bench), resources
-    )
+    state_folder = tempfile.mkdtemp(prefix="sweepcp-tune-")
     try:
-        tune.Tuner(
-            trainable,
-            tune_config=tune.TuneConfig(
-                search_alg=LedgerSearcher(book),
-                num_samples=len(book.to_come) + (book.base is None),
-                max_concurrent_trials=concurrency,
-                reuse_actors=True,
-            ),
-            run_config=tune.RunConfig(
-                name="search",
-                storage_path=state,
-                verbose=0,
-                callbacks=[LedgerCallback(book)],
-                failure_config=tune.FailureConfig(max_failures=0),
-                checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
-            ),
-        ).fit()
+        _make_tuner(ledger, make_runner, budget, concurrency, state_folder).fit()
     finally:
-        shutil.rmtree(state, ignore_errors=True)
-    if book.base_error is not None:
-        raise BaseNotScored(book.base_error)
-    if book.running or book.to_come:
-        missing = [draft.id for draft in book.running.values()] + [f"{n:04d}" for n in book.to_come]
+        shutil.rmtree(state_folder, ignore_errors=True)
+    if ledger.base_error is not None:
+        raise BaseNotScored(ledger.base_error)
+    if ledger.running or ledger.to_come:
+        missing = [trial.id for trial in ledger.running.values()]
+        missing += [f"{number:04d}" for number in ledger.to_come]
         raise RuntimeError(
-            f"Ray Tune ended without trials {', '.join(missing)}; the same command goes on with them"
+            f"Ray Tune ended without trials {', '.join(missing)}. Run the same command to resume."
         )
+
+
+def _make_tuner(
+    ledger: TrialLedger,
+    make_runner: Callable[[], TrialRunnerProtocol],
+    budget: Budget,
+    concurrency: int,
+    state_folder: str,
+) -> tune.Tuner:
+    resources = {"cpu": float(budget.cpus_per_trial), "gpu": float(budget.gpus_per_trial)}
+    trainable = tune.with_parameters(TrialWorker, make_runner=make_runner)
+    return tune.Tuner(
+        tune.with_resources(trainable, resources),
+        tune_config=tune.TuneConfig(
+            search_alg=LedgerSearcher(ledger),
+            num_samples=len(ledger.to_come) + (ledger.base is None),
+            max_concurrent_trials=concurrency,
+            reuse_actors=True,
+        ),
+        run_config=tune.RunConfig(
+            name="search",
+            storage_path=state_folder,
+            verbose=0,
+            callbacks=[LedgerCallback(ledger)],
+            failure_config=tune.FailureConfig(max_failures=0),
+            checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
+        ),
+    )

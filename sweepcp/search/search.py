@@ -1,5 +1,7 @@
-"""The main flow: texts, base, search, front."""
+"""The main flow of a search: corpora, base, trials, front."""
 
+import logging
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -13,169 +15,214 @@ from sweepcp.data.token_store import TokenStore
 from sweepcp.errors import InvalidInput
 from sweepcp.models.base import pretrained_path
 from sweepcp.runs.run_folder import Run, RunWriter, locked_run, read_run
-from sweepcp.scoring.generated_tasks import generate_tasks
-from sweepcp.search.worker_spec import WorkerSpec
+from sweepcp.scoring.spec import make_scoring_spec
+from sweepcp.search.worker_io import WorkerSpec
 from sweepcp.util.json_values import json_differences
 from sweepcp.util.progress import Progress
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # imports torch
     from sweepcp.search.trial_runner import TrialRunner
 
-
+logger = logging.getLogger(__name__)
 CHANGEABLE_KEYS = (
     "budget.trials",
     "budget.concurrency",
     "budget.sustained_tflops",
     "budget.usd_per_hour",
 )
-"""Keys that a continued search may give anew, besides the rule of choice: they change no trial."""
+"""Keys besides the rule of choice that may change when a search resumes: they affect no trial."""
 
 
 def run_search(
     experiment: Experiment,
     files: dict[str, ResolvedSource],
     out: Path,
-    address: str | None,
-    view: Progress,
+    *,
+    progress: Progress,
+    address: str | None = None,
 ) -> Run:
-    """Run what is missing of an experiment's trials into the run folder `out`, and write its front.
+    """Run the missing trials of an experiment, and write its front.
 
-    A search that was stopped, in whatever way, continues. Raises `BadInput` for planned sources, when `out` holds
-    another experiment or its texts have changed, and when another process writes it.
+    A search that was stopped, in whatever way, resumes.
+
+    Args:
+        experiment: what to search.
+        files: the files of each source.
+        out: the run folder.
+        progress: receives the progress of stages and trials.
+        address: a Ray cluster; by default this machine.
+
+    Raises:
+        InvalidInput: for planned sources, if `out` holds another experiment or its corpora have
+            changed, or if another process writes the folder.
     """
+    _refuse_planned_sources(experiment)
+    fingerprints = {s.name: source_fingerprint(s, files[s.name]) for s in experiment.sources}
+    with locked_run(out) as writer:
+        run = _start_or_resume(writer, experiment, fingerprints)
+        total = experiment.budget.trials
+        missing = total - sum(trial.number < total for trial in run.trials)
+        progress.update("trials", done=len(run.trials), total=total)
+        if run.trials:
+            logger.info("%d trials are finished; %d left to run", len(run.trials), missing)
+        if missing:
+            spec, tokens = prepare_worker(
+                experiment, files, fingerprints, progress=progress, address=address
+            )
+            _run_missing_trials(writer, run, spec, tokens, progress=progress, address=address)
+        run = read_run(out)
+        writer.write_front(run.front)
+        return run
+
+
+def _refuse_planned_sources(experiment: Experiment) -> None:
     for source in experiment.sources:
         if source.planned_tokens is not None:
-            fix = "give its `files`, or look at the experiment with `sweepcp plan`"
-            rule = "a search reads texts; a planned source has none"
             raise InvalidInput(
                 file=experiment.name,
                 key=f"sources.{source.name}.planned_tokens",
                 found=source.planned_tokens,
-                rule=rule,
-                fix=fix,
+                rule="a search reads documents; a planned source has none",
+                fix="give its `files`, or view the experiment with `sweepcp plan`",
             )
-    texts = {s.name: source_fingerprint(s, files[s.name]) for s in experiment.sources}
-    with locked_run(out) as writer:
-        begun = _start_or_resume(writer, experiment, texts)
-        left = experiment.budget.trials - sum(
-            t.number < experiment.budget.trials for t in begun.trials
-        )
-        view.trials(len(begun.trials), experiment.budget.trials)
-        if left:
-            _run_missing_trials(writer, begun, experiment, files, texts, address, view)
-        run = read_run(out)
-        writer.front(run.front)
-        return run
 
 
-def _start_or_resume(writer: RunWriter, experiment: Experiment, texts: dict[str, str]) -> Run:
-    """Start the run folder, or check that it continues the same experiment on the same texts."""
-    now = experiment.model_dump(mode="json")
+def _start_or_resume(
+    writer: RunWriter, experiment: Experiment, fingerprints: dict[str, str]
+) -> Run:
+    """Start the run folder, or check that it holds the same experiment on the same corpora.
+
+    A folder in which neither the base nor a trial was scored is started again.
+    """
     if (writer.path / "experiment.json").exists():
         before = read_run(writer.path)
-        lasting = before.base is not None or before.trials
-        changed = json_differences(_fixed_settings(before.experiment), _fixed_settings(now))
-        changed += [f"{name}: its texts" for name in texts if before.texts.get(name) != texts[name]]
-        if changed and lasting:
-            fix = "name another --out for the new experiment, or undo the change"
-            rule = "a run continues with the experiment that it began with"
+        changes = json_differences(
+            before=_fixed_settings(before.experiment), after=_fixed_settings(experiment)
+        )
+        for name, fingerprint in fingerprints.items():
+            if before.source_fingerprints.get(name) != fingerprint:
+                changes.append(f"{name}: its files")
+        if changes and (before.base is not None or before.trials):
             raise InvalidInput(
-                file=writer.path, key="--out", found="; ".join(changed), rule=rule, fix=fix
+                file=writer.path,
+                key="--out",
+                found="; ".join(changes),
+                rule="a run resumes with the experiment and the corpora that it started with",
+                fix="pass another --out for the changed experiment, or undo the change",
             )
-    writer.start(now, texts)
+    writer.start(experiment, fingerprints)
     return read_run(writer.path)
 
 
-def _fixed_settings(experiment: dict[str, Any]) -> dict[str, Any]:
-    """The part of an experiment that may not change."""
-    kept = experiment | {"choose": {"reference": experiment["choose"]["reference"]}}
+def _fixed_settings(experiment: Experiment) -> dict[str, Any]:
+    """Return the settings of an experiment that must not change when it resumes, as JSON."""
+    settings = experiment.model_dump(mode="json")
+    settings["choose"] = {"reference": settings["choose"]["reference"]}
     for key in CHANGEABLE_KEYS:
         section, _, name = key.partition(".")
-        kept[section] = {k: v for k, v in kept[section].items() if k != name}
-    return kept
+        del settings[section][name]
+    return settings
 
 
 def _run_missing_trials(
     writer: RunWriter,
     run: Run,
-    experiment: Experiment,
-    files: dict[str, ResolvedSource],
-    texts: dict[str, str],
+    spec: WorkerSpec,
+    tokens: Mapping[str, float],
+    *,
+    progress: Progress,
     address: str | None,
-    view: Progress,
 ) -> None:
-    job, tokens = prepare_worker(experiment, files, texts, view, address)
-
+    # Ray and Optuna take seconds to import, which a finished run need not wait for.
     from sweepcp.search.ledger import TrialLedger
     from sweepcp.search.ray_driver import ray_cluster, run_trials, stop_on_signal
 
-    with ray_cluster(address, experiment.budget) as concurrency, stop_on_signal():
-        book = TrialLedger(
-            writer=writer,
-            watch=view,
+    experiment = run.experiment
+    budget = experiment.budget
+    with ray_cluster(address, budget) as concurrency, stop_on_signal():
+        ledger = TrialLedger(
+            writer,
+            progress=progress,
             base=run.base,
             finished=run.trials,
             space=experiment.space,
-            recipe_at=partial(experiment.recipe, tokens=tokens),
-            trials=experiment.budget.trials,
+            make_recipe=partial(experiment.recipe_at, source_tokens=dict(tokens)),
+            trials=budget.trials,
             seed=experiment.seed,
         )
-        run_trials(book, partial(_make_trial_runner, job), experiment.budget, concurrency)
+        make_runner = partial(_make_trial_runner, spec)
+        run_trials(ledger, make_runner, budget=budget, concurrency=concurrency)
 
 
-def _make_trial_runner(job: WorkerSpec) -> "TrialRunner":
-    """What a worker keeps in memory; torch is imported there, the driver may do without it."""
+def _make_trial_runner(spec: WorkerSpec) -> "TrialRunner":
+    """Build a worker's runner. Runs in the worker, which imports torch; the driver need not."""
     from sweepcp.search.trial_runner import TrialRunner
 
-    return TrialRunner(job)
+    return TrialRunner(spec)
 
 
 def prepare_worker(
     experiment: Experiment,
     files: dict[str, ResolvedSource],
-    texts: dict[str, str],
-    view: Progress,
+    fingerprints: dict[str, str],
+    *,
+    progress: Progress,
     address: str | None = None,
 ) -> tuple[WorkerSpec, dict[str, float]]:
-    """Build or find the token stores, the base and the made tasks; also the training tokens of each source."""
-    spec = experiment.base
-    stores = build_stores(experiment, files, view, address)
+    """Build or find the token stores, the base and the generated tasks.
+
+    Returns:
+        What a worker needs, and the training tokens of each source.
+    """
+    stores = build_stores(experiment, files, progress=progress, address=address)
     tokens = {name: float(store.tokens) for name, store in stores.items()}
     check_epochs(experiment, tokens)
-    made = generate_tasks(experiment.suites, stores)
-    model = _find_or_pretrain_base(experiment, texts, list(stores.values()), view)
-    matched = (
-        replace(s, part=matched_fraction(experiment, s.source, tokens[s.source]))
-        for s in stores.values()
+    training = experiment.training
+    scoring = make_scoring_spec(
+        experiment.suites,
+        stores,
+        languages={source.name: source.language for source in experiment.sources},
+        seq_len=training.seq_len,
+        precision=training.precision,
     )
-    job = WorkerSpec(
-        base=spec,
-        model=model,
-        stores=tuple(matched),
-        languages={s.name: s.language for s in experiment.sources},
-        suites=experiment.suites,
-        made_tasks=made,
-        seq_len=experiment.training.seq_len,
-        micro_batch=experiment.training.micro_batch,
-        precision=experiment.training.precision,
+    visible = []
+    for name, store in stores.items():
+        fraction = matched_fraction(experiment, name, tokens[name])
+        visible.append(replace(store, part=fraction))
+    spec = WorkerSpec(
+        base=experiment.base,
+        model=_find_or_pretrain_base(experiment, fingerprints, stores, progress=progress),
+        stores=tuple(visible),
+        scoring=scoring,
+        micro_batch=training.micro_batch,
+        precision=training.precision,
         threads=experiment.budget.cpus_per_trial,
     )
-    return job, tokens
+    return spec, tokens
 
 
 def _find_or_pretrain_base(
-    experiment: Experiment, texts: dict[str, str], stores: list[TokenStore], view: Progress
+    experiment: Experiment,
+    fingerprints: dict[str, str],
+    stores: dict[str, TokenStore],
+    *,
+    progress: Progress,
 ) -> str:
-    """The base's folder or hub id; a base to be pretrained is made now unless it is in the cache."""
-    spec = experiment.base
-    if spec.pretrain is None:
-        return str(spec.path or spec.hub)
-    path = pretrained_path(spec, texts)
+    """Return the base's folder or hub id; pretrain it first if it is not in the cache."""
+    base = experiment.base
+    if base.pretrain is None:
+        return str(base.path or base.hub)
+    path = pretrained_path(base, fingerprints)
     if not (path / "config.json").exists():
         from sweepcp.models.loading import load_tokenizer
         from sweepcp.training.pretraining import pretrain_base
 
-        steps = spec.pretrain.tokens // spec.pretrain.training.batch_tokens
-        for row in pretrain_base(spec.pretrain, spec.max_lr, path, stores, load_tokenizer(spec)):
-            view.stage("base", row.step, steps, f"pretraining, loss {row.loss:.2f}")
+        tokenizer = load_tokenizer(base)
+        steps = base.pretrain.tokens // base.pretrain.training.batch_tokens
+        logger.info("pretraining the base model: %d steps; it is cached for later runs", steps)
+        for metrics in pretrain_base(
+            base.pretrain, list(stores.values()), tokenizer, max_lr=base.max_lr, path=path
+        ):
+            detail = f"pretraining, loss {metrics.loss:.2f}"
+            progress.update("base", done=metrics.step, total=steps, detail=detail)
     return str(path)

@@ -1,4 +1,4 @@
-"""What a worker keeps in memory from trial to trial, and the way of one trial: train, then score."""
+"""State that a worker keeps between trials, and the steps of one trial: train, then score."""
 
 import socket
 import time
@@ -11,73 +11,87 @@ from sweepcp.data.stream import MixtureStream
 from sweepcp.models.loading import load_model, load_tokenizer
 from sweepcp.runs.trial import BaseRecord, Cost, TrialOutcome, package_versions
 from sweepcp.scoring.scorer import Scorer
-from sweepcp.search.worker_spec import WorkerSpec
+from sweepcp.search.worker_io import WorkerSpec
 from sweepcp.training.engine import PlainEngine
 from sweepcp.training.loop import Diverged, StepMetrics, run_training
 from sweepcp.training.process_group import ProcessGroup
 
 
 class TrialRunner:
-    """The resident base, stores and suites of one worker process."""
+    """Trains and scores trials on one device, with the base and the suites kept in memory."""
 
-    def __init__(self, job: WorkerSpec) -> None:
-        torch.set_num_threads(job.threads)
-        self.job = job
+    def __init__(self, spec: WorkerSpec) -> None:
+        torch.set_num_threads(spec.threads)
+        self.spec = spec
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.tokenizer = load_tokenizer(job.base)
-        self.model = load_model(job.model, job.base.revision, self.device)
-        self.scorer = Scorer(job, self.model, self.tokenizer, ProcessGroup(device=self.device))
-        self.weights = {
+        self.tokenizer = load_tokenizer(spec.base)
+        self.model = load_model(spec.model, revision=spec.base.revision, device=self.device)
+        group = ProcessGroup(device=self.device)
+        self.scorer = Scorer(spec.scoring, self.model, self.tokenizer, group)
+        # Copying the base's weights back is far cheaper than loading the model for every trial.
+        self.base_weights = {
             name: tensor.to("cpu", copy=True) for name, tensor in self.model.state_dict().items()
         }
 
-    def base(self) -> BaseRecord:
-        """The untouched base's scores."""
-        self.model.load_state_dict(self.weights)
+    def score_base(self) -> BaseRecord:
+        """Score the untouched base."""
+        spec = self.spec
+        self.model.load_state_dict(self.base_weights)
         return BaseRecord(
-            model=f"{self.job.model}@{self.job.base.revision}"
-            if self.job.base.hub
-            else self.job.model,
+            model=f"{spec.model}@{spec.base.revision}" if spec.base.hub else spec.model,
             parameters=sum(p.numel() for p in self.model.parameters()),
-            max_lr=self.job.base.max_lr,
+            max_lr=spec.base.max_lr,
             items=tuple(self.scorer.score()),
             versions=package_versions(),
         )
 
     def run(self, recipe: Recipe) -> Iterator[StepMetrics | TrialOutcome]:
-        """One trial from the base's weights: a `Row` a step, and an `Outcome` at the end."""
+        """Run one trial from the base's weights.
+
+        Yields:
+            The `StepMetrics` of every step and, at the end, one `TrialOutcome`.
+        """
         started = time.perf_counter()
-        self.model.load_state_dict(self.weights)
+        self.model.load_state_dict(self.base_weights)
         torch.manual_seed(recipe.seed)
-        stream = MixtureStream(recipe, list(self.job.stores))
-        engine = PlainEngine(self.model, recipe, self.job.micro_batch, self.job.precision)
-        row = None
+        stream = MixtureStream(recipe, list(self.spec.stores))
+        engine = PlainEngine(
+            self.model,
+            recipe,
+            micro_batch=self.spec.micro_batch,
+            precision=self.spec.precision,
+        )
+        metrics = None
         try:
-            for row in run_training(engine, recipe, self.job.base.max_lr, stream):
-                yield row
-            del engine  # the optimizer's memory, before scoring
+            for metrics in run_training(engine, recipe, stream, max_lr=self.spec.base.max_lr):
+                yield metrics
+            del engine  # frees the optimizer's memory before scoring
             trained = time.perf_counter()
             items = tuple(self.scorer.score())
         except Diverged as error:
             yield TrialOutcome(status="diverged", reason=str(error), versions=package_versions())
             return
-        tokens = row.tokens if row else {}
+        tokens = metrics.tokens if metrics else {}
+        epochs = {
+            source: stream.epochs(index, count)
+            for index, (source, count) in enumerate(tokens.items())
+        }
         yield TrialOutcome(
             status="done",
             items=items,
             tokens_by_source=tokens,
-            epochs_by_source={
-                name: stream.epochs(i, n) for i, (name, n) in enumerate(tokens.items())
-            },
-            cost=Cost(
-                train_seconds=trained - started,
-                score_seconds=time.perf_counter() - trained,
-                tokens=recipe.tokens,
-                tokens_per_second=recipe.tokens / (trained - started),
-                worker=f"{socket.gethostname()}, {self._device_name()}, {torch.get_num_threads()} threads",
-            ),
+            epochs_by_source=epochs,
+            cost=self._cost(recipe, train_seconds=trained - started, scoring_began=trained),
             versions=package_versions(),
         )
 
-    def _device_name(self) -> str:
-        return torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "CPU"
+    def _cost(self, recipe: Recipe, *, train_seconds: float, scoring_began: float) -> Cost:
+        on_gpu = self.device.type == "cuda"
+        device = torch.cuda.get_device_name(self.device) if on_gpu else "CPU"
+        return Cost(
+            train_seconds=train_seconds,
+            score_seconds=time.perf_counter() - scoring_began,
+            tokens=recipe.tokens,
+            tokens_per_second=recipe.tokens / train_seconds,
+            worker=f"{socket.gethostname()}, {device}, {torch.get_num_threads()} threads",
+        )

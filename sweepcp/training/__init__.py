@@ -1,0 +1,1 @@
+"""Training: process groups, engines (plain and DeepSpeed ZeRO-3) and the training loop."""

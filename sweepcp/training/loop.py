@@ -1,12 +1,12 @@
-"""The training loop, for a trial, for pretraining a small base, and for the full run alike."""
+"""The training loop that trials, the pretraining of a small base and the full run share."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from sweepcp.config.recipe import Recipe
+from sweepcp.config.recipe import Recipe, SourceShare
 from sweepcp.config.types import Role
 from sweepcp.data.stream import IGNORED, Batch, MixtureStream
 from sweepcp.training.process_group import ProcessGroup
@@ -15,12 +15,21 @@ from sweepcp.training.process_group import ProcessGroup
 class TrainingEngine(Protocol):
     """What the loop needs of an engine."""
 
-    ranks: ProcessGroup
+    group: ProcessGroup
+    """The processes that share each batch."""
 
-    def step(self, batch: Batch, targets: int, lr: float) -> tuple[np.ndarray, float]:
-        """Train on this rank's rows of a batch with `targets` target tokens on all ranks together.
+    def step(self, batch: Batch, *, target_tokens: int, lr: float) -> tuple[np.ndarray, float]:
+        """Take one optimizer step on this rank's rows of a batch.
 
-        Returns the loss of each of the rows, summed in nats, and the gradient's norm over all ranks before clipping.
+        Args:
+            batch: This rank's rows.
+            target_tokens: Targets that are not ignored in the rows of all ranks: the loss is
+                averaged over them.
+            lr: The learning rate of this step.
+
+        Returns:
+            The loss of each of the rows, summed in nats, shape (rows,), and the norm of the whole
+            gradient before clipping.
         """
         ...
 
@@ -37,63 +46,91 @@ class StepMetrics(NamedTuple):
     tokens: dict[str, int]
     """Source → tokens fed to the model so far."""
     losses: dict[Role, float]
-    """Role → nats per target token; without the roles that the batch has nothing of."""
+    """Role → nats per target token, without roles that have no target in the batch."""
 
 
 class Diverged(Exception):
-    """The loss or the gradient is not finite, or otherwise out of bounds, at a step of training if one is named."""
+    """The loss or the gradient is not finite, or the loss is out of bounds.
 
-    def __init__(self, why: str, step: int | None = None) -> None:
+    `step` is the training step, or None when a model diverges while it is scored.
+    """
+
+    def __init__(self, reason: str, step: int | None = None) -> None:
         self.step = step
-        super().__init__(why)
+        super().__init__(reason)
 
 
 def run_training(
     engine: TrainingEngine,
     recipe: Recipe,
-    max_lr: float,
     stream: MixtureStream,
-    done: int = 0,
-    fed: dict[str, int] | None = None,
+    *,
+    max_lr: float,
+    steps_done: int = 0,
+    tokens_fed: Mapping[str, int] | None = None,
 ) -> Iterator[StepMetrics]:
-    """Run the recipe's steps on an engine, a row a step; the caller may stop at any row, and go on after `done` steps.
+    """Run the remaining steps of a recipe and yield the metrics of each.
 
-    `max_lr` is the base's own pretraining max LR, of which the recipe takes its fraction; `fed` are the tokens of each
-    source in the steps that are done. Raises `Diverged` as soon as the loss or the gradient norm is not finite.
+    The caller may stop after any step, and resume with the engine's state of that step.
+
+    Args:
+        engine: Takes the steps.
+        recipe: Schedule, mixture and number of steps.
+        stream: The batches.
+        max_lr: The max LR of the base's own pretraining, of which the recipe takes its fraction.
+        steps_done: Steps that were taken before.
+        tokens_fed: Source → tokens fed to the model in those steps.
+
+    Raises:
+        Diverged: The loss or the gradient norm of a step is not finite.
     """
-    portions, ranks = recipe.mixture.portions, engine.ranks
-    tokens = np.array([(fed or {}).get(p.source, 0) for p in portions], dtype=np.int64)
-    for step in range(done + 1, recipe.steps + 1):
-        batch = stream.batch(step, ranks.rank, ranks.ranks)
+    portions, group = recipe.mixture.portions, engine.group
+    before = tokens_fed or {}
+    tokens = np.array([before.get(p.source, 0) for p in portions], dtype=np.int64)
+    for step in range(steps_done + 1, recipe.steps + 1):
+        batch = stream.batch(step, group.rank, group.world_size)
         lr = recipe.lr(step, max_lr)
-        in_rows = (batch.targets != IGNORED).sum(1)
-        sequences, targets = ranks.total(
-            _sum_by_source(batch, len(portions), np.ones(len(in_rows)), in_rows)
+        # A rank may hold more targets than another, so counts are summed before the step: the
+        # loss is a mean over the targets of all ranks, not a mean of the ranks' means.
+        row_targets = (batch.targets != IGNORED).sum(1)
+        row_counts = np.ones(len(row_targets))
+        sequences, targets = group.all_reduce_sum(
+            _sum_by_source(batch, len(portions), row_counts, row_targets)
         )
-        summed, norm = engine.step(batch, int(targets.sum()), lr)
-        (losses,) = ranks.total(_sum_by_source(batch, len(portions), summed))
+        row_losses, grad_norm = engine.step(batch, target_tokens=int(targets.sum()), lr=lr)
+        (losses,) = group.all_reduce_sum(_sum_by_source(batch, len(portions), row_losses))
         loss = float(losses.sum() / targets.sum())
-        if not (math.isfinite(loss) and math.isfinite(norm)):
-            why = f"step {step} of {recipe.steps}: loss {loss}, gradient norm {norm} at LR {lr:.3g}"
-            raise Diverged(why, step)
+        if not (math.isfinite(loss) and math.isfinite(grad_norm)):
+            raise Diverged(
+                f"step {step} of {recipe.steps}: loss {loss}, gradient norm {grad_norm} "
+                f"at LR {lr:.3g}",
+                step,
+            )
         tokens += sequences.astype(np.int64) * recipe.seq_len
-        by_role: dict[Role, float] = {}
-        for role in dict.fromkeys(p.role for p in portions):
-            own = [i for i, p in enumerate(portions) if p.role == role]
-            if targets[own].sum():
-                by_role[role] = float(losses[own].sum() / targets[own].sum())
         yield StepMetrics(
-            step,
-            lr,
-            loss,
-            norm,
-            {p.source: int(n) for p, n in zip(portions, tokens, strict=True)},
-            by_role,
+            step=step,
+            lr=lr,
+            loss=loss,
+            grad_norm=grad_norm,
+            tokens={p.source: int(n) for p, n in zip(portions, tokens, strict=True)},
+            losses=_loss_by_role(portions, losses, targets),
         )
 
 
 def _sum_by_source(batch: Batch, sources: int, *values: np.ndarray) -> np.ndarray:
-    """Sums of values of the rows of a batch by their source, shape (values, sources)."""
+    """Sum values of the rows of a batch by source, shape (values, sources)."""
     return np.stack(
         [np.bincount(batch.source, weights=value, minlength=sources) for value in values]
     )
+
+
+def _loss_by_role(
+    portions: Sequence[SourceShare], losses: np.ndarray, targets: np.ndarray
+) -> dict[Role, float]:
+    """Average summed losses over targets within each role; both arrays have shape (sources,)."""
+    by_role: dict[Role, float] = {}
+    for role in dict.fromkeys(p.role for p in portions):
+        indices = [i for i, p in enumerate(portions) if p.role == role]
+        if targets[indices].sum():
+            by_role[role] = float(losses[indices].sum() / targets[indices].sum())
+    return by_role

@@ -1,0 +1,1 @@
+"""Helpers without knowledge of recipes or models: files, records, locks, parallel work."""

@@ -1,4 +1,4 @@
-"""Files that the program writes: canonical JSON, atomic replacement, the cache folder, what ships in the wheel."""
+"""Atomic writes, output folders, the cache folder, and the files that ship with the package."""
 
 import hashlib
 import json
@@ -16,80 +16,92 @@ PACKAGE = Path(__file__).parents[1]
 
 
 def cache_dir() -> Path:
-    """Where token stores and pretrained bases are kept: `$SWEEPCP_CACHE`, or `~/.cache/sweepcp`.
+    """Return the folder of token stores and pretrained bases.
 
-    On a cluster it must be a folder that every node sees.
+    It is `$SWEEPCP_CACHE`, or `~/.cache/sweepcp`. On a cluster it must be a folder that every node
+    sees.
     """
     default = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sweepcp"
     return Path(os.environ.get("SWEEPCP_CACHE") or default).expanduser().absolute()
 
 
 def shipped_folder(kind: str) -> Path:
-    """The folder of shipped `experiments` or `search_spaces`: in the wheel, or beside the package in a checkout."""
-    inside = PACKAGE / kind
-    return inside if inside.is_dir() else PACKAGE.parent / kind
+    """Return the folder of shipped files of a kind, such as `experiments` or `search_spaces`.
+
+    A wheel holds them inside the package, a checkout beside it.
+    """
+    packaged = PACKAGE / kind
+    return packaged if packaged.is_dir() else PACKAGE.parent / kind
 
 
 def file_sha256(path: Path) -> str:
-    """SHA-256 of a file's bytes, 64 hex digits; reads it in pieces."""
+    """Return the SHA-256 of a file as 64 hex digits, reading it in chunks."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Replace `path` atomically: readers see the old file or the new one, also after a crash."""
+    """Replace `path` atomically with indented JSON; NaN and infinities raise `ValueError`."""
     write_text(path, json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def write_text(path: Path, text: str) -> None:
-    """Replace `path` atomically with UTF-8 text, flushed to the disk before the rename."""
+    """Replace `path` atomically with UTF-8 text.
+
+    Readers see the old content or the new one, also after a crash.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    temporary = Path(name)
     try:
         with os.fdopen(handle, "w", encoding="utf-8") as file:
             file.write(text)
             file.flush()
+            # Without it, a crash soon after the rename may leave an empty file under the new name.
             os.fsync(file.fileno())
-        os.chmod(name, 0o644)
-        os.replace(name, path)
+        temporary.chmod(0o644)
+        temporary.replace(path)
     except BaseException:
-        Path(name).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise
 
 
 def check_is_new(out: Path) -> None:
-    """Raise `BadInput` if the folder that a command is to make is there."""
+    """Raise `InvalidInput` if the folder that a command is to create exists."""
     if out.exists():
         raise InvalidInput(
             file=out,
             key="--out",
             found="exists",
             rule="a folder that does not exist yet",
-            fix="name another, or remove it",
+            fix="name another folder, or remove this one",
         )
 
 
 @contextmanager
 def new_folder(out: Path) -> Iterator[Path]:
-    """A folder beside `out` to write into, which becomes `out` at the end, or nothing when that is not reached.
+    """Yield a temporary folder beside `out`, and rename it to `out` on success.
 
-    Raises `BadInput` when `out` exists or cannot be made.
+    On an exception nothing is left behind.
+
+    Raises:
+        InvalidInput: `out` exists or cannot be created.
     """
     check_is_new(out)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        work = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
+        temporary = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
     except OSError as error:
         raise InvalidInput(
             file=out,
             key="--out",
             found=str(error),
-            rule="a folder that can be made",
-            fix="name another, or check its rights",
+            rule="a folder that can be created",
+            fix=f"name another folder, or make {out.parent} writable",
         ) from None
     try:
-        work.chmod(0o755)
-        yield work
-        work.rename(out)
+        temporary.chmod(0o755)
+        yield temporary
+        temporary.rename(out)
     finally:
-        shutil.rmtree(work, ignore_errors=True)
+        shutil.rmtree(temporary, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""TODO util.locks."""
+"""Lock files: one writer of a folder at a time."""
 
 import fcntl
 import os
@@ -12,11 +12,16 @@ from sweepcp.errors import InvalidInput
 
 @contextmanager
 def exclusive_lock(path: Path, rule: str) -> Iterator[None]:
-    """Hold a folder for writing by the lock file `path` in it; `BadInput` names the holder if another process has it.
+    """Hold the lock file `path`, which stands for its folder.
 
-    The kernel drops the lock with its process, so a killed one leaves none behind.
+    The kernel releases the lock when its process ends, so a killed process leaves none behind.
+
+    Raises:
+        InvalidInput: Another process holds the lock. The error names that process and states
+            `rule`.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
+    # Not "w": opening must not truncate the file in which the holder has written its name.
     with path.open("a+", encoding="utf-8") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -27,7 +32,7 @@ def exclusive_lock(path: Path, rule: str) -> Iterator[None]:
                 key="--out",
                 found=file.read().strip(),
                 rule=rule,
-                fix="wait for it, or name another --out",
+                fix="wait until that process has ended, or name another --out",
             ) from None
         file.truncate(0)
         file.write(f"process {os.getpid()} on {socket.gethostname()}")
@@ -36,7 +41,7 @@ def exclusive_lock(path: Path, rule: str) -> Iterator[None]:
 
 
 def is_locked(path: Path) -> bool:
-    """Whether a process holds the lock file `path`, see `alone`."""
+    """Return whether a process holds the lock file `path`, see `exclusive_lock`."""
     if not path.exists():
         return False
     with path.open(encoding="utf-8") as file:

@@ -1,9 +1,45 @@
-"""TODO util.records."""
+"""Records: the JSON files that the program itself writes."""
 
-from pydantic import BaseModel, ConfigDict
+from pathlib import Path
+from typing import TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from sweepcp.errors import InvalidInput
+
+R = TypeVar("R", bound="Record")
 
 
 class Record(BaseModel):
-    """Base of everything that the program writes: unknown keys are refused, so that a newer file is not misread."""
+    """Base of everything that the program writes.
+
+    Unknown keys are refused, so that a file of a newer version is not misread.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+def read_record(record_type: type[R], path: Path, *, fix: str) -> R:
+    """Read a JSON file into its record type.
+
+    Args:
+        record_type: The type of the record in the file.
+        path: The file.
+        fix: What the user can do if the file cannot be read: restore, remove or rebuild it.
+
+    Raises:
+        InvalidInput: The file is missing, truncated or corrupt, or of another version of sweepcp.
+    """
+    try:
+        return record_type.model_validate_json(path.read_bytes())
+    except OSError as error:
+        found = str(error.strerror)
+    except ValidationError as error:
+        found = " ".join(str(error).splitlines()[:3])
+    raise InvalidInput(
+        file=path,
+        key="the record",
+        found=found,
+        rule="a complete record of this version of sweepcp",
+        fix=fix,
+    )

@@ -97,7 +97,7 @@ class Seen:
 
 
 def report(folder: Path, out: Path, **rule: object) -> str:
-    write_report(sweepcp.load_run(folder).choosing(**rule), out)
+    write_report(sweepcp.load_run(folder).with_rule(**rule), out)
     return out.as_uri()
 
 

@@ -1,22 +1,25 @@
-"""A bench with a known answer in place of a model, for tests of the search itself."""
+"""A trial runner with known scores in place of a model, for tests of the search itself."""
 
 import math
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from sweepcp.config.budget import Budget
 from sweepcp.config.recipe import Recipe, TrainingSettings
 from sweepcp.config.space import Point, Range, Space, WeightedSource, recipe_at
+from sweepcp.corpora.experiment import load_experiment
 from sweepcp.runs.run_folder import RunWriter, read_run
-from sweepcp.runs.trial import BaseRecord, Proposer, Trial, TrialOutcome
+from sweepcp.runs.trial import BaseRecord, TrialOutcome
 from sweepcp.scoring.scorecard import ItemScores
 from sweepcp.search.ledger import TrialLedger
 from sweepcp.search.ray_driver import ray_cluster, run_trials
 from sweepcp.training.loop import StepMetrics
+from sweepcp.util.progress import NoProgress
 
 SPACE = Space(
     lr_fraction=Range(low=0.01, high=1.0, scale="log"),
@@ -53,13 +56,13 @@ def items(domain: float, general: float) -> tuple[ItemScores, ...]:
 
 
 @dataclass
-class AnalyticBench:
-    """Answers at once; misbehaves as told for the n-th of the anchors' and starting points' LR fractions."""
+class AnalyticRunner:
+    """Answers at once; misbehaves as told for a trial's LR fraction."""
 
     faults: dict[float, str]
-    """LR fraction → `raise`, `die`, `nan`, `infinite`, `foreign` or `hang`."""
+    """LR fraction → `raise`, `die`, `nan`, `infinite`, `foreign` or `slow`; 0 for every trial."""
 
-    def base(self) -> BaseRecord:
+    def score_base(self) -> BaseRecord:
         if "base" in self.faults.values():
             raise RuntimeError("no such model")
         return BaseRecord(
@@ -86,48 +89,48 @@ class AnalyticBench:
         yield TrialOutcome(status="done", items=scored)
 
 
-class Silent:
-    """Nobody looks on; remembers the trials."""
+class FinishedTrials(NoProgress):
+    """Remembers the numbers of the trials that finished."""
 
     def __init__(self) -> None:
-        self.seen: list[Trial] = []
+        self.numbers: list[int] = []
 
-    def trial_started(self, trial_id: str, point: Point, by: Proposer) -> None: ...
-
-    def trial_stepped(self, trial_id: str, step: int, steps: int) -> None: ...
-
-    def trial_finished(self, trial: Trial) -> None:
-        self.seen.append(trial)
+    def finish(self, task: str) -> None:
+        self.numbers.append(int(task))
 
 
-def at(point: Point) -> Recipe:
-    return recipe_at(point, SOURCES, TrainingSettings(seq_len=4, batch_tokens=8), 80, 0)
+def make_recipe(point: Point) -> Recipe:
+    training = TrainingSettings(seq_len=4, batch_tokens=8)
+    return recipe_at(point, SOURCES, training, tokens=80, seed=0)
 
 
 def run(
     folder: Path,
     trials: int,
+    *,
     concurrency: int = 2,
     faults: dict[float, str] | None = None,
     seed: int = 0,
-) -> Silent:
+) -> FinishedTrials:
     """Search the analytic space for what is missing in a run folder of `trials` trials."""
-    return run_bench(folder, trials, concurrency, lambda: AnalyticBench(faults or {}), seed)
-
-
-def run_bench(
-    folder: Path, trials: int, concurrency: int, make: Callable[[], AnalyticBench], seed: int
-) -> Silent:
-    watch = Silent()
+    progress = FinishedTrials()
     writer = RunWriter(folder)
     if not (folder / "experiment.json").exists():
-        reference = {"domain": -10.0, "general": -50.0}
-        writer.start(
-            {"name": "analytic", "choose": {"max_regression": 2.0, "reference": reference}}, {}
-        )
+        experiment, _ = load_experiment("quickstart", ["choose.max_regression=2.0"])
+        writer.start(experiment.model_copy(update={"name": "analytic", "space": SPACE}), {})
     before = read_run(folder)
-    book = TrialLedger(writer, watch, before.base, before.trials, SPACE, at, trials, seed)
+    ledger = TrialLedger(
+        writer,
+        progress=progress,
+        base=before.base,
+        finished=before.trials,
+        space=SPACE,
+        make_recipe=make_recipe,
+        trials=trials,
+        seed=seed,
+    )
     budget = Budget(trials=trials, tokens=80, concurrency=concurrency)
-    with ray_cluster(None, budget) as room:
-        run_trials(book, make, budget, room)
-    return watch
+    with ray_cluster(None, budget) as slots:
+        make_runner = partial(AnalyticRunner, faults or {})
+        run_trials(ledger, make_runner, budget=budget, concurrency=slots)
+    return progress

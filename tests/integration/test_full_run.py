@@ -27,7 +27,7 @@ STEPS = {"tokens": 50 * 16 * 32}
 
 def one_process(model: Path, stores: list[TokenStore]) -> list[dict[str, Any]]:
     """50 steps of the recipe of `write_bundle` without DeepSpeed, each batch in one pass."""
-    loaded = load_model(str(model), None, torch.device("cpu"))
+    loaded = load_model(str(model), revision=None, device=torch.device("cpu"))
     asked = small_recipe()
     engine = PlainEngine(loaded, asked, None, "fp32")
     return [row._asdict() for row in run_training(engine, asked, 0.1, MixtureStream(asked, stores))]

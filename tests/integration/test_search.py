@@ -1,4 +1,4 @@
-"""Ray Tune and Optuna for real, with a bench whose front is known."""
+"""Search with the real Ray Tune and Optuna, and a trial runner whose front is known."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +12,7 @@ from sweepcp.errors import BaseNotScored
 from sweepcp.search.proposals import propose_point
 from tests.integration import analytic
 
-START = [float(propose_point(analytic.SPACE, [], [], n, 0).point["lr_fraction"]) for n in range(5)]
+START = [float(propose_point(analytic.SPACE, [], [], number=n, seed=0).point["lr_fraction"]) for n in range(5)]
 """LR fractions of the anchor and the four starting points."""
 
 
@@ -30,10 +30,10 @@ def ray_of_two() -> Iterator[None]:
 
 
 def test_the_known_front_is_found_and_every_trial_recorded(tmp_path: Path):
-    watch = analytic.run(tmp_path, 20)
+    finished = analytic.run(tmp_path, 20)
     run = load_run(tmp_path)
     assert [t.number for t in run.trials] == list(range(20))
-    assert {t.id for t in watch.seen} == {t.id for t in run.trials}
+    assert sorted(finished.numbers) == list(range(20))
     assert [t.proposed_by for t in run.trials] == ["anchor"] + ["quasi-random"] * 4 + ["tpe"] * 15
     for t in run.trials:
         assert (t.domain, t.general) == pytest.approx(
@@ -93,8 +93,8 @@ def test_a_longer_budget_goes_on_where_the_shorter_ended(tmp_path: Path):
     analytic.run(tmp_path / "whole", 9, concurrency=1)
     analytic.run(tmp_path / "parts", 6, concurrency=1)
     stamps = {p: p.stat().st_mtime_ns for p in (tmp_path / "parts").glob("trials/*/trial.json")}
-    watch = analytic.run(tmp_path / "parts", 9, concurrency=1)
-    assert [t.number for t in watch.seen] == [6, 7, 8]
+    finished = analytic.run(tmp_path / "parts", 9, concurrency=1)
+    assert finished.numbers == [6, 7, 8]
     assert all(p.stat().st_mtime_ns == before for p, before in stamps.items())
     points = [[t.point for t in load_run(tmp_path / name).trials] for name in ("whole", "parts")]
     assert points[0] == points[1]
@@ -103,6 +103,6 @@ def test_a_longer_budget_goes_on_where_the_shorter_ended(tmp_path: Path):
 def test_a_gap_is_filled_and_nothing_is_repeated(tmp_path: Path):
     analytic.run(tmp_path, 6)
     (tmp_path / "trials" / "0002" / "trial.json").unlink()
-    watch = analytic.run(tmp_path, 7)
-    assert sorted(t.number for t in watch.seen) == [2, 6]
+    finished = analytic.run(tmp_path, 7)
+    assert sorted(finished.numbers) == [2, 6]
     assert [t.number for t in load_run(tmp_path).trials] == list(range(7))

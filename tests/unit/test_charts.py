@@ -28,7 +28,7 @@ KINDS = (
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> sweepcp.Run:
+def run(tmp_path_factory: pytest.TempPathFactory) -> sweepcp.RunView:
     folder = tmp_path_factory.mktemp("run")
     return sweepcp.load_run(
         write_run(folder, 24, t0003="diverged", t0009="failed", t0011="stopped")
@@ -44,7 +44,7 @@ def trials_in(series: list[Series]) -> list[str]:
     return sorted(text[:4] for s in series for text in s.hover if text[:4].isdigit())
 
 
-def test_the_front_has_every_done_trial_once_and_the_choice_twice(run: sweepcp.Run):
+def test_the_front_has_every_done_trial_once_and_the_choice_twice(run: sweepcp.RunView):
     chart = charts.front_chart(run, run.known)
     done = [t for t in run.trials if t.status == "done"]
     assert run.chosen is not None
@@ -56,7 +56,7 @@ def test_the_front_has_every_done_trial_once_and_the_choice_twice(run: sweepcp.R
     assert {(t.general, t.domain) for t in done} < where
 
 
-def test_error_bars_of_the_front_are_its_standard_errors(run: sweepcp.Run):
+def test_error_bars_of_the_front_are_its_standard_errors(run: sweepcp.RunView):
     by_place = {
         x: error
         for s in points(charts.front_chart(run, run.known))
@@ -70,7 +70,7 @@ def test_error_bars_of_the_front_are_its_standard_errors(run: sweepcp.Run):
     assert by_place[other.general] == other.general_se
 
 
-def test_hovering_gives_the_recipe(run: sweepcp.Run):
+def test_hovering_gives_the_recipe(run: sweepcp.RunView):
     assert run.chosen is not None
     text = run.known.hover[run.chosen.id]
     recipe = run.chosen.recipe
@@ -80,20 +80,20 @@ def test_hovering_gives_the_recipe(run: sweepcp.Run):
     assert "step 3 of 10: loss nan" in run.known.hover["0003"]
 
 
-def test_the_plane_has_every_trial(run: sweepcp.Run):
+def test_the_plane_has_every_trial(run: sweepcp.RunView):
     chart = charts.recipe_chart(run, run.known)
     assert trials_in(points(chart)) == [t.id for t in run.trials]
     assert {s.name for s in points(chart)} >= {"diverged", "failed", "stopped"}
 
 
-def test_the_edge_of_the_front_never_rises_to_the_right(run: sweepcp.Run):
+def test_the_edge_of_the_front_never_rises_to_the_right(run: sweepcp.RunView):
     stairs = charts.front_chart(run, run.known).panels[0].series[0]
     assert stairs.draw == "steps"
     assert list(stairs.x) == sorted(stairs.x, reverse=True)
     assert list(stairs.y) == sorted(stairs.y)
 
 
-def test_tolerance_is_what_the_rule_chooses_at_every_bound(run: sweepcp.Run):
+def test_tolerance_is_what_the_rule_chooses_at_every_bound(run: sweepcp.RunView):
     line = charts.tolerance_chart(run).panels[0].series[0]
     fraction = charts.tolerance_chart(run).panels[1].series[0]
     for bound in np.linspace(0, line.x[-1], 50):
@@ -106,7 +106,7 @@ def test_tolerance_is_what_the_rule_chooses_at_every_bound(run: sweepcp.Run):
             assert fraction.y[at] == run.by_id[choice.id].recipe.lr_fraction
 
 
-def test_the_hypervolume_rises_to_that_of_the_front(run: sweepcp.Run):
+def test_the_hypervolume_rises_to_that_of_the_front(run: sweepcp.RunView):
     line = charts.hypervolume_chart(run).panels[0].series[0]
     assert list(line.x) == [t.number for t in run.trials if t.status == "done"]
     assert list(line.y) == sorted(line.y)
@@ -141,7 +141,7 @@ def test_what_is_not_finite_is_not_drawn_and_not_an_error(tmp_path: Path):
     assert run.plot.curves().to_json()
 
 
-def test_parallel_lines_stand_where_the_values_are(run: sweepcp.Run):
+def test_parallel_lines_stand_where_the_values_are(run: sweepcp.RunView):
     chart = charts.parallel_chart(run, run.known)
     labels = [label.split("\n")[0] for _, label in chart.panels[0].x.ticks]
     assert labels == ["lr_fraction", "general_share", "domain, %", "general, %"]
@@ -162,7 +162,7 @@ def test_axes_of_names_have_their_place_too(tmp_path: Path):
     run = sweepcp.load_run(write_run(tmp_path, 40, documents=8, space=space))
     chart = charts.parallel_chart(run, run.known)
     labels = [label.split("\n")[0] for _, label in chart.panels[0].x.ticks]
-    assert labels == [*run.space.axes, "domain, %", "general, %"]
+    assert labels == [*run.experiment.space.axes, "domain, %", "general, %"]
     at = labels.index("schedule")
     heights = {
         series.y[k + at]
@@ -174,7 +174,7 @@ def test_axes_of_names_have_their_place_too(tmp_path: Path):
     trend = run.trend
     assert trend is not None
     assert "schedule" not in trend.axes
-    assert set(run.plot.importance().data[0].x) == set(range(len(run.space.axes)))
+    assert set(run.plot.importance().data[0].x) == set(range(len(run.experiment.space.axes)))
     assert run.draw.tradeoff()
     assert render_page(run).count(">wsd</td>") == 20
 
@@ -210,7 +210,7 @@ def test_the_runs_own_comparison_says_how_the_experiments_differ(tmp_path: Path)
 
 
 @pytest.mark.parametrize("name", KINDS)
-def test_each_chart_is_drawn_by_both_libraries(run: sweepcp.Run, name: str):
+def test_each_chart_is_drawn_by_both_libraries(run: sweepcp.RunView, name: str):
     drawn = getattr(run.plot, name)()
     assert isinstance(drawn, go.Figure)
     drawn.to_json()
@@ -230,7 +230,7 @@ def test_plotly_has_the_numbers_that_the_chart_has():
     assert drawn.layout.xaxis.type == "log"
 
 
-def test_an_image_is_the_same_every_time_and_names_its_kinds(run: sweepcp.Run, tmp_path: Path):
+def test_an_image_is_the_same_every_time_and_names_its_kinds(run: sweepcp.RunView, tmp_path: Path):
     chart = charts.front_chart(run, run.known)
     for name in ("a.svg", "b.svg", "c.png"):
         save_image(chart, tmp_path / name)

@@ -183,7 +183,7 @@ def test_launchers_say_what_they_need_of_a_site(refused, bundle):
 
 def test_a_folder_that_cannot_be_made_is_refused(refused, bundle):
     (bundle.parent / "file").write_text("")
-    assert "a folder that can be made" in refused(bundle, out="file/out")
+    assert "a folder that can be created" in refused(bundle, out="file/out")
 
 
 def test_a_folder_with_a_strange_name_is_refused(refused, bundle):

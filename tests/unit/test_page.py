@@ -66,7 +66,7 @@ class Reader(HTMLParser):
 
 
 def read(folder: Path, **rule: object) -> Reader:
-    return Reader(render_page(sweepcp.load_run(folder).choosing(**rule)))
+    return Reader(render_page(sweepcp.load_run(folder).with_rule(**rule)))
 
 
 @pytest.fixture(scope="module")
@@ -122,7 +122,7 @@ def test_the_experiment_on_the_page_is_the_experiment(folder: Path, tmp_path: Pa
     run = sweepcp.load_run(folder)
     (tmp_path / "again.yaml").write_text(experiment_text(run))
     loaded, _ = load_experiment(str(tmp_path / "again.yaml"))
-    assert json.loads(loaded.model_dump_json()) == run.experiment
+    assert json.loads(loaded.model_dump_json()) == run.experiment.model_dump(mode="json")
 
 
 def test_an_empty_run(tmp_path: Path):
@@ -141,7 +141,7 @@ def test_one_trial_only(tmp_path: Path):
 
 
 def test_a_null_choice_names_the_nearest(folder: Path):
-    run = sweepcp.load_run(folder).choosing(max_regression=0.0)
+    run = sweepcp.load_run(folder).with_rule(max_regression=0.0)
     seen = read(folder, max_regression=0.0)
     assert run.chosen is None
     assert (
@@ -167,7 +167,7 @@ def test_a_missed_bound_is_said_beside_the_answer(tmp_path: Path):
         -run.chosen.scorecard.report.general + 1,
         -run.chosen.scorecard.report.general - 0.01,
     ):
-        told = run.choosing(max_regression=max(bound, 0.0))
+        told = run.with_rule(max_regression=max(bound, 0.0))
         if told.chosen is not None and told.chosen.scorecard is not None:
             missed = told.chosen.scorecard.report.general < -max(bound, 0.0)
             assert ("beyond the bound of" in Reader(render_page(told)).words) == missed
@@ -313,8 +313,8 @@ def test_a_run_that_is_being_written_says_so(tmp_path: Path):
     (folder / "trials" / "0003" / "trial.json").unlink()
     code = f"""
 from pathlib import Path
-from sweepcp.run import lock
-with lock(Path({str(folder)!r})):
+from sweepcp.runs.run_folder import locked_run
+with locked_run(Path({str(folder)!r})):
     print("held", flush=True)
     input()
 """

@@ -14,7 +14,7 @@ def test_numbers_of_the_e_llama_plan_by_hand():
     assert curve[10] == pytest.approx(3e-5)  # the peak, 10 % of 3e-4
     assert curve[1] == pytest.approx(3e-6)
     assert curve[480] == pytest.approx(3e-6)
-    by_name = {r.source.name: r for r in plan.readings}
+    by_name = {e.source.name: e for e in plan.epochs}
     assert by_name["web-en"].first_share == pytest.approx(0.45)  # 90 % of the general half
     assert by_name["web-de"].first_share == pytest.approx(0.02)
     assert by_name["listings-en"].first_epochs == pytest.approx(0.35 * 503_316_480 / 350e9)
@@ -31,15 +31,15 @@ def test_warnings():
     ]
     sets += [f"sources.{i}.planned_tokens=1000" for i in range(1, 9)]
     text = "\n".join(make_plan(*load_experiment("e-llama", sets)).warnings)
-    assert "the model proposes none" in text
+    assert "none of the 4 trials is proposed by TPE" in text
     assert "beyond the base's own max LR" in text
     assert "listings-en" in text
     assert "more than max_epochs 4" in text
 
 
-def test_a_plan_of_texts_estimates_their_tokens():
+def test_a_plan_of_sources_on_disk_estimates_their_tokens():
     plan = make_plan(*load_experiment("quickstart"))
     assert plan.parameters == 111_040
-    for reading in plan.readings:
-        assert plan.origins[reading.source.name] in ("estimated", "counted")
-        assert 1e6 < reading.tokens < 2e7
+    for count in plan.epochs:
+        assert plan.token_origins[count.source.name] in ("estimated", "counted")
+        assert 1e6 < count.tokens < 2e7

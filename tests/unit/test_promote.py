@@ -9,6 +9,7 @@ import pytest
 import torch
 from deepspeed.runtime.config import DeepSpeedConfig
 
+from sweepcp.config.experiment import ChoiceSection
 from sweepcp.data.stream import MixtureStream
 from sweepcp.data.token_store import TokenStore
 from sweepcp.errors import InvalidInput
@@ -19,7 +20,7 @@ from sweepcp.promote.translate import planned_steps
 from sweepcp.runs.run_folder import RunWriter, read_run
 from sweepcp.runs.trial import TrialOutcome
 from sweepcp.util.files import write_json
-from tests.make import recipe, target_content, trial, write_bundle, write_model
+from tests.make import experiment, recipe, target_content, trial, write_bundle, write_model
 
 
 def refused(folder: Path, **changes: object) -> str:
@@ -196,9 +197,7 @@ def test_what_a_bundle_was_made_with_is_checked_again(tmp_path: Path):
 
 def test_only_a_done_trial_is_promoted(tmp_path: Path):
     writer = RunWriter(tmp_path)
-    writer.start(
-        {"choose": {"max_regression": 1.0, "reference": {"domain": -10.0, "general": -50.0}}}, {}
-    )
+    writer.start(experiment(choose=ChoiceSection(max_regression=1.0)), {})
     for number, (domain, general, status) in enumerate(
         [
             (5.0, -3.0, "done"),
@@ -208,8 +207,8 @@ def test_only_a_done_trial_is_promoted(tmp_path: Path):
         ]
     ):
         made = trial(number, domain, general, status=status)
-        writer.begin(made.id)
-        writer.trial(made, TrialOutcome(status=status))  # type: ignore[arg-type]
+        writer.begin_trial(made.id)
+        writer.write_trial(made, TrialOutcome(status=status))  # type: ignore[arg-type]
     run = read_run(tmp_path)
     for id_, status in (("0001", "diverged"), ("0002", "stopped"), ("0003", "failed")):
         with pytest.raises(InvalidInput, match=f"{id_} is {status}: it broke"):
@@ -219,4 +218,4 @@ def test_only_a_done_trial_is_promoted(tmp_path: Path):
     with pytest.raises(InvalidInput, match="general regression ≤ 1 %; nearest is 0000"):
         candidate_from_run(run, None)
     with pytest.raises(InvalidInput, match="≤ 2 %"):
-        candidate_from_run(run.choosing(max_regression=2.0), None)
+        candidate_from_run(run.with_rule(max_regression=2.0), None)

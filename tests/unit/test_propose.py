@@ -24,7 +24,7 @@ def analytic(point: dict[str, float | str]) -> tuple[float, float]:
 def run(n: int, seed: int = 0) -> list[Trial]:
     trials: list[Trial] = []
     for number in range(n):
-        proposal = propose_point(SPACE, trials, [], number, seed)
+        proposal = propose_point(SPACE, trials, [], number=number, seed=seed)
         trials.append(
             trial(number, *analytic(proposal.point), point=proposal.point, proposed_by=proposal.by)  # type: ignore[arg-type]
         )
@@ -46,16 +46,16 @@ def test_the_same_seed_gives_the_same_points_and_another_gives_others():
 
 def test_a_continued_search_proposes_what_it_would_have():
     whole = run(10)
-    assert propose_point(SPACE, whole[:7], [], 7, 0).point == whole[7].point
+    assert propose_point(SPACE, whole[:7], [], number=7, seed=0).point == whole[7].point
 
 
 def test_pending_points_are_avoided_and_failed_ones_ignored():
     trials = run(10)
-    alone = propose_point(SPACE, trials, [], 10, 0)
-    beside = propose_point(SPACE, trials, [alone.point], 10, 0)
+    alone = propose_point(SPACE, trials, [], number=10, seed=0)
+    beside = propose_point(SPACE, trials, [alone.point], number=10, seed=0)
     assert beside.point != alone.point
     broken = [*trials, trial(10, None, None)]
-    assert propose_point(SPACE, broken, [], 10, 0) == alone
+    assert propose_point(SPACE, broken, [], number=10, seed=0) == alone
 
 
 def test_the_model_learns():

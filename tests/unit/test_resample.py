@@ -5,11 +5,12 @@ import numpy as np
 import pytest
 
 import sweepcp
+from sweepcp.config.experiment import ChoiceSection
 from sweepcp.runs.run_folder import RunWriter
 from sweepcp.runs.trial import BaseRecord, TrialOutcome
 from sweepcp.runs.uncertainty import RESAMPLES, estimate_certainty, resampled_scores
 from sweepcp.scoring.scorecard import ItemScores, compare_with_base, read_items
-from tests.make import items, trial, write_run
+from tests.make import experiment, items, trial, write_run
 
 COUNT = 400
 
@@ -28,16 +29,15 @@ def measured(
 
 def run_of(
     folder: Path, trials: list[list[ItemScores]], max_regression: float = 1.0
-) -> sweepcp.Run:
+) -> sweepcp.RunView:
     writer, base = RunWriter(folder), measured(0, 0)
-    reference = {"domain": -10.0, "general": -50.0}
-    writer.start({"choose": {"max_regression": max_regression, "reference": reference}}, {})
-    writer.base(BaseRecord(model="base", parameters=1, max_lr=1.0, items=tuple(base), versions={}))
+    writer.start(experiment(choose=ChoiceSection(max_regression=max_regression)), {})
+    writer.write_base(BaseRecord(model="base", parameters=1, max_lr=1.0, items=tuple(base), versions={}))
     for number, own in enumerate(trials):
         card = compare_with_base(own, base)
         record = trial(number, card.select.domain, card.select.general, scorecard=card)
-        writer.begin(record.id)
-        writer.trial(record, TrialOutcome(status="done", items=tuple(own)))
+        writer.begin_trial(record.id)
+        writer.write_trial(record, TrialOutcome(status="done", items=tuple(own)))
     return sweepcp.load_run(folder)
 
 
@@ -48,7 +48,7 @@ def test_resampling_spreads_as_the_standard_errors_say(tmp_path: Path):
     found = [
         [
             np.array(m.amount)
-            for m in read_items(run.folder(t.id) / "items.json")
+            for m in read_items(run.trial_folder(t.id) / "items.json")
             if m.unit == "bits per byte"
         ]
         for t in run.trials

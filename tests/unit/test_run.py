@@ -7,24 +7,22 @@ import pandas as pd
 import pytest
 
 import sweepcp
-from sweepcp.corpora.experiment import load_experiment
 from sweepcp.errors import InvalidInput
 from sweepcp.report.tables import run_as_dict, write_csv
 from sweepcp.runs.run_folder import RunWriter, locked_run
 from sweepcp.runs.trial import TrialOutcome
-from tests.make import trial
+from tests.make import experiment, trial
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """A run of three trials: two done, one failed."""
-    experiment, _ = load_experiment("quickstart")
     writer = RunWriter(tmp_path / "run")
-    writer.start(experiment.model_dump(mode="json"), {"python-docs": "x", "python-code": "y"})
+    writer.start(experiment(), {"python-docs": "x", "python-code": "y"})
     for t in (trial(0, 7, -1), trial(1, 12, -9), trial(2, None, None)):
-        writer.begin(t.id)
-        writer.metrics(t.id, [{"step": 1, "loss": 2.0}])
-        writer.trial(t, TrialOutcome(status=t.status))
+        writer.begin_trial(t.id)
+        writer.append_metrics(t.id, [{"step": 1, "loss": 2.0}])
+        writer.write_trial(t, TrialOutcome(status=t.status))
     return writer.path
 
 
@@ -65,7 +63,7 @@ def test_a_torn_record_is_refused_by_name(folder: Path, damage: str):
     path.write_text(damage)
     with pytest.raises(InvalidInput) as error:
         sweepcp.load_run(folder)
-    assert error.value.where == str(path)
+    assert error.value.file == str(path)
 
 
 def test_a_folder_that_is_no_run_is_refused(tmp_path: Path):
@@ -75,10 +73,10 @@ def test_a_folder_that_is_no_run_is_refused(tmp_path: Path):
 
 def test_a_trial_that_did_not_finish_leaves_no_trace(folder: Path):
     writer = RunWriter(folder)
-    writer.begin("0003")
-    writer.metrics("0003", [{"step": 1}])
+    writer.begin_trial("0003")
+    writer.append_metrics("0003", [{"step": 1}])
     assert len(sweepcp.load_run(folder).trials) == 3
-    writer.begin("0003")
+    writer.begin_trial("0003")
     assert not (folder / "trials" / "0003" / "metrics.jsonl").exists()
 
 
@@ -86,8 +84,8 @@ def test_one_writer_at_a_time_and_a_dead_one_holds_nothing(tmp_path: Path):
     code = f"""
 import sys, time
 from pathlib import Path
-from sweepcp.run import lock
-with lock(Path({str(tmp_path)!r})):
+from sweepcp.runs.run_folder import locked_run
+with locked_run(Path({str(tmp_path)!r})):
     print("held", flush=True)
     time.sleep(60)
 """

@@ -40,7 +40,7 @@ def test_every_shipped_target_is_read():
 def test_parameters_are_those_of_the_published_models(name: str, parameters: int):
     shape = load_target(name)[0].model.shape
     assert shape is not None
-    assert shape.size == parameters
+    assert shape.parameter_count == parameters
 
 
 def test_e_llama_by_its_own_numbers(tmp_path: Path):
@@ -50,7 +50,7 @@ def test_e_llama_by_its_own_numbers(tmp_path: Path):
         tmp_path / "bundle",
     )
     recipe, target = bundle.recipe, bundle.target
-    assert target.hardware.world == 480
+    assert target.hardware.world_size == 480
     assert recipe.steps == 85_000
     assert round(recipe.batch_tokens / 1e6, 1) == 11.8
     assert round(recipe.tokens / 1e12, 2) == 1.00
@@ -100,7 +100,7 @@ def test_memory_of_states_is_what_deepspeed_estimates(offload: str):
     assert shape is not None
     memory = estimate_memory(shape, target)
     _, on_gpu, _ = estimate_zero3_model_states_mem_needs(
-        shape.size, shape.largest_module, 8, 60, offload != "none", offload == "all"
+        shape.parameter_count, shape.largest_module_parameters, 8, 60, offload != "none", offload == "all"
     )
     states = memory.weights + memory.master + memory.gradients + memory.optimizer + memory.gathered
     assert states == pytest.approx(on_gpu, rel=1e-6)

@@ -4,12 +4,13 @@ import numpy as np
 import pytest
 
 import sweepcp
+from sweepcp.config.experiment import ChoiceSection
 from sweepcp.config.space import Point, Range, Space
 from sweepcp.report.trend import fit_trend
 from sweepcp.runs.run_folder import RunWriter
 from sweepcp.runs.trial import TrialOutcome
 from sweepcp.search.importance import axis_importance
-from tests.make import trial
+from tests.make import experiment, trial
 
 SPACE = Space(
     lr_fraction=Range(low=0.01, high=1.0, scale="log"),
@@ -23,14 +24,13 @@ def scored(point: Point) -> tuple[float, float]:
     return 1 + 8 * u - 6 * u * u + 2 * u * s - s * s, -3 * u * u + 2 * s
 
 
-def run_of(folder: Path, points: list[Point]) -> sweepcp.Run:
+def run_of(folder: Path, points: list[Point]) -> sweepcp.RunView:
     writer = RunWriter(folder)
-    choose = {"max_regression": 5.0, "reference": {"domain": -10.0, "general": -50.0}}
-    writer.start({"choose": choose, "space": SPACE.model_dump(mode="json")}, {})
+    writer.start(experiment(space=SPACE, choose=ChoiceSection(max_regression=5.0)), {})
     for number, point in enumerate(points):
         record = trial(number, *scored(point), point=point)
-        writer.begin(record.id)
-        writer.trial(record, TrialOutcome(status="done"))
+        writer.begin_trial(record.id)
+        writer.write_trial(record, TrialOutcome(status="done"))
     return sweepcp.load_run(folder)
 
 

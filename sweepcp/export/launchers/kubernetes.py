@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from sweepcp.config.safe_text import LABEL
+from sweepcp.config.safe_text import KUBERNETES_NAME_PATTERN
 from sweepcp.config.site import Kubernetes, below
 from sweepcp.errors import InvalidInput
 from sweepcp.export.export_plan import ExportInput
@@ -22,7 +22,7 @@ def settings(source: ExportInput) -> Kubernetes:
             rule=rule,
             fix="add `kubernetes:` to the file, and name it by --site",
         )
-    if not LABEL.fullmatch(source.job):
+    if not KUBERNETES_NAME_PATTERN.fullmatch(source.job):
         key = "job" if source.site.job else "name"
         rule = "a name of RFC 1123 and RFC 1035: at most 63 of a-z, 0-9 and `-`, beginning with a letter"
         raise InvalidInput(

@@ -63,7 +63,7 @@ def write(source: ExportInput, handoff: ExportPlan) -> dict[str, str]:
     script = SCRIPT.substitute(
         command=json.dumps(list(handoff.command)),
         port=PORT,
-        workers=hardware.world,
+        workers=hardware.world_size,
         gpu=source.on_gpu,
         job=json.dumps(source.job),
         storage=json.dumps(f"{source.out}/ray"),

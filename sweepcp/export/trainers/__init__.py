@@ -1,1 +1,1 @@
-"""One module a trainer: `write(source)` gives its files, and how every process starts it."""
+"""One module per trainer: `make_plan(export_input)` returns its files and its start command."""

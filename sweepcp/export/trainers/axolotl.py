@@ -1,4 +1,4 @@
-"""Axolotl: its YAML, on the run's tokens written out document by document."""
+"""Axolotl: its YAML, on the run's tokens written document by document."""
 
 import json
 from typing import Any
@@ -10,17 +10,17 @@ from sweepcp.export.export_plan import (
     ExportInput,
     ExportPlan,
     accumulation_steps,
+    monitoring_notes,
     tracking_differences,
-    unwatched_notes,
 )
 from sweepcp.export.transformers_keys import (
-    adamw_keys,
+    adamw_arguments,
+    deepspeed_config,
     flatten_settings,
-    mix,
-    mix_size,
-    schedule,
+    mix_command,
+    mix_size_note,
     schedule_differences,
-    zero_config,
+    scheduler_arguments,
 )
 
 TRACKERS = {
@@ -29,60 +29,71 @@ TRACKERS = {
     "comet_ml": "use_comet",
     "trackio": "use_trackio",
 }
+"""accelerate's name of a tracker → Axolotl's key."""
 
 
-def write(source: ExportInput) -> ExportPlan:
-    """`axolotl.yaml` and `ds_config.json`.
+def make_plan(export_input: ExportInput) -> ExportPlan:
+    """Plan `axolotl.yaml` and `ds_config.json`.
 
-    Axolotl has no weights for its data, so the mix is written out: each row is what a sequence holds of a document, and
-    packing them in their order gives the sequences of the stream again, with documents apart.
+    Axolotl has no dataset weights, so the mix is written to disk. Each row is the part of a
+    document that lies in one sequence. Packing the rows in order restores the sequences of the
+    stream, with documents isolated from each other.
     """
-    recipe, config, python = source.bundle.recipe, zero_config(source), source.site.python
-    content = _content(source)
-    differences = [
-        *schedule_differences(recipe),
-        *tracking_differences(source, TRACKERS),
-        Difference(
-            "loss",
-            "the mean of the processes' means: it weighs a target more where a process has fewer",
-        ),
-        Difference(
-            "targets",
-            "the last target of each sequence is left out, and that of a one-token piece is kept",
-        ),
-    ]
-    if recipe.cross_documents:
-        differences.append(Difference("attention", "documents do not attend to those before them"))
+    content = _config(export_input)
+    zero_config = deepspeed_config(export_input)
+    config_file = f"{export_input.out}/axolotl.yaml"
     settings = {key: value for key, value in content.items() if key != "datasets"}
     settings |= {f"datasets.{key}": value for key, value in content["datasets"][0].items()}
+    preprocess = (export_input.site.python, "-m", "axolotl.cli.preprocess", config_file)
     return ExportPlan(
         files={
             "axolotl.yaml": yaml.safe_dump(content, sort_keys=False),
-            "ds_config.json": json.dumps(config, indent=1) + "\n",
+            "ds_config.json": json.dumps(zero_config, indent=1) + "\n",
         },
-        command=("-m", "axolotl.cli.train", f"{source.out}/axolotl.yaml"),
-        settings=settings | flatten_settings("ds_config.json", config),
-        differences=tuple(differences),
-        notes=(*unwatched_notes(source), mix_size(source)),
-        prepare=(
-            mix(source, "documents"),
-            (python, "-m", "axolotl.cli.preprocess", f"{source.out}/axolotl.yaml"),
-        ),
+        command=("-m", "axolotl.cli.train", config_file),
+        settings=settings | flatten_settings("ds_config.json", zero_config),
+        differences=_differences(export_input),
+        notes=(*monitoring_notes(export_input), mix_size_note(export_input)),
+        prepare=(mix_command(export_input, "documents"), preprocess),
         env={"AXOLOTL_DO_NOT_TRACK": "1"},
     )
 
 
-def _content(source: ExportInput) -> dict[str, Any]:
-    bundle, recipe, target = source.bundle, source.bundle.recipe, source.bundle.target
-    kind, kwargs = schedule(recipe, source.peak)
-    content: dict[str, Any] = {"base_model": source.model}
+def _differences(export_input: ExportInput) -> tuple[Difference, ...]:
+    recipe = export_input.bundle.recipe
+    differences = [
+        *schedule_differences(recipe),
+        *tracking_differences(export_input, TRACKERS),
+        Difference(
+            "loss",
+            "mean of the per-process means: a target weighs more on a process with fewer targets",
+        ),
+        Difference(
+            "targets",
+            "the last target of each sequence is ignored; "
+            "the only token of a one-token document piece is a target",
+        ),
+    ]
+    if recipe.cross_documents:
+        differences.append(
+            Difference("attention", "documents do not attend to earlier documents")
+        )
+    return tuple(differences)
+
+
+def _config(export_input: ExportInput) -> dict[str, Any]:
+    bundle, target = export_input.bundle, export_input.bundle.target
+    recipe = bundle.recipe
+    scheduler, scheduler_kwargs = scheduler_arguments(recipe, export_input.max_lr)
+    content: dict[str, Any] = {"base_model": export_input.model}
     if bundle.model.revision is not None:
         content["revision_of_model"] = bundle.model.revision
     content |= {
-        "datasets": [{"path": f"{source.out}/mix"}],
-        "dataset_prepared_path": f"{source.out}/prepared",
-        "output_dir": source.saves,
+        "datasets": [{"path": f"{export_input.out}/mix"}],
+        "dataset_prepared_path": f"{export_input.out}/prepared",
+        "output_dir": export_input.checkpoint_folder,
         "sequence_len": recipe.seq_len,
+        # Packs are filled in the order of the rows only with these five keys together.
         "sample_packing": True,
         "sample_packing_sequentially": True,
         "curriculum_sampling": True,
@@ -91,20 +102,20 @@ def _content(source: ExportInput) -> dict[str, Any]:
         "pad_to_sequence_len": True,
         "val_set_size": 0.0,
         "micro_batch_size": target.compute.micro_batch,
-        "gradient_accumulation_steps": accumulation_steps(source),
+        "gradient_accumulation_steps": accumulation_steps(export_input),
         "num_epochs": 1.0,
         "max_steps": recipe.steps,
-        "learning_rate": source.peak,
-        "lr_scheduler": kind,
-        "lr_scheduler_kwargs": kwargs,
+        "learning_rate": export_input.max_lr,
+        "lr_scheduler": scheduler,
+        "lr_scheduler_kwargs": scheduler_kwargs,
         "warmup_steps": recipe.warmup_steps,
         "optimizer": "adamw_torch_fused",
-        **adamw_keys(recipe),
+        **adamw_arguments(recipe),
         "bf16": target.compute.precision == "bf16",
         "attn_implementation": target.compute.attention,
         "gradient_checkpointing": target.compute.recompute,
         "gradient_checkpointing_kwargs": {"use_reentrant": False},
-        "deepspeed": f"{source.out}/ds_config.json",
+        "deepspeed": f"{export_input.out}/ds_config.json",
         "seed": recipe.seed,
         "save_steps": target.checkpoints.every,
         "save_total_limit": target.checkpoints.keep,

@@ -1,4 +1,4 @@
-"""transformers' Trainer with DeepSpeed ZeRO-3: its arguments, DeepSpeed's configuration, and a script."""
+"""transformers' Trainer with DeepSpeed ZeRO-3: arguments, DeepSpeed configuration, and a script."""
 
 import json
 from string import Template
@@ -6,12 +6,12 @@ from typing import Any
 
 import yaml
 
-from sweepcp.export.export_plan import ExportInput, ExportPlan, python_literal, unwatched_notes
+from sweepcp.export.export_plan import ExportInput, ExportPlan, monitoring_notes, python_literal
 from sweepcp.export.transformers_keys import (
+    deepspeed_config,
     flatten_settings,
     schedule_differences,
     training_arguments,
-    zero_config,
 )
 
 SCRIPT = Template('''\
@@ -27,9 +27,9 @@ from torch.utils.data import Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer, HfArgumentParser
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
-from sweepcp.data.store import Store
-from sweepcp.data.stream import Stream
-from sweepcp.promote.bundle import open_bundle
+from sweepcp.data.stream import MixtureStream
+from sweepcp.data.token_store import TokenStore
+from sweepcp.promote.bundle import load_bundle
 
 HERE = Path(__file__).parent
 BUNDLE = $BUNDLE
@@ -40,10 +40,14 @@ ATTENTION = $ATTENTION
 
 
 class Sequences(Dataset):
-    """The sequences of the run in the order of its stream: shares of tokens are met at every step."""
+    """The run's sequences in stream order, so that the token shares hold at every step."""
 
     def __init__(self, recipe, stores):
-        self.stream, self.sequences, self.steps = Stream(recipe, stores), recipe.sequences, recipe.steps
+        self.stream, self.sequences, self.steps = (
+            MixtureStream(recipe, stores),
+            recipe.sequences,
+            recipe.steps,
+        )
 
     def __len__(self):
         return self.steps * self.sequences
@@ -51,27 +55,41 @@ class Sequences(Dataset):
     def __getitem__(self, number):
         step, row = divmod(number, self.sequences)
         batch = self.stream.batch(step + 1, row, self.sequences)
-        return torch.tensor(batch.input_ids[0]), torch.tensor(batch.targets[0]), torch.tensor(batch.position_ids[0])
+        return (
+            torch.tensor(batch.input_ids[0]),
+            torch.tensor(batch.targets[0]),
+            torch.tensor(batch.position_ids[0]),
+        )
 
 
 def collate(rows):
-    """Positions that restart keep documents apart, which needs: no attention mask, and one row for flash attention."""
+    """Stack sequences into a batch in which documents do not attend to each other.
+
+    Restarting positions isolate documents. This requires that there is no attention mask, and, for
+    flash attention, that the batch is flattened into one row.
+    """
     inputs, targets, positions = (torch.stack(column) for column in zip(*rows))
     if "flash" in ATTENTION:
         inputs, targets, positions = (x.flatten()[None] for x in (inputs, targets, positions))
-    return {"input_ids": inputs, "position_ids": positions, "labels": targets, "shift_labels": targets}
+    return {
+        "input_ids": inputs,
+        "position_ids": positions,
+        "labels": targets,
+        "shift_labels": targets,
+    }
 
 
 class SaveOnTerm(TrainerCallback):
-    """Told to end, save after the step, on all ranks the same one.
+    """On SIGTERM, save after the current step, at the same step on all ranks.
 
-    Not `enable_jit_checkpoint`: it saves before what it takes for the optimizer's step, which DeepSpeed has done by
-    then, so that a step is done twice after it.
+    `enable_jit_checkpoint` is not used: it saves before what it takes for the optimizer's step. With
+    DeepSpeed that step has been taken by then, so that it would be repeated after resuming.
     """
 
     def __init__(self):
         self.told = False
-        if threading.current_thread() is threading.main_thread():  # Ray Train starts from another one
+        # Ray Train runs this in another thread, where no handler can be installed.
+        if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, self.receive)
 
     def receive(self, number, frame):
@@ -85,21 +103,27 @@ class SaveOnTerm(TrainerCallback):
 
 
 def last_complete(folder):
-    """The last checkpoint that was written to its end, None without one."""
+    """Return the last checkpoint that was written completely, or None."""
     found = [p.parent for p in Path(folder).glob("checkpoint-*/trainer_state.json")]
     return str(max(found, key=lambda p: int(p.name.split("-")[1]))) if found else None
 
 
 def main():
-    (args,) = HfArgumentParser((TrainingArguments,)).parse_yaml_file(str(HERE / "training_args.yaml"))
-    deepspeed.init_distributed("gloo" if args.use_cpu else "nccl")  # before ZeRO spreads the model over the processes
-    opened = open_bundle(Path(BUNDLE))
+    (args,) = HfArgumentParser((TrainingArguments,)).parse_yaml_file(
+        str(HERE / "training_args.yaml")
+    )
+    # ZeRO-3 partitions the model while it is loaded, which needs the process group.
+    deepspeed.init_distributed("gloo" if args.use_cpu else "nccl")
+    opened = load_bundle(Path(BUNDLE))
     if opened.id != BUNDLE_HASH:
-        sys.exit(f"{BUNDLE} is not the bundle that was exported ({BUNDLE_HASH[:16]}); export again")
+        sys.exit(f"{BUNDLE} is not the exported bundle ({BUNDLE_HASH[:16]}); export again")
     recipe = opened.bundle.recipe
-    stores = [Store(Path(str(corpus.store)), corpus.name) for corpus in opened.bundle.corpora]
-    dtype = torch.bfloat16 if args.bf16 else torch.float32  # ZeRO keeps fp32 masters of them
-    model = AutoModelForCausalLM.from_pretrained(MODEL, revision=REVISION, dtype=dtype, attn_implementation=ATTENTION)
+    stores = [TokenStore(Path(str(corpus.store)), corpus.name) for corpus in opened.bundle.corpora]
+    # ZeRO keeps fp32 master weights of bf16 parameters.
+    dtype = torch.bfloat16 if args.bf16 else torch.float32
+    model = AutoModelForCausalLM.from_pretrained(
+        MODEL, revision=REVISION, dtype=dtype, attn_implementation=ATTENTION
+    )
     model.config.use_cache = False
     tokenizer = AutoTokenizer.from_pretrained(MODEL, revision=REVISION)
     trainer = Trainer(
@@ -111,7 +135,8 @@ def main():
         callbacks=[SaveOnTerm()],
     )
     trainer.train(resume_from_checkpoint=last_complete(args.output_dir))
-    if trainer.state.global_step < args.max_steps:  # a signal: what it saved is what the next start goes on from
+    # Stopped by a signal: the next start resumes from the checkpoint that was saved.
+    if trainer.state.global_step < args.max_steps:
         sys.exit(128 + signal.SIGTERM)
     trainer.save_model(os.path.join(args.output_dir, "model"))
 
@@ -121,42 +146,45 @@ if __name__ == "__main__":
 ''')
 
 
-def write(source: ExportInput) -> ExportPlan:
-    """`training_args.yaml`, `ds_config.json` and `train.py`; the script reads the bundle's stores through sweepcp."""
-    bundle, config = source.bundle, zero_config(source)
-    arguments = _arguments(source)
+def make_plan(export_input: ExportInput) -> ExportPlan:
+    """Plan `training_args.yaml`, `ds_config.json` and `train.py`.
+
+    The script reads the bundle's token stores through sweepcp's stream.
+    """
+    bundle = export_input.bundle
+    arguments = _arguments(export_input)
+    zero_config = deepspeed_config(export_input)
     constants = {
-        "BUNDLE": str(source.opened.path),
-        "BUNDLE_HASH": source.opened.id,
-        "MODEL": source.model,
+        "BUNDLE": str(export_input.loaded.path),
+        "BUNDLE_HASH": export_input.loaded.id,
+        "MODEL": export_input.model,
         "REVISION": bundle.model.revision,
         "ATTENTION": bundle.target.compute.attention,
     }
+    literals = {name: python_literal(value) for name, value in constants.items()}
     return ExportPlan(
         files={
             "training_args.yaml": yaml.safe_dump(arguments, sort_keys=False),
-            "ds_config.json": json.dumps(config, indent=1) + "\n",
-            "train.py": SCRIPT.substitute(
-                {name: python_literal(value) for name, value in constants.items()}
-            ),
+            "ds_config.json": json.dumps(zero_config, indent=1) + "\n",
+            "train.py": SCRIPT.substitute(literals),
         },
-        command=(f"{source.out}/train.py",),
-        settings=arguments | flatten_settings("ds_config.json", config) | constants,
+        command=(f"{export_input.out}/train.py",),
+        settings=arguments | flatten_settings("ds_config.json", zero_config) | constants,
         differences=schedule_differences(bundle.recipe),
-        notes=unwatched_notes(source),
-        env={} if source.on_gpu else {"DS_ACCELERATOR": "cpu"},
+        notes=monitoring_notes(export_input),
+        env={} if export_input.on_gpu else {"DS_ACCELERATOR": "cpu"},
         saves_on_term=True,
     )
 
 
-def _arguments(source: ExportInput) -> dict[str, Any]:
-    """`TrainingArguments`, by their names."""
-    recipe, target = source.bundle.recipe, source.bundle.target
+def _arguments(export_input: ExportInput) -> dict[str, Any]:
+    """Return `TrainingArguments` by name."""
+    recipe, target = export_input.bundle.recipe, export_input.bundle.target
     arguments: dict[str, Any] = {
-        **training_arguments(source),
+        **training_arguments(export_input),
         "activation_checkpointing": target.compute.recompute,
         "activation_checkpointing_kwargs": {"use_reentrant": False},
-        "deepspeed": f"{source.out}/ds_config.json",
+        "deepspeed": f"{export_input.out}/ds_config.json",
         "train_sampling_strategy": "sequential",
         "remove_unused_columns": False,
         "average_tokens_across_devices": True,
@@ -167,4 +195,4 @@ def _arguments(source: ExportInput) -> dict[str, Any]:
         "logging_steps": 1,
         "report_to": list(target.tracking),
     }
-    return arguments | ({} if source.on_gpu else {"use_cpu": True})
+    return arguments if export_input.on_gpu else arguments | {"use_cpu": True}

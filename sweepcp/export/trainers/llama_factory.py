@@ -1,69 +1,80 @@
-"""LLaMA-Factory: its YAML for `stage: pt`, on the run's tokens written out sequence by sequence."""
+"""LLaMA-Factory: its YAML for `stage: pt`, on the run's tokens written sequence by sequence."""
 
 import json
 from typing import Any
 
 import yaml
 
-from sweepcp.export.export_plan import Difference, ExportInput, ExportPlan, unwatched_notes
+from sweepcp.export.export_plan import Difference, ExportInput, ExportPlan, monitoring_notes
 from sweepcp.export.transformers_keys import (
+    deepspeed_config,
     flatten_settings,
-    mix,
-    mix_size,
+    mix_command,
+    mix_size_note,
     schedule_differences,
     training_arguments,
-    zero_config,
 )
 
 ATTENTION = {"sdpa": "sdpa", "eager": "disabled", "flash_attention_2": "fa2"}
+"""transformers' name of an attention implementation → LLaMA-Factory's `flash_attn`."""
 
 
-def write(source: ExportInput) -> ExportPlan:
-    """`llama_factory.yaml` and `ds_config.json`.
+def make_plan(export_input: ExportInput) -> ExportPlan:
+    """Plan `llama_factory.yaml` and `ds_config.json`.
 
-    Its weights are those of documents before packing, so the mix is written out and read as tokenised data.
+    LLaMA-Factory's dataset weights count documents before packing, so the mix is written to disk
+    and read as tokenised data.
     """
-    recipe, config = source.bundle.recipe, zero_config(source)
-    arguments = _arguments(source)
-    differences = [*schedule_differences(recipe)]
-    left_out = "left out are the last target of each sequence and the padding token, which is EOS where there is none"
-    if recipe.cross_documents:
-        differences.append(Difference("targets", left_out))
-    else:
-        differences.append(
-            Difference("attention", "documents attend to those before them in their sequence")
-        )
-        kept = "the first token of a document is predicted from the one before it"
-        differences.append(Difference("targets", f"{kept}; {left_out}"))
+    arguments = _arguments(export_input)
+    config = deepspeed_config(export_input)
     return ExportPlan(
         files={
             "llama_factory.yaml": yaml.safe_dump(arguments, sort_keys=False),
             "ds_config.json": json.dumps(config, indent=1) + "\n",
         },
-        command=("-m", "llamafactory.launcher", f"{source.out}/llama_factory.yaml"),
+        command=("-m", "llamafactory.launcher", f"{export_input.out}/llama_factory.yaml"),
         settings=arguments | flatten_settings("ds_config.json", config),
-        differences=tuple(differences),
-        notes=(*unwatched_notes(source), mix_size(source)),
-        prepare=(mix(source, "sequences"),),
+        differences=_differences(export_input),
+        notes=(*monitoring_notes(export_input), mix_size_note(export_input)),
+        prepare=(mix_command(export_input, "sequences"),),
     )
 
 
-def _arguments(source: ExportInput) -> dict[str, Any]:
-    bundle, recipe, target = source.bundle, source.bundle.recipe, source.bundle.target
-    return {
+def _differences(export_input: ExportInput) -> tuple[Difference, ...]:
+    recipe = export_input.bundle.recipe
+    schedule = schedule_differences(recipe)
+    ignored = (
+        "the last target of each sequence and the padding token (EOS, if the tokenizer has none) "
+        "are ignored"
+    )
+    if recipe.cross_documents:
+        return (*schedule, Difference("targets", ignored))
+    first_token = "the first token of a document is predicted from the previous document"
+    return (
+        *schedule,
+        Difference("attention", "documents attend to earlier documents in their sequence"),
+        Difference("targets", f"{first_token}; {ignored}"),
+    )
+
+
+def _arguments(export_input: ExportInput) -> dict[str, Any]:
+    bundle, target = export_input.bundle, export_input.bundle.target
+    recipe = bundle.recipe
+    arguments: dict[str, Any] = {
         "stage": "pt",
         "do_train": True,
         "finetuning_type": "full",
-        "model_name_or_path": source.model,
+        "model_name_or_path": export_input.model,
         "model_revision": bundle.model.revision or "main",
         "flash_attn": ATTENTION[target.compute.attention],
         "disable_gradient_checkpointing": not target.compute.recompute,
         "dataset": ["mix"],
-        "tokenized_path": f"{source.out}/mix",
+        "tokenized_path": f"{export_input.out}/mix",
+        # `packing` stays unset: in `stage: pt` it lowers cutoff_len by one.
         "cutoff_len": recipe.seq_len,
         "disable_shuffling": True,
-        **training_arguments(source),
-        "deepspeed": f"{source.out}/ds_config.json",
+        **training_arguments(export_input),
+        "deepspeed": f"{export_input.out}/ds_config.json",
         "average_tokens_across_devices": True,
         "seed": recipe.seed,
         "save_strategy": "steps",
@@ -71,4 +82,5 @@ def _arguments(source: ExportInput) -> dict[str, Any]:
         "save_total_limit": target.checkpoints.keep,
         "logging_steps": 1,
         "report_to": list(target.tracking),
-    } | ({} if source.on_gpu else {"use_cpu": True})
+    }
+    return arguments if export_input.on_gpu else arguments | {"use_cpu": True}

@@ -1,22 +1,24 @@
-"""Megatron-LM: its arguments, on the token stores as they are, with tensor and pipeline parallelism."""
+"""Megatron-LM: its arguments, on the token stores themselves, with tensor and pipeline parallelism."""
 
 from string import Template
 
-from sweepcp.config.model_dimensions import COUNTED
+from sweepcp.config.model_dimensions import COUNTED_MODEL_TYPES
 from sweepcp.config.recipe import Recipe
 from sweepcp.errors import InvalidInput
 from sweepcp.export.export_plan import (
     Difference,
     ExportInput,
     ExportPlan,
-    fetch_model,
+    download_commands,
+    monitoring_notes,
     python_literal,
     round_to_12_digits,
     tracking_differences,
-    unwatched_notes,
 )
 
 Arguments = dict[str, str | int | float | bool | list[str]]
+LR_DECAY_STYLES = {"cosine": "cosine", "linear": "linear", "wsd": "WSD", "constant": "constant"}
+"""Schedule of a recipe → `--lr-decay-style`."""
 SCRIPT = Template("""\
 import runpy
 import sys
@@ -33,123 +35,143 @@ if __name__ == "__main__":
 """)
 
 
-def write(source: ExportInput) -> ExportPlan:
-    """`pretrain.py`, which holds the arguments and starts `pretrain_gpt.py` of the checkout that the site names."""
-    arguments, megatron = _arguments(source), source.site.megatron
-    order = "shuffled by Megatron-LM: shares are met over the run, and not within one sequence at every step"
+def make_plan(export_input: ExportInput) -> ExportPlan:
+    """Plan `pretrain.py`, which starts `pretrain_gpt.py` of the site's checkout with its arguments.
+
+    Raises:
+        InvalidInput: Megatron-LM cannot express the model, or needs a value that is not stated.
+    """
+    megatron = export_input.site.megatron
+    arguments = _arguments(export_input)
+    lines = [", ".join(map(python_literal, words)) for words in _argument_lines(arguments)]
+    script = SCRIPT.substitute(
+        megatron=python_literal(megatron), arguments="\n".join(f"    {line}," for line in lines)
+    )
+    own_format = (
+        "Checkpoints are in Megatron-LM's own format: convert the last one before serving the model."
+    )
     return ExportPlan(
-        files={
-            "pretrain.py": SCRIPT.substitute(
-                megatron=python_literal(megatron),
-                arguments="\n".join(
-                    f"    {', '.join(map(python_literal, line))}," for line in _lines(arguments)
-                ),
-            )
-        },
-        command=(f"{source.out}/pretrain.py",),
+        files={"pretrain.py": script},
+        command=(f"{export_input.out}/pretrain.py",),
         settings={"MEGATRON": megatron, **arguments},
         differences=(
-            Difference("order", order),
-            Difference("checkpoints", "it keeps all of them: remove old ones, or the disk fills"),
-            *tracking_differences(source, ("wandb",)),
+            Difference(
+                "order",
+                "shuffled by Megatron-LM: the shares hold over the whole run, "
+                "not within one sequence at every step",
+            ),
+            Difference(
+                "checkpoints", "all are kept: delete old ones before they fill the disk"
+            ),
+            *tracking_differences(export_input, ("wandb",)),
         ),
-        notes=(
-            *unwatched_notes(source),
-            "its checkpoints are of its own format: what serves the model has to convert the last",
-        ),
-        prepare=_prepare(source),
+        notes=(*monitoring_notes(export_input), own_format),
+        prepare=_prepare_commands(export_input),
         env={"CUDA_DEVICE_MAX_CONNECTIONS": "1"},
         saves_on_term=True,
     )
 
 
-def _arguments(source: ExportInput) -> Arguments:
-    """Arguments of `pretrain_gpt.py`: True for those without a value."""
-    return _model(source) | _data(source) | _steps(source) | _machines(source)
+def _arguments(export_input: ExportInput) -> Arguments:
+    """Return the arguments of `pretrain_gpt.py`; the value of a flag is True or False."""
+    return (
+        _model_arguments(export_input)
+        | _data_arguments(export_input)
+        | _training_arguments(export_input)
+        | _system_arguments(export_input)
+    )
 
 
-def _model(source: ExportInput) -> Arguments:
-    """The architecture, all of it: a converted checkpoint states neither the rotary base nor its scaling."""
-    shape, where = source.bundle.model.shape, source.opened.path / "bundle.json"
-    if shape.model_type not in COUNTED or shape.rope_type not in ("default", "llama3"):
-        rule = f"a model of type {' or '.join(COUNTED)}, with rotary positions as they are or scaled as llama3"
-        found = f"{shape.model_type}, {shape.rope_type}"
-        raise InvalidInput(
-            file=where, key="model.shape", found=found, rule=rule, fix="export to another trainer"
-        )
-    for key in ("rope_theta", "rms_norm_eps"):
-        if getattr(shape, key) is None:
-            fix = f"add `{key}: ...` to the target's shape, as in the model's config.json, and promote again"
-            raise InvalidInput(
-                file=where,
-                key=f"model.shape.{key}",
-                found=None,
-                rule="stated: Megatron-LM takes another value otherwise",
-                fix=fix,
-            )
+def _model_arguments(export_input: ExportInput) -> Arguments:
+    """Return the whole architecture."""
+    _check_model(export_input)
+    dimensions = export_input.bundle.model.shape
+    heads = dimensions.num_attention_heads
+    # A converted checkpoint states neither the rotary base nor its scaling.
     rope: Arguments = {
         "--position-embedding-type": "rope",
-        "--rotary-base": int(shape.rope_theta or 0),
+        "--rotary-base": int(dimensions.rope_theta or 0),
     }
-    if shape.rope_type == "llama3":
-        rope |= {"--use-rope-scaling": True, "--rope-scaling-factor": shape.rope_factor or 8.0}
+    if dimensions.rope_type == "llama3":
+        factor = dimensions.rope_factor or 8.0
+        rope |= {"--use-rope-scaling": True, "--rope-scaling-factor": factor}
     return rope | {
-        "--num-layers": shape.num_hidden_layers,
-        "--hidden-size": shape.hidden_size,
-        "--ffn-hidden-size": shape.intermediate_size,
-        "--num-attention-heads": shape.num_attention_heads,
+        "--num-layers": dimensions.num_hidden_layers,
+        "--hidden-size": dimensions.hidden_size,
+        "--ffn-hidden-size": dimensions.intermediate_size,
+        "--num-attention-heads": heads,
         "--group-query-attention": True,
-        "--num-query-groups": shape.num_key_value_heads,
-        "--kv-channels": shape.head_dim or shape.hidden_size // shape.num_attention_heads,
-        "--max-position-embeddings": shape.max_position_embeddings,
+        "--num-query-groups": dimensions.num_key_value_heads,
+        "--kv-channels": dimensions.head_dim or dimensions.hidden_size // heads,
+        "--max-position-embeddings": dimensions.max_position_embeddings,
         "--normalization": "RMSNorm",
-        "--norm-epsilon": shape.rms_norm_eps or 0.0,
+        "--norm-epsilon": dimensions.rms_norm_eps or 0.0,
         "--swiglu": True,
         "--disable-bias-linear": True,
-        "--untie-embeddings-and-output-weights": not shape.tie_word_embeddings,
+        "--untie-embeddings-and-output-weights": not dimensions.tie_word_embeddings,
         "--make-vocab-size-divisible-by": 1,
         "--attention-dropout": 0.0,
         "--hidden-dropout": 0.0,
-        "--pretrained-checkpoint": f"{source.out}/base",
+        "--pretrained-checkpoint": f"{export_input.out}/base",
         "--tokenizer-type": "HuggingFaceTokenizer",
-        "--tokenizer-model": source.model_folder,
+        "--tokenizer-model": export_input.model_folder,
     }
 
 
-def _data(source: ExportInput) -> Arguments:
-    """Weights are shares of sequences, and so of tokens."""
-    recipe, blend = source.bundle.recipe, []
+def _check_model(export_input: ExportInput) -> None:
+    """Raise `InvalidInput` for an architecture that Megatron-LM's arguments cannot describe."""
+    dimensions = export_input.bundle.model.shape
+    supported_type = dimensions.model_type in COUNTED_MODEL_TYPES
+    if not supported_type or dimensions.rope_type not in ("default", "llama3"):
+        types = " or ".join(COUNTED_MODEL_TYPES)
+        raise InvalidInput(
+            key="model.shape",
+            found=f"{dimensions.model_type}, {dimensions.rope_type}",
+            rule=f"model type {types}, with rotary positions that are unscaled or scaled as llama3",
+            fix="export to another trainer",
+        )
+    for key in ("rope_theta", "rms_norm_eps"):
+        if getattr(dimensions, key) is None:
+            raise InvalidInput(
+                key=f"model.shape.{key}",
+                found=None,
+                rule="a stated value, because Megatron-LM's default differs",
+                fix=f"add `{key}: ...` to the target's shape, as in the model's config.json, "
+                "and promote again",
+            )
+
+
+def _data_arguments(export_input: ExportInput) -> Arguments:
+    """Return the blend: Megatron-LM's weights are shares of sequences, and so of tokens."""
+    recipe = export_input.bundle.recipe
+    blend: list[str] = []
     for portion in recipe.mixture.portions:
         if portion.share > 0:
-            blend += [repr(portion.share), f"{source.stores[portion.source]}/train"]
-    within = not recipe.cross_documents
+            blend += [repr(portion.share), f"{export_input.store_folders[portion.source]}/train"]
+    isolated = not recipe.cross_documents
     return {
         "--data-path": blend,
         "--split": "100,0,0",
-        "--data-cache-path": f"{source.out}/cache",
+        "--data-cache-path": f"{export_input.out}/cache",
         "--seq-length": recipe.seq_len,
-        "--reset-position-ids": within,
-        "--reset-attention-mask": within,
-        "--eod-mask-loss": within,
+        "--reset-position-ids": isolated,
+        "--reset-attention-mask": isolated,
+        "--eod-mask-loss": isolated,
         "--eval-iters": 0,
     }
 
 
-def _steps(source: ExportInput) -> Arguments:
-    bundle, recipe = source.bundle, source.bundle.recipe
-    style = {"cosine": "cosine", "linear": "linear", "wsd": "WSD", "constant": "constant"}[
-        recipe.schedule
-    ]
+def _training_arguments(export_input: ExportInput) -> Arguments:
+    bundle, recipe = export_input.bundle, export_input.bundle.recipe
+    final_fraction = 1.0 if recipe.schedule == "constant" else recipe.final_fraction
     arguments: Arguments = {
         "--train-iters": recipe.steps,
         "--micro-batch-size": bundle.target.compute.micro_batch,
         "--global-batch-size": recipe.sequences,
         "--calculate-per-token-loss": True,
-        "--lr": source.peak,
-        "--min-lr": round_to_12_digits(
-            source.peak * (1.0 if recipe.schedule == "constant" else recipe.final_fraction)
-        ),
-        "--lr-decay-style": style,
+        "--lr": export_input.max_lr,
+        "--min-lr": round_to_12_digits(export_input.max_lr * final_fraction),
+        "--lr-decay-style": LR_DECAY_STYLES[recipe.schedule],
         "--lr-decay-iters": recipe.steps,
         "--lr-warmup-iters": recipe.warmup_steps,
         "--lr-warmup-init": 0.0,
@@ -161,82 +183,74 @@ def _steps(source: ExportInput) -> Arguments:
         "--clip-grad": recipe.clip,
         "--seed": recipe.seed,
     }
-    return arguments | _wsd(recipe)
+    return arguments | _wsd_arguments(recipe)
 
 
-def _wsd(recipe: Recipe) -> Arguments:
+def _wsd_arguments(recipe: Recipe) -> Arguments:
     if recipe.schedule != "wsd":
         return {}
     return {"--lr-wsd-decay-style": "linear", "--lr-wsd-decay-iters": recipe.decay_steps}
 
 
-def _machines(source: ExportInput) -> Arguments:
-    target = source.bundle.target
-    bf16, several = target.compute.precision == "bf16", target.parallelism.tensor > 1
+def _system_arguments(export_input: ExportInput) -> Arguments:
+    """Return precision, parallelism, checkpoints and logs."""
+    target = export_input.bundle.target
+    checkpoint_folder = export_input.checkpoint_folder
+    bf16 = target.compute.precision == "bf16"
     arguments: Arguments = {
         "--bf16": bf16,
         "--accumulate-allreduce-grads-in-fp32": bf16,
         "--tensor-model-parallel-size": target.parallelism.tensor,
         "--pipeline-model-parallel-size": target.parallelism.pipeline,
-        "--sequence-parallel": several,
+        "--sequence-parallel": target.parallelism.tensor > 1,
         "--use-distributed-optimizer": True,
         "--overlap-grad-reduce": True,
         "--overlap-param-gather": True,
-        "--load": source.saves,
-        "--save": source.saves,
+        "--load": checkpoint_folder,
+        "--save": checkpoint_folder,
         "--save-interval": target.checkpoints.every,
         "--ckpt-format": "torch_dist",
         "--exit-signal-handler": True,
         "--distributed-timeout-minutes": 30,
         "--log-interval": 1,
         "--log-throughput": True,
-        "--tensorboard-dir": f"{source.saves}/tensorboard",
+        "--tensorboard-dir": f"{checkpoint_folder}/tensorboard",
     }
     if "wandb" in target.tracking:
-        arguments |= {"--wandb-project": source.bundle.name, "--wandb-exp-name": source.job}
+        arguments["--wandb-project"] = export_input.bundle.name
+        arguments["--wandb-exp-name"] = export_input.job_name
     if target.compute.recompute:
-        arguments |= {
-            "--recompute-granularity": "full",
-            "--recompute-method": "uniform",
-            "--recompute-num-layers": 1,
-        }
+        arguments["--recompute-granularity"] = "full"
+        arguments["--recompute-method"] = "uniform"
+        arguments["--recompute-num-layers"] = 1
     return arguments
 
 
-def _lines(arguments: Arguments) -> list[list[str]]:
-    """An option with its values a line; a path of data with its weight a line, too."""
+def _argument_lines(arguments: Arguments) -> list[list[str]]:
+    """Return the words of each line: an option and its value, or a data path and its weight."""
     lines: list[list[str]] = []
-    for key, value in arguments.items():
+    for option, value in arguments.items():
         if isinstance(value, bool):
-            lines += [[key]] if value else []
+            lines += [[option]] if value else []
         elif isinstance(value, list):
-            lines += [[key], *([value[i], value[i + 1]] for i in range(0, len(value), 2))]
+            lines.append([option])
+            lines += [value[i : i + 2] for i in range(0, len(value), 2)]
         else:
-            lines.append([key, str(value)])
+            lines.append([option, str(value)])
     return lines
 
 
-def _prepare(source: ExportInput) -> tuple[tuple[str, ...], ...]:
-    """Fetch the model where it is on a hub, and convert it to the parts that the processes load."""
-    folder, python, parallel = (
-        source.model_folder,
-        source.site.python,
-        source.bundle.target.parallelism,
-    )
-    kind = "mistral" if source.bundle.model.shape.model_type == "mistral" else "llama3"
-    convert = [python, f"{source.site.megatron}/tools/checkpoint/convert.py", "--model-type", "GPT"]
-    convert += [
-        "--loader",
-        "llama_mistral",
-        "--model-size",
-        kind,
-        "--checkpoint-type",
-        "hf",
-        "--load-dir",
-        folder,
-    ]
-    convert += ["--tokenizer-model", folder, "--make-vocab-size-divisible-by", "1"]
-    convert += ["--saver", "core", "--save-dir", f"{source.out}/base"]
-    convert += ["--target-tensor-parallel-size", str(parallel.tensor)]
-    convert += ["--target-pipeline-parallel-size", str(parallel.pipeline)]
-    return (*fetch_model(source), tuple(convert))
+def _prepare_commands(export_input: ExportInput) -> tuple[tuple[str, ...], ...]:
+    """Return the commands that download a hub model and convert it to Megatron-LM's shards."""
+    model_folder = export_input.model_folder
+    parallelism = export_input.bundle.target.parallelism
+    mistral = export_input.bundle.model.shape.model_type == "mistral"
+    converter = f"{export_input.site.megatron}/tools/checkpoint/convert.py"
+    convert = [export_input.site.python, converter, "--model-type", "GPT"]
+    convert += ["--loader", "llama_mistral", "--model-size", "mistral" if mistral else "llama3"]
+    convert += ["--checkpoint-type", "hf", "--load-dir", model_folder]
+    convert += ["--tokenizer-model", model_folder, "--make-vocab-size-divisible-by", "1"]
+    convert += ["--saver", "core", "--save-dir", f"{export_input.out}/base"]
+    convert += ["--target-tensor-parallel-size", str(parallelism.tensor)]
+    convert += ["--target-pipeline-parallel-size", str(parallelism.pipeline)]
+    return (*download_commands(export_input), tuple(convert))

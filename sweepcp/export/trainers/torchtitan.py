@@ -1,4 +1,4 @@
-"""torchtitan: a configuration function, and a loader that reads the stream of the run."""
+"""torchtitan: a configuration function, and a data loader that reads the run's stream."""
 
 import re
 from string import Template
@@ -9,10 +9,10 @@ from sweepcp.errors import InvalidInput
 from sweepcp.export.export_plan import (
     ExportInput,
     ExportPlan,
-    fetch_model,
+    download_commands,
+    monitoring_notes,
     python_literal,
     tracking_differences,
-    unwatched_notes,
 )
 
 FLAVORS = {
@@ -22,8 +22,11 @@ FLAVORS = {
     (8192, 80, 64, 8, 28_672, 128_256, False): "70B",
     (16_384, 126, 128, 8, 53_248, 128_256, False): "405B",
 }
-"""Hidden size, layers, heads, key-value heads, MLP, vocabulary, tied embeddings → as torchtitan.models.llama3 says."""
-NORMS = r"(^|.*\.)(attention_norm|ffn_norm|norm)\.weight$"
+"""Hidden size, layers, heads, key-value heads, MLP size, vocabulary, tied embeddings → flavor.
+
+As in `torchtitan.models.llama3`.
+"""
+NORM_PARAMETERS = r"(^|.*\.)(attention_norm|ffn_norm|norm)\.weight$"
 MODULE = Template('''\
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -35,7 +38,11 @@ from torchtitan.components.checkpoint import CheckpointManager
 from torchtitan.components.dataloader import BaseDataLoader
 from torchtitan.components.loss import ChunkedLossWrapper, CrossEntropyLoss
 from torchtitan.components.metrics import MetricsProcessor
-from torchtitan.components.optimizer import LRSchedulersContainer, OptimizersContainer, ParamGroupConfig
+from torchtitan.components.optimizer import (
+    LRSchedulersContainer,
+    OptimizersContainer,
+    ParamGroupConfig,
+)
 from torchtitan.config import DebugConfig, ParallelismConfig, TrainingConfig
 from torchtitan.distributed.activation_checkpoint import FullAC
 from torchtitan.models.common.config_utils import decoder_vocab_size
@@ -44,24 +51,29 @@ from torchtitan.trainer import Trainer
 
 
 class StreamLoader(BaseDataLoader):
-    """This data-parallel rank's sequences of each step, in the order of the stream: shares are met at every step."""
+    """This data-parallel rank's sequences in stream order: the token shares hold at every step."""
 
     @dataclass(kw_only=True, slots=True)
     class Config(BaseDataLoader.Config):
         bundle: str = ""
         bundle_hash: str = ""
 
-    def __init__(self, config: Config, *, dp_world_size: int, dp_rank: int, local_batch_size: int, **_: Any):
-        from sweepcp.data.store import Store
-        from sweepcp.data.stream import Stream
-        from sweepcp.promote.bundle import open_bundle
+    def __init__(
+        self, config: Config, *, dp_world_size: int, dp_rank: int, local_batch_size: int, **_: Any
+    ):
+        from sweepcp.data.stream import MixtureStream
+        from sweepcp.data.token_store import TokenStore
+        from sweepcp.promote.bundle import load_bundle
 
-        opened = open_bundle(Path(config.bundle))
+        opened = load_bundle(Path(config.bundle))
         if opened.id != config.bundle_hash:
-            raise ValueError(f"{config.bundle} is not the bundle that was exported; export again")
+            raise ValueError(f"{config.bundle} is not the exported bundle; export again")
         self.recipe = opened.bundle.recipe
-        self.stream = Stream(self.recipe, [Store(Path(str(c.store)), c.name) for c in opened.bundle.corpora])
+        self.stream = MixtureStream(
+            self.recipe, [TokenStore(Path(str(c.store)), c.name) for c in opened.bundle.corpora]
+        )
         self.rank, self.ranks, self.micro_batch = dp_rank, dp_world_size, local_batch_size
+        # Micro batches yielded so far.
         self.given = 0
 
     def __iter__(self) -> Iterator[tuple[dict[str, torch.Tensor], torch.Tensor]]:
@@ -71,9 +83,13 @@ class StreamLoader(BaseDataLoader):
             for first in range(0, len(batch.input_ids), self.micro_batch):
                 rows = slice(first, first + self.micro_batch)
                 self.given += 1
-                inputs, positions = torch.tensor(batch.input_ids[rows]), torch.tensor(batch.position_ids[rows])
+                inputs, positions = (
+                    torch.tensor(batch.input_ids[rows]),
+                    torch.tensor(batch.position_ids[rows]),
+                )
                 yield {"input": inputs, "positions": positions}, torch.tensor(batch.targets[rows])
 
+    # The state counts steps rather than micro batches, so that a run resumes on any number of ranks.
     def state_dict(self) -> dict[str, Any]:
         pieces = self.recipe.sequences // (self.ranks * self.micro_batch)
         return {"steps": self.given // pieces}
@@ -149,107 +165,130 @@ def run() -> Trainer.Config:
 ''')
 
 
-def write(source: ExportInput) -> ExportPlan:
-    """`sweepcp_run.py` with the function `run`. Raises `BadInput` for a shape that its Llama 3 does not have."""
-    settings = _settings(source)
+def make_plan(export_input: ExportInput) -> ExportPlan:
+    """Plan `sweepcp_run.py`, which holds the configuration function `run`.
+
+    Raises:
+        InvalidInput: torchtitan has no flavor with the model's dimensions.
+    """
+    settings = _settings(export_input)
     literals = {re.sub(r"\W", "_", key): python_literal(value) for key, value in settings.items()}
-    literals["activation_checkpoint"] = (
-        "FullAC.Config()" if source.bundle.target.compute.recompute else "None"
-    )
+    recompute = export_input.bundle.target.compute.recompute
+    literals["activation_checkpoint"] = "FullAC.Config()" if recompute else "None"
     return ExportPlan(
         files={"sweepcp_run.py": MODULE.substitute(literals)},
         command=("-m", "torchtitan.train", "--module", "sweepcp_run", "--config", "run"),
         settings=settings,
-        differences=tracking_differences(source, ("wandb",)),
-        notes=unwatched_notes(source),
-        prepare=fetch_model(source),
-        env={"PYTHONPATH": str(source.out)},
+        differences=tracking_differences(export_input, ("wandb",)),
+        notes=monitoring_notes(export_input),
+        prepare=download_commands(export_input),
+        env={"PYTHONPATH": str(export_input.out)},
     )
 
 
-def _settings(source: ExportInput) -> dict[str, Any]:
-    """Everything that is set, by its place in `Trainer.Config`."""
-    recipe, target = source.bundle.recipe, source.bundle.target
-    parallel, compute = target.parallelism, target.compute
-    ratio, kind = _decay(recipe)
-    replicas = target.hardware.world // (parallel.tensor * parallel.pipeline)
-    dtype = "bfloat16" if compute.precision == "bf16" else "float32"
-    adamw = {"lr": source.peak, "betas": list(recipe.betas), "eps": 1e-8}
+def _settings(export_input: ExportInput) -> dict[str, Any]:
+    """Return everything that is set, by its path in `Trainer.Config`."""
+    bundle, target = export_input.bundle, export_input.bundle.target
+    return {
+        **_optimizer_settings(export_input),
+        "model_spec.flavor": _flavor(export_input),
+        "attention backend": "flex",
+        "activation_checkpoint": "FullAC" if target.compute.recompute else None,
+        "hf_assets_path": export_input.model_folder,
+        "dump_folder": export_input.checkpoint_folder,
+        "dataloader.bundle": str(export_input.loaded.path),
+        "dataloader.bundle_hash": export_input.loaded.id,
+        **_schedule_settings(bundle.recipe),
+        **_training_settings(export_input),
+        **_checkpoint_settings(export_input),
+        "metrics.enable_tensorboard": True,
+        "metrics.enable_wandb": "wandb" in target.tracking,
+        "debug.seed": bundle.recipe.seed,
+    }
+
+
+def _optimizer_settings(export_input: ExportInput) -> dict[str, Any]:
+    """Return AdamW's settings: norms without weight decay first, as the first match counts."""
+    recipe = export_input.bundle.recipe
+    adamw = {"lr": export_input.max_lr, "betas": list(recipe.betas), "eps": 1e-8}
     groups = {
-        NORMS: adamw | {"weight_decay": 0.0},
+        NORM_PARAMETERS: adamw | {"weight_decay": 0.0},
         ".*": adamw | {"weight_decay": recipe.weight_decay},
     }
-    optimizer: dict[str, Any] = {}
-    for i, (pattern, kwargs) in enumerate(groups.items()):
-        place = f"optimizer.param_groups.{i}"
-        optimizer |= {
-            f"{place}.pattern": pattern,
-            f"{place}.optimizer_name": "AdamW",
-            f"{place}.optimizer_kwargs": kwargs,
-        }
-    return optimizer | {
-        "model_spec.flavor": _flavor(source),
-        "attention backend": "flex",
-        "activation_checkpoint": "FullAC" if compute.recompute else None,
-        "hf_assets_path": source.model_folder,
-        "dump_folder": source.saves,
-        "dataloader.bundle": str(source.opened.path),
-        "dataloader.bundle_hash": source.opened.id,
+    settings: dict[str, Any] = {}
+    for number, (pattern, kwargs) in enumerate(groups.items()):
+        path = f"optimizer.param_groups.{number}"
+        settings[f"{path}.pattern"] = pattern
+        settings[f"{path}.optimizer_name"] = "AdamW"
+        settings[f"{path}.optimizer_kwargs"] = kwargs
+    return settings
+
+
+def _schedule_settings(recipe: Recipe) -> dict[str, Any]:
+    # None: the LR decays over all steps after the warmup.
+    decay_ratio = {"wsd": recipe.decay, "constant": 0.0}.get(recipe.schedule)
+    return {
         "lr_scheduler.warmup_steps": recipe.warmup_steps,
-        "lr_scheduler.decay_ratio": ratio,
-        "lr_scheduler.decay_type": kind,
+        "lr_scheduler.decay_ratio": decay_ratio,
+        "lr_scheduler.decay_type": "cosine" if recipe.schedule == "cosine" else "linear",
         "lr_scheduler.min_lr_factor": recipe.final_fraction,
-        "training.local_batch_size": recipe.sequences // replicas
-        if parallel.pipeline > 1
-        else compute.micro_batch,
+    }
+
+
+def _training_settings(export_input: ExportInput) -> dict[str, Any]:
+    recipe, target = export_input.bundle.recipe, export_input.bundle.target
+    parallelism, compute = target.parallelism, target.compute
+    replicas = target.hardware.world_size // (parallelism.tensor * parallelism.pipeline)
+    # A pipeline splits its local batch into micro batches itself.
+    pipelined = parallelism.pipeline > 1
+    local_batch_size = recipe.sequences // replicas if pipelined else compute.micro_batch
+    return {
+        "training.local_batch_size": local_batch_size,
         "training.global_batch_size": recipe.sequences,
         "training.seq_len": recipe.seq_len,
         "training.max_norm": recipe.clip,
         "training.steps": recipe.steps,
         "training.dtype": "float32",
-        "training.mixed_precision_param": dtype,
+        "training.mixed_precision_param": _dtype(export_input),
         "training.disable_cuda_graphs": True,
-        "parallelism.tensor_parallel_degree": parallel.tensor,
-        "parallelism.pipeline_parallel_degree": parallel.pipeline,
+        "parallelism.tensor_parallel_degree": parallelism.tensor,
+        "parallelism.pipeline_parallel_degree": parallelism.pipeline,
         "parallelism.pipeline_parallel_microbatch_size": compute.micro_batch,
-        "checkpoint.enable": True,
-        "checkpoint.interval": target.checkpoints.every,
-        "checkpoint.keep_latest_k": target.checkpoints.keep,
-        "checkpoint.initial_load_path": source.model_folder,
-        "checkpoint.initial_load_in_hf": True,
-        "checkpoint.last_save_in_hf": True,
-        "checkpoint.export_dtype": dtype,
-        "metrics.enable_tensorboard": True,
-        "metrics.enable_wandb": "wandb" in target.tracking,
-        "debug.seed": recipe.seed,
     }
 
 
-def _flavor(source: ExportInput) -> str:
-    shape = source.bundle.model.shape
+def _checkpoint_settings(export_input: ExportInput) -> dict[str, Any]:
+    checkpoints = export_input.bundle.target.checkpoints
+    return {
+        "checkpoint.enable": True,
+        "checkpoint.interval": checkpoints.every,
+        "checkpoint.keep_latest_k": checkpoints.keep,
+        "checkpoint.initial_load_path": export_input.model_folder,
+        "checkpoint.initial_load_in_hf": True,
+        "checkpoint.last_save_in_hf": True,
+        "checkpoint.export_dtype": _dtype(export_input),
+    }
+
+
+def _dtype(export_input: ExportInput) -> str:
+    return "bfloat16" if export_input.bundle.target.compute.precision == "bf16" else "float32"
+
+
+def _flavor(export_input: ExportInput) -> str:
+    dimensions = export_input.bundle.model.shape
     sizes = (
-        shape.hidden_size,
-        shape.num_hidden_layers,
-        shape.num_attention_heads,
-        shape.num_key_value_heads,
+        dimensions.hidden_size,
+        dimensions.num_hidden_layers,
+        dimensions.num_attention_heads,
+        dimensions.num_key_value_heads,
     )
-    flavor = FLAVORS.get(
-        (*sizes, shape.intermediate_size, shape.vocab_size, shape.tie_word_embeddings)
-    )
-    if flavor is None or shape.model_type != "llama":
-        rule = f"a model of Llama 3.1 or 3.2, whose sizes torchtitan has: {', '.join(FLAVORS.values())}"
-        fix = "export to another trainer, or add the model to torchtitan"
+    key = (*sizes, dimensions.intermediate_size, dimensions.vocab_size, dimensions.tie_word_embeddings)
+    flavor = FLAVORS.get(key)
+    if flavor is None or dimensions.model_type != "llama":
         raise InvalidInput(
-            file=source.opened.path / "bundle.json",
             key="model.shape",
-            found=f"{shape.model_type} {sizes}",
-            rule=rule,
-            fix=fix,
+            found=f"{dimensions.model_type} {sizes}",
+            rule=f"a Llama 3.1 or 3.2 model of torchtitan's sizes: {', '.join(FLAVORS.values())}",
+            fix="export to another trainer, or add the model to torchtitan",
         )
     return flavor
-
-
-def _decay(recipe: Recipe) -> tuple[float | None, str]:
-    """Share of the steps over which the LR falls, None for all after the warmup, and how it falls."""
-    ratio = {"wsd": recipe.decay, "constant": 0.0}.get(recipe.schedule)
-    return ratio, "cosine" if recipe.schedule == "cosine" else "linear"

@@ -1,0 +1,38 @@
+"""The entry point: register every command, run one, and turn errors into exit statuses."""
+
+import os
+import sys
+
+import typer
+
+# Imported for their commands, in the order in which `sweepcp --help` lists them.
+from sweepcp.cli import data, full_run, report, search  # noqa: F401
+from sweepcp.cli.app import app
+from sweepcp.errors import BaseNotScored, InvalidInput, Stopped
+
+RESUME = "Stopped. Finished work is kept. Run the same command to resume."
+
+
+def main() -> None:
+    """Run the command line.
+
+    Exit statuses: 0 success, 1 failure, 2 invalid input, 3 a full run that diverged or exceeded its
+    bound, 128 + signal after SIGINT, SIGTERM or SIGUSR2.
+    """
+    rank = os.environ.get("RANK", "0")
+    try:
+        app()
+    except InvalidInput as error:
+        on_rank = "" if rank == "0" else f" on rank {rank}"
+        typer.echo(f"Error{on_rank}: {error}", err=True)
+        sys.exit(2)
+    except BaseNotScored as error:
+        typer.echo(f"Error: the base cannot be scored: {error}", err=True)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        typer.echo(RESUME, err=True)
+        sys.exit(130)
+    except Stopped as stop:
+        if rank == "0":
+            typer.echo(RESUME, err=True)
+        sys.exit(128 + stop.signal)

@@ -1,0 +1,225 @@
+"""Commands that promote, export and run the full-size run."""
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sweepcp.cli.app import (
+    Address,
+    BundleFolder,
+    Knee,
+    MaxRegression,
+    ScalarWeights,
+    app,
+    rule_from_options,
+)
+from sweepcp.errors import InvalidInput
+
+DIVERGED = 3
+"""Exit status where restarting would not help. Schedulers restart a job that ends with 1."""
+
+
+@app.command()
+def promote(
+    run: Annotated[
+        Path | None,
+        typer.Argument(metavar="[RUN]", help="A folder that `sweepcp search` wrote."),
+    ] = None,
+    target: Annotated[
+        str, typer.Option(help="A target file, or the name of a shipped target.")
+    ] = "",
+    out: Annotated[Path | None, typer.Option(help="The bundle to write.")] = None,
+    trial: Annotated[str | None, typer.Option(help="A trial by its id, instead of a rule.")] = None,
+    recipe: Annotated[
+        str | None, typer.Option(help="Instead of RUN: a published recipe, a file or a name.")
+    ] = None,
+    max_regression: MaxRegression = None,
+    knee: Knee = False,
+    weights: ScalarWeights = None,
+) -> None:
+    """Translate the chosen recipe to the target's model, budget and hardware: a launch bundle."""
+    from sweepcp.config.target import load_target
+    from sweepcp.console.bundle import show_bundle
+    from sweepcp.console.progress import make_console
+    from sweepcp.promote.candidate import candidate_from_publication, candidate_from_run
+    from sweepcp.promote.translate import promote as write_bundle
+    from sweepcp.runs.run_folder import read_run
+
+    rule = rule_from_options(max_regression, knee, weights)
+    _check_promotion(run, trial=trial, recipe=recipe, has_rule=bool(rule))
+    if not target or out is None:
+        missing = "--out" if target else "--target"
+        raise InvalidInput(
+            file="promote",
+            key=missing,
+            found=None,
+            rule="a target and a folder to write",
+            fix=f"add {missing}",
+        )
+    loaded_target, file = load_target(target)
+    if run is not None:
+        candidate = candidate_from_run(read_run(run).choosing(**rule), trial)
+    else:
+        candidate = candidate_from_publication(str(recipe))
+    bundle = write_bundle(candidate, loaded_target, file=file, out=out)
+    show_bundle(make_console(), bundle, out)
+
+
+def _check_promotion(
+    run: Path | None, *, trial: str | None, recipe: str | None, has_rule: bool
+) -> None:
+    """Refuse options of `promote` that exclude each other."""
+    if (run is None) == (recipe is None):
+        raise InvalidInput(
+            file="promote",
+            key="RUN",
+            found=run,
+            rule="either a run or --recipe",
+            fix="pass one of the two",
+        )
+    if trial is not None and has_rule:
+        raise InvalidInput(
+            file="promote",
+            key="--trial",
+            found=trial,
+            rule="either a trial or a rule that chooses one",
+            fix="remove one of the two",
+        )
+    if recipe is not None and (trial is not None or has_rule):
+        raise InvalidInput(
+            file="promote",
+            key="--recipe",
+            found=recipe,
+            rule="a published recipe, among which no rule chooses",
+            fix="remove the rule or --trial",
+        )
+
+
+@app.command()
+def export(
+    bundle: BundleFolder,
+    to: Annotated[
+        list[str],
+        typer.Option("--to", metavar="NAME", help="A trainer or a launcher; repeat for both."),
+    ],
+    out: Annotated[
+        Path, typer.Option(help="The folder to write, on storage that all nodes mount.")
+    ],
+    site: Annotated[
+        str | None,
+        typer.Option(help="What the cluster requires of a job: a site file, or a shipped one."),
+    ] = None,
+    verify: Annotated[
+        list[str] | None,
+        typer.Option(metavar="PYTHON", help="Parse the files with the trainer installed there."),
+    ] = None,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Refuse any difference from the recipe.")
+    ] = False,
+) -> None:
+    """Write a bundle for the trainer and the launcher that you already use.
+
+    Trainers: deepspeed (sweepcp train), hf-trainer, axolotl, llama-factory, megatron-lm,
+    torchtitan.
+    Launchers: torchrun, slurm, ray, kubeflow, skypilot.
+    """
+    from sweepcp.config.site import load_site
+    from sweepcp.console.export import show_export
+    from sweepcp.console.progress import make_console
+    from sweepcp.export.write import write_export
+    from sweepcp.promote.bundle import load_bundle
+
+    loaded_site, site_file = load_site(site)
+    result = write_export(
+        load_bundle(bundle.absolute()),
+        to,
+        out.absolute(),
+        site=loaded_site,
+        site_file=site_file,
+        pythons=verify or (),
+        strict=strict,
+    )
+    show_export(make_console(), result)
+    verified = all(verification.good for verification in result.checked.values())
+    raise typer.Exit(0 if verified else 1)
+
+
+@app.command()
+def train(
+    bundle: BundleFolder,
+    out: Annotated[
+        Path | None, typer.Option(help="The folder of the run; by default run/ in the bundle.")
+    ] = None,
+    ray: Annotated[
+        bool, typer.Option("--ray", help="Start the processes with Ray Train, on --address.")
+    ] = False,
+    address: Address = None,
+) -> None:
+    """Run a bundle with DeepSpeed ZeRO-3, or resume it. Start it with torchrun, deepspeed or srun.
+
+    For one process on one GPU or CPU, call it directly. For several:
+    torchrun --nproc-per-node 8 -m sweepcp train BUNDLE
+    """
+    from sweepcp.full_run.preflight import check_ready
+    from sweepcp.promote.bundle import load_bundle
+
+    loaded = load_bundle(bundle.absolute())
+    check_ready(loaded)
+    folder = (out or loaded.path / "run").absolute()
+    if (folder / "scorecard.json").exists():
+        if os.environ.get("RANK", "0") == "0":
+            typer.echo(f"finished: {folder}/model and {folder}/scorecard.json")
+        return
+    if ray:
+        from sweepcp.full_run.ray_launcher import run_with_ray
+
+        run_with_ray(loaded, folder, address)
+        return
+    from sweepcp.console.log import log_to_console
+    from sweepcp.console.progress import make_console
+    from sweepcp.console.scorecard import show_scorecard
+    from sweepcp.errors import Alarmed
+    from sweepcp.full_run.run import full_run
+    from sweepcp.training.loop import Diverged
+
+    console = make_console()
+    try:
+        with log_to_console(console):
+            card = full_run(loaded, folder)
+    except (Alarmed, Diverged) as error:
+        if os.environ["RANK"] == "0":
+            typer.echo(f"Error: the run ended: {error}", err=True)
+        raise typer.Exit(DIVERGED) from None
+    if os.environ["RANK"] == "0":
+        show_scorecard(console, card, "the run")
+        typer.echo(f"{folder}/model")
+
+
+@app.command()
+def score(
+    model: Annotated[
+        Path, typer.Argument(metavar="MODEL", help="A model folder in the Hugging Face format.")
+    ],
+    run: Annotated[
+        Path, typer.Option(help="A run folder: its suites are used, and its base is compared with.")
+    ],
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
+) -> None:
+    """Score a model on the suites of a run, against the run's base."""
+    from sweepcp.console.progress import make_console
+    from sweepcp.console.scorecard import show_scorecard
+    from sweepcp.runs.run_folder import read_run
+    from sweepcp.search.rescore import score_model
+    from sweepcp.training.loop import Diverged
+
+    try:
+        card = score_model(model.absolute(), read_run(run))
+    except Diverged as error:
+        typer.echo(f"Error: no score: {error}", err=True)
+        raise typer.Exit(1) from None
+    if as_json:
+        typer.echo(card.model_dump_json(indent=1))
+    else:
+        show_scorecard(make_console(), card, str(model))

@@ -1,0 +1,99 @@
+"""Commands that show a run."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sweepcp.cli.app import (
+    Knee,
+    MaxRegression,
+    RunFolder,
+    ScalarWeights,
+    app,
+    rule_from_options,
+)
+
+
+@app.command()
+def front(
+    run: RunFolder,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
+    csv: Annotated[Path | None, typer.Option(help="Write one row per trial to a CSV file.")] = None,
+    max_regression: MaxRegression = None,
+    knee: Knee = False,
+    weights: ScalarWeights = None,
+) -> None:
+    """Show base, trials, front and choice of a run, by its own rule or another."""
+    from sweepcp.report.tables import run_as_dict, write_csv
+    from sweepcp.runs.run_folder import read_run
+
+    rule = rule_from_options(max_regression, knee, weights)
+    loaded = read_run(run).choosing(**rule)
+    if csv is not None:
+        write_csv(loaded, csv)
+    if as_json:
+        content = run_as_dict(loaded)
+        typer.echo(json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False))
+    elif csv is None:
+        from sweepcp.console.front import show_front
+        from sweepcp.console.progress import make_console
+
+        show_front(make_console(), loaded)
+
+
+@app.command()
+def report(
+    run: RunFolder,
+    html: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="By default report.html in the run folder.")
+    ] = None,
+    image: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Draw the front as .png, .svg or .pdf."),
+    ] = None,
+    max_regression: MaxRegression = None,
+    knee: Knee = False,
+    weights: ScalarWeights = None,
+) -> None:
+    """Write a run as one self-contained page, or its front as an image.
+
+    With --image alone, only the image is written.
+    """
+    from sweepcp.report.labels import choice_sentence
+    from sweepcp.report.views import load_run
+
+    rule = rule_from_options(max_regression, knee, weights)
+    loaded = load_run(run).choosing(**rule)
+    written = []
+    if html is not None or image is None:
+        from sweepcp.report.page import write_report
+
+        page = html or run / "report.html"
+        write_report(loaded, page)
+        written.append(page)
+    if image is not None:
+        from sweepcp.report.charts import front_chart
+        from sweepcp.report.matplotlib_figures import save_image
+
+        save_image(front_chart(loaded, loaded.labels), image)
+        written.append(image)
+    typer.echo(choice_sentence(loaded))
+    typer.echo("\n".join(map(str, written)))
+
+
+@app.command()
+def watch(
+    run: RunFolder,
+    port: Annotated[
+        int, typer.Option(min=0, max=65535, help="Port on the loopback address; 0 for any.")
+    ] = 8765,
+) -> None:
+    """Serve the report of a run in a browser while the search runs. The page refreshes itself."""
+    from sweepcp.console.log import log_to_console
+    from sweepcp.console.progress import make_console
+    from sweepcp.report.server import serve
+
+    with log_to_console(make_console()):
+        serve(run, port)

@@ -1,0 +1,109 @@
+"""The scores of a corpus on disk: one file per shard, so that a run that was stopped can resume."""
+
+import hashlib
+import json
+import shutil
+from dataclasses import dataclass
+from functools import partial
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+
+from sweepcp.config.source import Source
+from sweepcp.corpora.classifier import TrainedClassifiers, score_documents
+from sweepcp.corpora.prevalence import EDGES
+from sweepcp.data.documents import RecordCounts, check_bad_records, read_documents
+from sweepcp.data.records import SourceShard
+from sweepcp.data.source_files import ResolvedSource, source_fingerprint
+from sweepcp.errors import InvalidInput
+from sweepcp.util.files import write_json
+from sweepcp.util.json_values import digest
+from sweepcp.util.parallel import parallel_map
+from sweepcp.util.progress import Progress
+
+WEIGHTS_FILE = "weights.npy"
+BATCH_DOCUMENTS = 512
+"""Documents scored at a time."""
+
+
+@dataclass(frozen=True)
+class ScoredCorpus:
+    """A source and the folder of its scores; sent to worker processes."""
+
+    source: Source
+    files: ResolvedSource
+    folder: Path
+    stamp: str
+    """Identifies the corpus and the classifiers; scores and labels of another stamp are invalid."""
+
+    def scores_file(self, shard: SourceShard) -> Path:
+        """Return the file with the scores of a shard's documents, in their order."""
+        return self.folder / f"{shard.number:08}.npy"
+
+
+def prepare_scores(
+    source: Source, files: ResolvedSource, folder: Path, classifiers: TrainedClassifiers
+) -> ScoredCorpus:
+    """Create the folder of scores, and clear it if it belongs to another corpus or classifiers."""
+    weights_hash = hashlib.sha256(classifiers.weights.tobytes()).hexdigest()
+    stamp = digest([source_fingerprint(source, files), weights_hash])
+    state = folder / "state.json"
+    if not state.exists() or json.loads(state.read_text()) != {"stamp": stamp}:
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        np.save(folder / WEIGHTS_FILE, classifiers.weights)
+        write_json(state, {"stamp": stamp})
+    return ScoredCorpus(source, files, folder, stamp)
+
+
+def score_corpus(
+    corpus: ScoredCorpus, shards: list[SourceShard], *, progress: Progress, address: str | None
+) -> tuple[np.ndarray, int]:
+    """Score the shards that have no scores yet.
+
+    Returns:
+        The share of the corpus at or above each of `EDGES`, and its number of documents.
+
+    Raises:
+        InvalidInput: The corpus has no documents, or too many unusable records.
+    """
+    missing = [shard for shard in shards if not corpus.scores_file(shard).exists()]
+    scored = len(shards) - len(missing)
+    records = RecordCounts()
+    for shard_records in parallel_map(partial(_score_shard, corpus), missing, address):
+        records.add(shard_records)
+        scored += 1
+        detail = f"scoring {corpus.source.name}"
+        progress.update("mine", done=scored, total=len(shards), detail=detail)
+    check_bad_records(corpus.source, records)
+    # Scores are counted between the edges shard by shard, because those of a whole corpus may not
+    # fit into memory.
+    counts = np.zeros(len(EDGES) + 1, dtype=np.int64)
+    for shard in shards:
+        bins = np.searchsorted(EDGES, np.load(corpus.scores_file(shard)), side="right")
+        counts += np.bincount(bins, minlength=len(counts))
+    documents = int(counts.sum())
+    if not documents:
+        raise InvalidInput(
+            key="--corpus",
+            found=corpus.source.name,
+            rule="a corpus with documents",
+            fix="name another source",
+        )
+    return (documents - np.cumsum(counts)[:-1]) / documents, documents
+
+
+def _score_shard(corpus: ScoredCorpus, shard: SourceShard) -> RecordCounts:
+    """Write the scores of a shard's documents and return its record counts."""
+    records = RecordCounts()
+    scores = [np.zeros(0, dtype=np.float32)]
+    documents = read_documents(corpus.source, corpus.files, shard, records)
+    while batch := list(islice(documents, BATCH_DOCUMENTS)):
+        scores.append(score_documents(batch, corpus.folder / WEIGHTS_FILE))
+    path = corpus.scores_file(shard)
+    unfinished = path.with_suffix(".tmp")
+    with unfinished.open("wb") as file:
+        np.save(file, np.concatenate(scores))
+    unfinished.replace(path)
+    return records

@@ -1,0 +1,174 @@
+"""The sample of a mined corpus that people label: drawn at random within strata of the score.
+
+Stratum 0 holds the selected documents, stratum 1 as many documents with the next lower scores,
+stratum 2 ten times as many below those, and stratum 3 the rest of the corpus.
+"""
+
+import heapq
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from sweepcp.corpora.prevalence import EDGES, LabelledDocument, ScoreCurve
+from sweepcp.errors import InvalidInput
+from sweepcp.util.files import write_text
+
+STRATA = 4
+STRATUM_SAMPLE = 75
+"""Documents drawn from each stratum."""
+SAMPLE_CHARS = 1000
+"""Characters of a document in the sample."""
+
+
+class LabelCandidate(NamedTuple):
+    """A document that may be drawn for labelling. Candidates are ordered by their key, a hash."""
+
+    key: bytes
+    id: str
+    place: str
+    score: float
+    text: str
+
+
+def stratum_edges(curve: ScoreCurve, threshold_index: int) -> list[float]:
+    """Return the lowest scores of all strata but the last, in decreasing order.
+
+    Args:
+        curve: Shares of the corpus above thresholds.
+        threshold_index: Index into `EDGES` of the selection threshold.
+    """
+    selected = curve.corpus[threshold_index]
+    edges = [float(EDGES[threshold_index])]
+    # The second stratum ends at twice the selected share, the third at 2 + 10 times of it.
+    for multiple in (2, 12):
+        at = int(np.argmax(curve.corpus <= min(1.0, multiple * selected)))
+        edges.append(float(EDGES[at]))
+    return edges
+
+
+def stratum_of(score: float, edges: list[float]) -> int:
+    """Return the stratum (0 to 3) of a document with this score."""
+    return sum(score < edge for edge in edges)
+
+
+def add_candidate(
+    candidates: list[LabelCandidate], candidate: LabelCandidate
+) -> list[LabelCandidate]:
+    """Return the candidates of a stratum with one more, limited to the smallest hashes."""
+    if len(candidates) >= STRATUM_SAMPLE and candidate >= max(candidates):
+        return candidates
+    return merge_candidates(candidates, [candidate])
+
+
+def merge_candidates(
+    first: list[LabelCandidate], second: list[LabelCandidate]
+) -> list[LabelCandidate]:
+    """Return the candidates of two parts of a stratum, limited to the smallest hashes."""
+    return heapq.nsmallest(STRATUM_SAMPLE, first + second)
+
+
+def write_sample(
+    path: Path,
+    strata: list[list[LabelCandidate]],
+    *,
+    curve: ScoreCurve,
+    threshold_index: int,
+    stamp: str,
+) -> None:
+    """Write the sample as JSONL, one document per line, with `label` still null.
+
+    The lines are ordered by hash and not by score, so that the order does not influence labels.
+    `stamp` identifies the corpus and the classifier; `read_labels` compares it.
+    """
+    bounds = np.searchsorted(EDGES, stratum_edges(curve, threshold_index))
+    shares_above = [0.0, *curve.corpus[bounds].tolist(), 1.0]
+    rows: list[tuple[bytes, dict[str, Any]]] = []
+    for stratum, candidates in enumerate(strata):
+        for candidate in candidates:
+            row = {
+                "label": None,
+                "id": candidate.id,
+                "text": candidate.text,
+                "place": candidate.place,
+                "score": candidate.score,
+                "stratum": stratum,
+                "stands_for": shares_above[stratum + 1] - shares_above[stratum],
+                "of": stamp,
+            }
+            rows.append((candidate.key, row))
+    rows.sort(key=lambda keyed: keyed[0])
+    lines = [json.dumps(row, ensure_ascii=False) + "\n" for _, row in rows]
+    write_text(path, "".join(lines))
+
+
+def read_labels(path: Path, stamp: str) -> list[LabelledDocument]:
+    """Return the labelled documents of a sample; none if there is no sample or no label in it.
+
+    Raises:
+        InvalidInput: A line is malformed, a label is neither boolean nor null, labels belong to
+            another corpus or classifier, or only some strata are labelled.
+    """
+    if not path.exists():
+        return []
+    rows: list[dict[str, Any]] = []
+    for number, line in enumerate(path.read_text("utf-8").splitlines(), start=1):
+        rows.append(_read_row(line, f"{path}:{number}", stamp))
+    labelled = [row for row in rows if row["label"] is not None]
+    if not labelled:
+        return []
+    unlabelled_strata = {row["stratum"] for row in rows} - {row["stratum"] for row in labelled}
+    if unlabelled_strata:
+        raise InvalidInput(
+            file=path,
+            key="label",
+            found=f"none in stratum {min(unlabelled_strata)}",
+            rule="labels in every stratum, or no labels at all",
+            fix="label some of its documents; they are shuffled among the others",
+        )
+    return [
+        LabelledDocument(bool(row["label"]), row["score"], row["stratum"], row["stands_for"])
+        for row in labelled
+    ]
+
+
+def labelled_precision(
+    labels: list[LabelledDocument], threshold: float
+) -> tuple[float, int] | None:
+    """Return the share of domain among labelled documents at or above a score, and their number."""
+    selected = [label.is_domain for label in labels if label.score >= threshold]
+    return (sum(selected) / len(selected), len(selected)) if selected else None
+
+
+def _read_row(line: str, place: str, stamp: str) -> dict[str, Any]:
+    """Parse one line of the sample, at `place` in messages."""
+    try:
+        row: dict[str, Any] = json.loads(line)
+        label = row["label"]
+    except (ValueError, KeyError, TypeError):
+        raise InvalidInput(
+            file=place,
+            key="label",
+            found=line,
+            rule="each line is a JSON object with a label",
+            fix="correct the line, or remove the file to draw the sample again",
+        ) from None
+    # `1 == True` in Python, so the type decides and not the value.
+    if label is not None and not isinstance(label, bool):
+        raise InvalidInput(
+            file=place,
+            key="label",
+            found=label,
+            rule="true (domain), false or null",
+            fix="correct the label",
+        )
+    if label is not None and row.get("of") != stamp:
+        raise InvalidInput(
+            file=place,
+            key="of",
+            found=row.get("of"),
+            rule="labels of the corpus and the domain text that the sample was drawn with",
+            fix="name another --out",
+        )
+    return row

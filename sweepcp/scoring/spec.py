@@ -1,0 +1,49 @@
+"""What is scored and how, as plain data that is passed to worker processes."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from sweepcp.config.suites import Suites
+from sweepcp.data.token_store import TokenStore
+from sweepcp.scoring.generated_tasks import generate_tasks
+
+
+@dataclass(frozen=True)
+class ScoringSpec:
+    """Everything that a `Scorer` needs besides a model and its tokenizer."""
+
+    suites: Suites
+    stores: tuple[TokenStore, ...]
+    """Of the sources whose held-out text the suites score."""
+    languages: dict[str, str]
+    """Source → language."""
+    generated_tasks: Path | None
+    """Folder of the lm-eval tasks generated from held-out text; None if there are none."""
+    seq_len: int
+    """Tokens in a sequence of held-out text."""
+    precision: str
+    """`fp32`, `bf16` or `auto` (bf16 on a GPU)."""
+
+
+def make_scoring_spec(
+    suites: Suites,
+    stores: Mapping[str, TokenStore],
+    *,
+    languages: dict[str, str],
+    seq_len: int,
+    precision: str,
+) -> ScoringSpec:
+    """Generate the tasks of the suites in the cache and return what is to be scored.
+
+    Raises:
+        InvalidInput: The held-out text of a source is too short for the tasks asked of it.
+    """
+    return ScoringSpec(
+        suites=suites,
+        stores=tuple(stores.values()),
+        languages=languages,
+        generated_tasks=generate_tasks(suites, stores),
+        seq_len=seq_len,
+        precision=precision,
+    )

@@ -1,0 +1,54 @@
+"""What a worker process is given, what it holds, and what it reports to the driver."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+from sweepcp.config.base_model import BaseSpec
+from sweepcp.config.recipe import Recipe
+from sweepcp.data.token_store import TokenStore
+from sweepcp.runs.trial import BaseRecord, TrialOutcome
+from sweepcp.scoring.spec import ScoringSpec
+
+if TYPE_CHECKING:  # imports torch
+    from sweepcp.training.loop import StepMetrics
+
+
+@dataclass(frozen=True)
+class WorkerSpec:
+    """What a worker needs to build its `TrialRunner`; all nodes must be able to read its paths."""
+
+    base: BaseSpec
+    """The base as the experiment names it: its tokenizer and its max LR."""
+    model: str
+    """The base's folder, or its hub id, of which `base.revision` is loaded."""
+    stores: tuple[TokenStore, ...]
+    """Token stores to train on, limited to the fraction of each that trials may see."""
+    scoring: ScoringSpec
+    micro_batch: int | None
+    """Sequences per forward pass; None for the whole batch."""
+    precision: str
+    threads: int
+    """CPU threads of the worker."""
+
+
+class TrialRunnerProtocol(Protocol):
+    """Trains and scores one trial after the other, see `sweepcp.search.trial_runner`."""
+
+    def score_base(self) -> BaseRecord:
+        """Score the untouched base."""
+        ...
+
+    def run(self, recipe: Recipe) -> "Iterator[StepMetrics | TrialOutcome]":
+        """Yield the metrics of every step, and the outcome at the end."""
+        ...
+
+
+@dataclass(frozen=True)
+class WorkerReport:
+    """What a worker reports to the driver about once per second."""
+
+    metrics: "list[StepMetrics]"
+    """The steps since the last report."""
+    outcome: TrialOutcome | BaseRecord | None
+    """How the trial ended, or the base's scores if the worker was asked for them; None before."""
