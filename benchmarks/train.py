@@ -134,11 +134,9 @@ def write_inputs(folder: Path, size: Size, processes: int) -> Path:
     }
     (folder / "recipe.yaml").write_text(json.dumps(recipe))
     (folder / "target.yaml").write_text(json.dumps(target))
-    promote(
-        candidate_from_publication(str(folder / "recipe.yaml")),
-        *load_target(str(folder / "target.yaml")),
-        folder / "bundle",
-    )
+    candidate = candidate_from_publication(str(folder / "recipe.yaml"))
+    loaded_target, file = load_target(str(folder / "target.yaml"))
+    promote(candidate, loaded_target, file=file, out=folder / "bundle")
     return folder / "bundle"
 
 

@@ -161,7 +161,7 @@ def write_run(
         point = (
             dict(searched.space.anchors[0]) if number == 0 and searched.space.anchors else point
         )
-        made = recipe_at(point, sources, searched.training, 1024 * steps, 0)
+        made = recipe_at(point, sources, searched.training, tokens=1024 * steps, seed=0)
         status = statuses.get(f"t{number:04d}", "done")
         outcome = TrialOutcome(
             status=status, items=measured(*answer(point)) if status == "done" else ()
@@ -227,7 +227,7 @@ def jsonl(path: Path, records: list[object]) -> Path:
 
 
 def write_store(
-    folder: Path, name: str, documents: list[list[int]], part: float = 1.0
+    folder: Path, name: str, documents: list[list[int]], fraction: float = 1.0
 ) -> TokenStore:
     """A store of these training documents, token by token."""
     path = folder / name
@@ -237,7 +237,7 @@ def write_store(
     with (path / "train.idx").open("wb") as file:
         write_index(file, np.dtype("<u2"), len(documents), lambda: [lengths])
     (path / "store.json").write_text(json.dumps({"train": {"tokens": int(lengths.sum())}}))
-    return TokenStore(path, name, part)
+    return TokenStore(path, name, fraction)
 
 
 SMALL = {
@@ -328,7 +328,6 @@ def write_bundle(folder: Path, **changes: object) -> Path:
     (folder / "recipe.yaml").write_text(json.dumps(content))
     (folder / "target.yaml").write_text(json.dumps(target_content(folder, **changes)))
     target, file = load_target(str(folder / "target.yaml"))
-    promote(
-        candidate_from_publication(str(folder / "recipe.yaml")), target, file, folder / "bundle"
-    )
+    candidate = candidate_from_publication(str(folder / "recipe.yaml"))
+    promote(candidate, target, file=file, out=folder / "bundle")
     return folder / "bundle"

@@ -61,7 +61,7 @@ def options(
 def rule_from_options(
     max_regression: float | None, knee: bool, weights: str | None
 ) -> dict[str, Any]:
-    """Return the rule that the options state, for `Run.choosing`; empty if they state none."""
+    """Return the rule that the options state, for `Run.with_rule`; empty if they state none."""
     rule: dict[str, Any] = {}
     if max_regression is not None:
         rule["max_regression"] = max_regression

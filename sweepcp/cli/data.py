@@ -146,7 +146,7 @@ def mix(
     tokens = materialize_mix(
         loaded.bundle.recipe,
         stores_of_bundle(loaded.bundle),
-        out.absolute(),
+        out=out.absolute(),
         rows=kinds[rows],
         workers=workers,
     )

@@ -60,7 +60,7 @@ def promote(
         )
     loaded_target, file = load_target(target)
     if run is not None:
-        candidate = candidate_from_run(read_run(run).choosing(**rule), trial)
+        candidate = candidate_from_run(read_run(run).with_rule(**rule), trial)
     else:
         candidate = candidate_from_publication(str(recipe))
     bundle = write_bundle(candidate, loaded_target, file=file, out=out)
@@ -142,8 +142,7 @@ def export(
         strict=strict,
     )
     show_export(make_console(), result)
-    verified = all(verification.good for verification in result.checked.values())
-    raise typer.Exit(0 if verified else 1)
+    raise typer.Exit(0 if result.passed else 1)
 
 
 @app.command()

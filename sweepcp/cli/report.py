@@ -30,7 +30,7 @@ def front(
     from sweepcp.runs.run_folder import read_run
 
     rule = rule_from_options(max_regression, knee, weights)
-    loaded = read_run(run).choosing(**rule)
+    loaded = read_run(run).with_rule(**rule)
     if csv is not None:
         write_csv(loaded, csv)
     if as_json:
@@ -65,7 +65,7 @@ def report(
     from sweepcp.report.views import load_run
 
     rule = rule_from_options(max_regression, knee, weights)
-    loaded = load_run(run).choosing(**rule)
+    loaded = load_run(run).with_rule(**rule)
     written = []
     if html is not None or image is None:
         from sweepcp.report.page import write_report
@@ -74,7 +74,7 @@ def report(
         write_report(loaded, page)
         written.append(page)
     if image is not None:
-        from sweepcp.report.charts import front_chart
+        from sweepcp.report.front_charts import front_chart
         from sweepcp.report.matplotlib_figures import save_image
 
         save_image(front_chart(loaded, loaded.labels), image)

@@ -4,7 +4,7 @@ from typing import Annotated, Any, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from sweepcp.config.recipe import TrainingSettings, check_shares
+from sweepcp.config.recipe import TrainingSettings, check_shares, nearest_multiple
 from sweepcp.config.types import Fraction, PositiveFloat, PositiveInt
 from sweepcp.config.validation import ConfigModel
 
@@ -37,7 +37,7 @@ class PretrainSpec(ConfigModel):
             )
         batch_tokens = self.training.batch_tokens
         if self.tokens % batch_tokens:
-            nearest = max(1, round(self.tokens / batch_tokens)) * batch_tokens
+            nearest = nearest_multiple(self.tokens, unit=batch_tokens)
             raise ValueError(
                 f"tokens {self.tokens} is not a multiple of batch_tokens {batch_tokens}; "
                 f"fix: use {nearest}"

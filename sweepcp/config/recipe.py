@@ -38,6 +38,11 @@ def check_shares(shares: Iterable[float]) -> None:
         )
 
 
+def nearest_multiple(value: int, *, unit: int) -> int:
+    """Return the positive multiple of `unit` that is nearest to `value`."""
+    return max(1, round(value / unit)) * unit
+
+
 class Mixture(ConfigModel):
     """Source → share of the training tokens. The shares sum to 1, within 1e-9."""
 
@@ -93,7 +98,7 @@ class TrainingSettings(TrainingMethod):
     @model_validator(mode="after")
     def _check_whole_sequences(self) -> Self:
         if self.batch_tokens % self.seq_len:
-            nearest = max(1, round(self.batch_tokens / self.seq_len)) * self.seq_len
+            nearest = nearest_multiple(self.batch_tokens, unit=self.seq_len)
             raise ValueError(
                 f"batch_tokens {self.batch_tokens} is not a multiple of seq_len {self.seq_len}; "
                 f"fix: use {nearest}"
@@ -115,7 +120,7 @@ class Recipe(TrainingSettings):
     @model_validator(mode="after")
     def _check_whole_steps(self) -> Self:
         if self.tokens % self.batch_tokens:
-            nearest = max(1, round(self.tokens / self.batch_tokens)) * self.batch_tokens
+            nearest = nearest_multiple(self.tokens, unit=self.batch_tokens)
             raise ValueError(
                 f"tokens {self.tokens} is not a multiple of batch_tokens {self.batch_tokens}; "
                 f"fix: use {nearest}"

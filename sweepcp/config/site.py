@@ -1,4 +1,4 @@
-"""The site file: what a cluster asks of a job, which no recipe knows."""
+"""Site file: what a cluster requires of a job, such as a partition, an image or a volume."""
 
 from pathlib import Path
 from typing import Annotated, Self
@@ -6,7 +6,7 @@ from typing import Annotated, Self
 from pydantic import Field, model_validator
 
 from sweepcp.config.safe_text import (
-    SECRET_NAME,
+    SECRET_NAME_PATTERN,
     AbsolutePath,
     ContainerImage,
     EnvironmentName,
@@ -18,78 +18,84 @@ from sweepcp.config.safe_text import (
 from sweepcp.config.types import PositiveInt
 from sweepcp.config.validation import ConfigModel, validate
 from sweepcp.config.yaml_files import find_config_file, read_yaml
-from sweepcp.errors import InvalidInput
 
 
 class Slurm(ConfigModel):
-    """Of a Slurm cluster."""
+    """Settings of jobs on a Slurm cluster."""
 
     partition: PlainName | None = None
     account: PlainName | None = None
     qos: PlainName | None = None
     time: SlurmTime | None = None
     cpus_per_gpu: PositiveInt | None = None
-    """Or per process, on CPUs."""
+    """CPUs per GPU; per process if the target trains on CPUs."""
     max_failures: PositiveInt = 10
-    """After so many failures the job is not queued again; preemption is none."""
+    """The number of failures after which a job is not requeued; preemption does not count."""
 
 
 class Kubernetes(ConfigModel):
-    """Of a Kubernetes cluster with KubeRay or Kubeflow Trainer."""
+    """Settings of jobs on a Kubernetes cluster with KubeRay or Kubeflow Trainer."""
 
     namespace: KubernetesName = "default"
     image: ContainerImage
-    """With the trainer in it."""
+    """Container image in which the trainer is installed."""
     claim: KubernetesName
-    """PersistentVolumeClaim that all nodes can mount and write: bundle, stores, model and run are on it."""
+    """PersistentVolumeClaim that all nodes can mount and write.
+
+    It holds the bundle, the token stores, the model and the run.
+    """
     mount: AbsolutePath
-    """Where it is mounted: at the same path as on the machine on which the bundle was made."""
+    """The path at which nodes mount it: the same as on the machine on which the bundle was made."""
     secret: KubernetesName | None = None
-    """The Secret that holds `secrets`, one key each."""
+    """The Secret that holds `secrets`, with a key for each."""
     runtime: KubernetesName = "torch-distributed"
-    """Of Kubeflow Trainer."""
+    """Training runtime of Kubeflow Trainer."""
     memory: Annotated[str, Field(pattern=r"^[1-9][0-9]*(Mi|Gi|Ti)$")] | None = None
+    """Memory per node."""
     cpus: PositiveInt | None = None
-    """Memory and CPUs of a node."""
+    """CPUs per node."""
 
 
 class SkyPilot(ConfigModel):
-    """Of SkyPilot."""
+    """Settings of jobs that SkyPilot launches."""
 
     infra: Annotated[str, Field(pattern=r"^[a-z0-9][A-Za-z0-9/*_.-]*$")] | None = None
     gpu: PlainName | None = None
-    """As `sky show-gpus` calls it: H100."""
+    """Name of the GPU as `sky show-gpus` lists it, such as H100."""
     image: ContainerImage | None = None
     volume: PlainName
     """A volume that all nodes can mount and write."""
     mount: AbsolutePath
-    """Where it is mounted: at the same path as on the machine on which the bundle was made."""
+    """The path at which nodes mount it: the same as on the machine on which the bundle was made."""
 
 
 class Site(ConfigModel):
-    """A site file."""
+    """Content of a site file."""
 
     job: PlainName | None = None
     """Name of the job; by default that of the bundle."""
     python: AbsolutePath | PlainName = "python"
-    """On the nodes, with the trainer in it."""
+    """Python on the nodes, in which the trainer is installed."""
     megatron: AbsolutePath = "/opt/Megatron-LM"
-    """A checkout of Megatron-LM."""
+    """Checkout of Megatron-LM on the nodes."""
     grace: Annotated[int, Field(ge=30)] = 600
-    """Seconds in which a run saves when its time is up, or when its machines are wanted."""
+    """Seconds that a run has to save its state before a time limit or a preemption ends it."""
     env: dict[EnvironmentName, EnvironmentValue] = Field(default_factory=dict)
+    """Environment variables of every process."""
     secrets: tuple[EnvironmentName, ...] = ()
-    """Names of environment variables that the job gets from where it is submitted, or from a secret."""
+    """Names of environment variables that the job gets from the shell that submits it, or from a
+    Secret."""
     slurm: Slurm = Slurm()
     kubernetes: Kubernetes | None = None
     skypilot: SkyPilot | None = None
 
     @model_validator(mode="after")
-    def _no_secrets(self) -> Self:
+    def _check_secrets(self) -> Self:
         for name in self.env:
-            if SECRET_NAME.search(name):
+            if SECRET_NAME_PATTERN.search(name):
                 raise ValueError(
-                    f"{name} is a secret by its name; fix: name it under `secrets`, without its value"
+                    f"{name} is a secret by its name; "
+                    "fix: name it under `secrets`, without its value"
                 )
         if both := set(self.env) & set(self.secrets):
             raise ValueError(
@@ -99,21 +105,15 @@ class Site(ConfigModel):
 
 
 def load_site(name: str | None) -> tuple[Site, Path | None]:
-    """A site by its path or the name of a shipped one, or what holds without one. Raises `BadInput`."""
+    """Load a site file by its path or the name of a shipped one.
+
+    Returns:
+        The site and its file; without a name, the defaults and None.
+
+    Raises:
+        InvalidInput: There is no such file, or its content is not valid.
+    """
     if name is None:
         return Site(), None
-    path = find_config_file(name, "experiments/sites", "--site")
+    path = find_config_file(name, kind="experiments/sites", key="--site")
     return validate(Site, read_yaml(path), path), path
-
-
-def below(path: str, mount: str, where: object, key: str) -> None:
-    """Raise `BadInput` unless a path is on the storage that is mounted at `mount`."""
-    if not Path(path).is_relative_to(mount):
-        rule = f"a path below {mount}, where the nodes mount the shared storage"
-        raise InvalidInput(
-            file=where,
-            key=key,
-            found=path,
-            rule=rule,
-            fix="move it there, or correct `mount` in the site file",
-        )

@@ -6,41 +6,50 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, model_validator
 
 from sweepcp.config.model_dimensions import ModelDimensions
-from sweepcp.config.types import Fraction, PositiveFloat, PositiveInt
+from sweepcp.config.types import (
+    Fraction,
+    NonNegativeFloat,
+    PositiveFloat,
+    PositiveInt,
+    SafeName,
+    WarmupFraction,
+)
 from sweepcp.config.validation import ConfigModel, validate
 from sweepcp.config.yaml_files import find_config_file, read_yaml
 
 Tracker = Literal["wandb", "mlflow", "comet_ml", "clearml", "trackio", "swanlab"]
-"""As accelerate, and the package to install, are called."""
+"""Named as in accelerate, and as the package to install."""
 
 
 class TargetModel(ConfigModel):
     """The model that is trained: exactly one of `run_base`, `path` and `hub`."""
 
     run_base: Literal[True] | None = None
-    """The base that the run's trials started from."""
+    """The base model of the run's trials."""
     path: str | None = None
     """A folder with config.json, safetensors and tokenizer, relative to the target file."""
     hub: str | None = None
     revision: str | None = None
-    """Of `hub`: a commit. Every rank, and every resume, loads the same."""
+    """Of `hub`: a commit, so that every rank and every resumed run loads the same model."""
     max_lr: PositiveFloat | None = None
     """The max LR of the model's own pretraining, which the recipe takes a fraction of."""
     shape: ModelDimensions | None = None
-    """Of a `hub` model, which is not at hand when it is planned."""
+    """Of a `hub` model, which is not on the machine on which the run is planned."""
 
     @model_validator(mode="before")
     @classmethod
-    def _no_code(cls, content: Any) -> Any:
+    def _refuse_remote_code(cls, content: Any) -> Any:
         if isinstance(content, dict) and content.get("trust_remote_code"):
             raise ValueError(
-                "a model's own code is never run; fix: remove trust_remote_code, and use a model of transformers"
+                "a model's own code is never run; "
+                "fix: remove trust_remote_code, and use a model of transformers"
             )
         return content
 
     @model_validator(mode="after")
-    def _exactly_one(self) -> Self:
-        if sum(x is not None for x in (self.run_base, self.path, self.hub)) != 1:
+    def _check_consistency(self) -> Self:
+        origins = (self.run_base, self.path, self.hub)
+        if sum(origin is not None for origin in origins) != 1:
             raise ValueError("a model has exactly one of run_base, path and hub; fix: keep one")
         if self.revision is not None and self.hub is None:
             raise ValueError("revision belongs to hub; fix: remove revision")
@@ -49,13 +58,13 @@ class TargetModel(ConfigModel):
                 "the LR is a fraction of the model's own max LR; fix: add `max_lr: ...`"
             )
         if self.run_base and self.max_lr is not None:
-            raise ValueError("the run knows its base's max LR; fix: remove max_lr")
+            raise ValueError("the max LR of a run's base is known; fix: remove max_lr")
         if self.hub is not None and self.shape is None:
             raise ValueError(
                 "a hub model needs its shape here; fix: add `shape: {hidden_size: ...}`"
             )
         if self.hub is None and self.shape is not None:
-            raise ValueError("the shape stands in the model's config.json; fix: remove shape")
+            raise ValueError("the shape is read from the model's config.json; fix: remove shape")
         return self
 
 
@@ -65,15 +74,17 @@ class TargetCorpus(ConfigModel):
     store: str
     """The folder of its token store, as `sweepcp data build` shows it; or `planned`."""
     tokens: PositiveInt | None = None
-    """Training tokens, of a planned store."""
+    """Training tokens of a planned store."""
     max_epochs: PositiveFloat = 4.0
+    """The number of epochs above which `beyond_max_epochs` applies."""
     beyond_max_epochs: Literal["warn", "refuse"] = "refuse"
 
     @model_validator(mode="after")
-    def _counted(self) -> Self:
+    def _check_tokens(self) -> Self:
         if (self.store == "planned") != (self.tokens is not None):
             raise ValueError(
-                "tokens are stated for a planned store, and counted in any other; fix: add or remove tokens"
+                "tokens are stated for a planned store, and counted in any other; "
+                "fix: add or remove tokens"
             )
         return self
 
@@ -84,19 +95,19 @@ class Hardware(ConfigModel):
     device: Literal["cuda", "cpu"] = "cuda"
     nodes: PositiveInt
     per_node: PositiveInt
-    """GPUs, or processes on CPUs, of a node."""
+    """GPUs, or processes on CPUs, per node."""
     memory_gib: PositiveFloat | None = None
-    """Of one GPU."""
+    """Per GPU."""
     peak_tflops: PositiveFloat | None = None
     """Dense peak of one device in the precision that is used."""
     mfu: Annotated[float, Field(gt=0, le=1)] = 0.4
     """Model FLOPs utilisation, an assumption until it is measured."""
     usd_per_hour: PositiveFloat | None = None
-    """Of one device."""
+    """Per device."""
 
     @property
-    def world(self) -> int:
-        """Processes in all."""
+    def world_size(self) -> int:
+        """The number of processes."""
         return self.nodes * self.per_node
 
 
@@ -104,14 +115,16 @@ class ComputeSettings(ConfigModel):
     """How a step is computed."""
 
     micro_batch: PositiveInt = 1
-    """Sequences in one forward pass of one rank."""
+    """Sequences per forward pass of one rank."""
     precision: Literal["fp32", "bf16"] = "bf16"
-    """bf16: with fp32 master weights, gradients summed in fp32."""
+    """bf16: with fp32 master weights, and gradients summed in fp32."""
     attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
     recompute: bool = False
-    """Activation checkpointing: keep the input of each layer only, compute the rest again in the backward pass."""
+    """Activation checkpointing: keep only the input of each layer, and recompute its activations
+    in the backward pass."""
     offload: Literal["none", "optimizer", "all"] = "none"
-    """What waits in the memory of the host: nothing, the optimizer, or the optimizer and the weights."""
+    """What is kept in host memory: nothing, the optimizer state, or the optimizer state and the
+    weights."""
 
 
 class Parallelism(ConfigModel):
@@ -122,14 +135,15 @@ class Parallelism(ConfigModel):
 
 
 class CheckpointSettings(ConfigModel):
-    """When state is saved, and how much of it is kept."""
+    """When checkpoints are written, and how many are kept."""
 
     every: PositiveInt
     """Steps."""
     keep: Annotated[int, Field(ge=2)] = 2
-    """So many are kept: the one before the last is what a damaged one falls back to."""
+    """At least 2, so that there is one to use if the newest is damaged."""
     folder: str | None = None
-    """On storage that all nodes see, for this run alone; by default `checkpoints` in the run's folder."""
+    """On storage that all nodes see, for this run alone; by default `checkpoints` in the run
+    folder."""
 
 
 class HeldOutWatch(ConfigModel):
@@ -137,55 +151,68 @@ class HeldOutWatch(ConfigModel):
 
     every: PositiveInt
     """Steps."""
-    max_regression: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
-    """Alarm when held-out `general` is lower than minus this many per cent of the base's."""
+    max_regression: NonNegativeFloat | None = None
+    """Raise an alarm when held-out `general` is lower than minus this many per cent of the
+    base's."""
     stop: bool = False
-    """Whether the alarm saves a checkpoint and stops the run."""
+    """Whether an alarm saves a checkpoint and stops the run."""
 
 
 class SpikeRollback(ConfigModel):
-    """Going back before a spike of the loss, and around the steps that led to it. Off unless it is asked for."""
+    """Return to a checkpoint before a loss spike, and skip the steps that led to it."""
 
     factor: Annotated[float, Field(gt=1, allow_inf_nan=False)]
-    """A loss above this many times the median of the last `window` steps is a spike; so is one that is not finite."""
+    """A loss above this many times the median of the last `window` steps is a spike; so is one
+    that is not finite."""
     window: Annotated[int, Field(ge=4)] = 64
     at_most: PositiveInt = 3
-    """So many times; then the run stops as diverged."""
+    """Rollbacks; at the next spike the run stops as diverged."""
 
 
 class Target(ConfigModel):
     """A target file. Paths in it are relative to the file."""
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
+    name: SafeName
     model: TargetModel
     corpora: dict[str, TargetCorpus] | None = None
     """Source of the recipe → its corpus at this scale; by default those of the run."""
     tokens: PositiveInt
     batch_tokens: PositiveInt
     seq_len: PositiveInt
-    warmup: Annotated[float, Field(ge=0, lt=1)] | None = None
+    warmup: WarmupFraction | None = None
     """Share of the steps; by default the recipe's."""
     final_fraction: Fraction | None = None
+    """LR of the last step as a fraction of the max LR; by default the recipe's."""
     hardware: Hardware
     compute: ComputeSettings = ComputeSettings()
     parallelism: Parallelism = Parallelism()
     checkpoints: CheckpointSettings
     watch: HeldOutWatch
     spikes: SpikeRollback | None = None
+    """By default there is no rollback."""
     tracking: tuple[Tracker, ...] = ()
     """Trackers beside TensorBoard."""
 
     @model_validator(mode="after")
-    def _consistent(self) -> Self:
+    def _check_parallelism(self) -> Self:
         model_parallel = self.parallelism.tensor * self.parallelism.pipeline
-        if self.hardware.world_size % model_parallel:
+        world_size = self.hardware.world_size
+        if world_size % model_parallel:
             raise ValueError(
-                f"tensor × pipeline = {model_parallel} divides the {self.hardware.world_size} devices; fix: correct one"
+                f"tensor × pipeline = {model_parallel} divides the {world_size} devices; "
+                "fix: change one of them"
             )
         return self
 
 
 def load_target(name: str) -> tuple[Target, Path]:
-    """A target by its path or the name of a shipped one, and its file. Raises `BadInput`."""
-    path = find_config_file(name, "experiments/targets", "--target")
+    """Load a target file by its path or the name of a shipped one.
+
+    Returns:
+        The target and its file.
+
+    Raises:
+        InvalidInput: There is no such file, or its content is not valid.
+    """
+    path = find_config_file(name, kind="experiments/targets", key="--target")
     return validate(Target, read_yaml(path), path), path

@@ -1,119 +1,159 @@
-"""Files that people write: YAML read safely and strictly, and errors that say what to type instead."""
+"""Validation of what people write, with errors that name the line, the key and the fix."""
 
 import difflib
 import json
 import typing
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic_core import ErrorDetails
 
 from sweepcp.errors import InvalidInput
 
 M = TypeVar("M", bound=BaseModel)
+KeyPath = tuple[int | str, ...]
+"""Keys of mappings and indices of lists, from the document down."""
+BOUNDS = {
+    "greater_than_equal": "a number of at least {ge:g}",
+    "greater_than": "a number above {gt:g}",
+    "less_than_equal": "a number of at most {le:g}",
+    "less_than": "a number below {lt:g}",
+}
+"""Pydantic's errors of numeric constraints, as rules."""
 
 
 class ConfigModel(BaseModel):
-    """Base of everything that is read from a file: unknown keys and wrong types are errors, instances are frozen."""
+    """Base of everything that is read from a file that people write.
+
+    Unknown keys and wrong types are errors, instances are frozen.
+    """
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
 
-def validate(model: type[M], content: Any, where: object) -> M:
-    """`content` as a `model`; `BadInput` for the first violation, with the key's path and a near name if any."""
+def validate(model: type[M], content: Any, file: object) -> M:
+    """Return `content` as an instance of `model`.
+
+    Args:
+        model: What the content must be.
+        content: The content of a YAML or JSON file.
+        file: The file, or whatever else the content comes from, for messages.
+
+    Raises:
+        InvalidInput: For the first violation; an unknown key comes before all others, because a
+            misspelled key is also a missing one.
+    """
     try:
-        return model.model_validate_json(
-            json.dumps(content, default=str)
-        )  # JSON mode: strict, yet lists become tuples
+        # Strict mode accepts a list where a tuple is declared only if the input is JSON.
+        return model.model_validate_json(json.dumps(content, default=str))
     except ValidationError as error:
         problems = error.errors(include_url=False)
-        raise _invalid_input(model, content, problems, where) from None
+    raise _invalid_input(model, problems, file)
 
 
 def _invalid_input(
-    model: type[BaseModel], content: Any, problems: list[Any], where: object
+    model: type[BaseModel], problems: list[ErrorDetails], file: object
 ) -> InvalidInput:
-    first = min(problems, key=lambda p: p["type"] != "extra_forbidden")
-    loc = tuple(
-        part for part in first["loc"] if not str(part).startswith(("function-", "<"))
-    )  # tags are not keys
-    key = ".".join(str(part) for part in loc) or "the document"
-    kind, message, value = first["type"], first["msg"], first["input"]
-    at = f"{where}:{line}" if (line := _line_of(where, loc)) else where
-    more = f" ({len(problems) - 1} more after this one)" if len(problems) > 1 else ""
-    if kind == "extra_forbidden":
-        known = _known_fields(model, content, loc[:-1])
-        near = difflib.get_close_matches(str(loc[-1]), known, n=1)
-        fix = f"did you mean `{near[0]}`?" if near else f"use one of: {', '.join(known)}"
-        return InvalidInput(file=at, key=key, found=value, rule="unknown key", fix=fix + more)
-    if kind == "missing":
-        return InvalidInput(
-            file=at, key=key, found=None, rule="a required key", fix=f"add `{key}: ...`" + more
-        )
-    if isinstance(value, str) and kind in ("float_type", "int_type"):
-        return InvalidInput(
-            file=at,
-            key=key,
-            found=value,
-            rule="a number, not text",
-            fix=f"write `{loc[-1]}: {value}` without quotes" + more,
-        )
-    if kind == "value_error":
-        rule, _, fix = message.removeprefix("Value error, ").partition("; fix: ")
-        return InvalidInput(
-            file=at, key=key, found=value, rule=rule, fix=(fix or "change the value") + more
-        )
+    problem = min(problems, key=lambda candidate: candidate["type"] != "extra_forbidden")
+    # Pydantic puts the tags of unions and the names of validators among the keys.
+    path = tuple(key for key in problem["loc"] if not str(key).startswith(("function-", "<")))
+    line = _line_of(file, path)
+    rule, fix = _rule_and_fix(model, problem, path)
+    if len(problems) > 1:
+        fix += f" ({len(problems) - 1} more after this one)"
     return InvalidInput(
-        file=at,
-        key=key,
-        found=value,
-        rule=message[0].lower() + message[1:],
-        fix="change the value to one that the rule allows" + more,
+        file=f"{file}:{line}" if line else file,
+        key=_format_key(path),
+        found=None if problem["type"] == "missing" else problem["input"],
+        rule=rule,
+        fix=fix,
     )
 
 
-def _known_fields(model: Any, content: Any, loc: tuple[Any, ...]) -> list[str]:
-    """The names that the schema knows at `loc`, following lists and optional sections."""
-    here: set[Any] = {model}
-    for part in loc:
-        step: set[Any] = set()
-        for candidate in here:
-            if (
-                isinstance(candidate, type)
-                and issubclass(candidate, BaseModel)
-                and part in candidate.model_fields
-            ):
-                step |= _model_types(candidate.model_fields[str(part)].annotation)
+def _rule_and_fix(model: type[BaseModel], problem: ErrorDetails, path: KeyPath) -> tuple[str, str]:
+    kind, message, value = problem["type"], problem["msg"], problem["input"]
+    if kind == "extra_forbidden":
+        return "unknown key", _suggest_key(model, path)
+    if kind == "missing":
+        return "a required key", f"add `{_format_key(path)}: ...`"
+    if kind in ("float_type", "int_type") and isinstance(value, str):
+        return "a number, not text", f"write `{path[-1]}: {value}` without quotes"
+    if kind == "value_error":
+        # Validators of this package raise ValueError("<rule>; fix: <fix>").
+        rule, _, fix = message.removeprefix("Value error, ").partition("; fix: ")
+        return rule, fix or "change the value"
+    if kind in BOUNDS:
+        rule = BOUNDS[kind].format(**problem["ctx"])
+    else:
+        rule = message.removeprefix("Input should be ")
+    return rule[0].lower() + rule[1:], "change the value to one that the rule allows"
+
+
+def _suggest_key(model: type[BaseModel], path: KeyPath) -> str:
+    names = _known_keys(model, path[:-1])
+    similar = difflib.get_close_matches(str(path[-1]), names, n=1)
+    return f"did you mean `{similar[0]}`?" if similar else f"use one of: {', '.join(names)}"
+
+
+def _format_key(path: KeyPath) -> str:
+    return ".".join(str(key) for key in path) or "the document"
+
+
+def _known_keys(model: type[BaseModel], path: KeyPath) -> list[str]:
+    """Return the keys that a schema knows at `path`, following lists and optional sections."""
+    candidates: set[Any] = {model}
+    for key in path:
+        inner: set[Any] = set()
+        for candidate in candidates:
+            if _is_model(candidate) and key in candidate.model_fields:
+                inner |= _plain_types(candidate.model_fields[key].annotation)
             else:
-                step.add(candidate)
-        here = step
-    return [
-        n for m in here if isinstance(m, type) and issubclass(m, BaseModel) for n in m.model_fields
-    ]
+                # An index of a list: its items are of the types that are candidates already.
+                inner.add(candidate)
+        candidates = inner
+    models = [candidate for candidate in candidates if _is_model(candidate)]
+    return [name for candidate in models for name in candidate.model_fields]
 
 
-def _model_types(annotation: Any) -> set[Any]:
-    inner = typing.get_args(annotation)
-    return set().union(*map(_model_types, inner)) if inner else {annotation}
+def _is_model(candidate: Any) -> bool:
+    return isinstance(candidate, type) and issubclass(candidate, BaseModel)
 
 
-def _line_of(where: object, loc: tuple[Any, ...]) -> int | None:
-    """The line on which a key stands in the file `where`, if it stands there (an override does not)."""
-    path = Path(str(where))
-    if not path.is_file():
+def _plain_types(annotation: Any) -> set[Any]:
+    """Return the types that an annotation such as `tuple[Source, ...] | None` is built from."""
+    arguments = typing.get_args(annotation)
+    if not arguments:
+        return {annotation}
+    return set().union(*map(_plain_types, arguments))
+
+
+def _line_of(file: object, path: KeyPath) -> int | None:
+    """Return the line of the last key of `path` that stands in a YAML file.
+
+    None if `file` is no file, or if none of the keys stands in it, as with an override.
+    """
+    yaml_file = Path(str(file))
+    if not yaml_file.is_file():
         return None
-    node, line = yaml.compose(path.read_text(encoding="utf-8"), yaml.SafeLoader), None
-    for part in loc:
-        if isinstance(node, yaml.MappingNode):
-            pairs = [(k, v) for k, v in node.value if k.value == str(part)]
-        elif (
-            isinstance(node, yaml.SequenceNode) and isinstance(part, int) and part < len(node.value)
-        ):
-            pairs = [(node.value[part], node.value[part])]
-        else:
-            pairs = []
-        if not pairs:
+    node = yaml.compose(yaml_file.read_text(encoding="utf-8"), yaml.SafeLoader)
+    line = None
+    for key in path:
+        entry = _find_entry(node, key)
+        if entry is None:
             return line
-        line, node = pairs[0][0].start_mark.line + 1, pairs[0][1]
+        start, node = entry
+        line = start.start_mark.line + 1
     return line
+
+
+def _find_entry(node: yaml.Node | None, key: int | str) -> tuple[yaml.Node, yaml.Node] | None:
+    """Return the node with which an entry begins, and the node of its value."""
+    if isinstance(node, yaml.MappingNode):
+        entries: Sequence[tuple[yaml.Node, yaml.Node]] = node.value
+        return next((entry for entry in entries if entry[0].value == str(key)), None)
+    if isinstance(node, yaml.SequenceNode) and isinstance(key, int) and key < len(node.value):
+        return node.value[key], node.value[key]
+    return None

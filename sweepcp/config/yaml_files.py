@@ -1,4 +1,4 @@
-"""TODO config.yaml_files."""
+"""Reading of YAML files that people write, safely and strictly."""
 
 import re
 from collections.abc import Hashable
@@ -11,62 +11,39 @@ from sweepcp.errors import InvalidInput
 from sweepcp.util.files import shipped_folder
 
 
-class _Loader(yaml.SafeLoader):
-    """Safe YAML that refuses duplicate keys and reads `1e-4` as the number that it is."""
+def find_config_file(name: str, *, kind: str, key: str, folder: Path | None = None) -> Path:
+    """Return a file by its path, or a shipped one by its name.
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        seen: set[Any] = set()
-        for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
-            if key in seen:
-                raise yaml.MarkedYAMLError(
-                    problem=f"duplicate key {key!r}", problem_mark=key_node.start_mark
-                )
-            seen.add(key)
-        return super().construct_mapping(node, deep)
+    Args:
+        name: A path, or the name of a shipped file without its suffix.
+        kind: The folder of shipped files, such as `experiments/targets`.
+        key: The key, argument or option that names the file, for messages.
+        folder: The folder that a relative path starts from; by default the working directory.
 
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(\d[\d_]*\.?\d*|\.\d+)[eE][-+]?\d+$"),
-    list("-+0123456789."),
-)
-
-
-def parse_yaml(text: str, where: object) -> Any:
-    """One YAML document; `BadInput` names the line of what is wrong."""
-    try:
-        return yaml.load(text, _Loader)
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark
-        line = f"line {mark.line + 1}" if mark else "the document"
-        problem = error.problem or "not valid YAML"
-        key = problem.split("'")[1] if problem.startswith("duplicate key") else line
-        fix = (
-            "remove one of the two"
-            if "duplicate" in problem
-            else "mend the line; mind the indentation"
-        )
-        at = f"{where}:{mark.line + 1}" if mark else where
-        raise InvalidInput(
-            file=at,
-            key=key,
-            found=problem,
-            rule="a file is one valid YAML mapping, each key once",
-            fix=fix,
-        ) from None
-    except yaml.YAMLError as error:
-        raise InvalidInput(
-            file=where,
-            key="the document",
-            found=str(error),
-            rule="a file is valid YAML",
-            fix="save it as UTF-8 text",
-        ) from None
+    Raises:
+        InvalidInput: There is no such file.
+    """
+    path = (folder or Path.cwd()) / Path(name).expanduser()
+    if path.is_file():
+        return path
+    shipped = {file.stem: file for file in shipped_folder(kind).glob("*.yaml")}
+    if name in shipped:
+        return shipped[name]
+    raise InvalidInput(
+        file=path,
+        key=key,
+        found=name,
+        rule=f"the path of a file, or one of: {', '.join(sorted(shipped))}",
+        fix="correct the path",
+    )
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """A YAML file that must hold a mapping."""
+    """Read a YAML file that must hold a mapping.
+
+    Raises:
+        InvalidInput: The file cannot be read, or holds something else.
+    """
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -75,7 +52,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
             key="the file",
             found=str(error),
             rule="a readable UTF-8 YAML file",
-            fix="check the path and its rights",
+            fix="correct the path, make the file readable, or save it as UTF-8",
         ) from None
     content = parse_yaml(text, path)
     if not isinstance(content, dict):
@@ -89,18 +66,66 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return content
 
 
-def find_config_file(name: str, kind: str, key: str, folder: Path | None = None) -> Path:
-    """A file by path (from `folder`, or here), or a shipped one of a kind by name; `BadInput` for neither."""
-    own = (folder or Path.cwd()) / Path(name).expanduser()
-    if own.is_file():
-        return own
-    known = sorted(p.stem for p in shipped_folder(kind).glob("*.yaml"))
-    if name in known:
-        return shipped_folder(kind) / f"{name}.yaml"
-    raise InvalidInput(
-        file=own,
+def parse_yaml(text: str, file: object) -> Any:
+    """Return the content of one YAML document; `file` is where it comes from, for messages.
+
+    Raises:
+        InvalidInput: It is not valid YAML, or has a duplicate key. The error names the line.
+    """
+    try:
+        return yaml.load(text, _StrictLoader)
+    except yaml.MarkedYAMLError as error:
+        raise _syntax_error(error, file) from None
+    except yaml.YAMLError as error:
+        raise InvalidInput(
+            file=file,
+            key="the document",
+            found=str(error),
+            rule="a file is valid YAML",
+            fix="save it as UTF-8 text",
+        ) from None
+
+
+def _syntax_error(error: yaml.MarkedYAMLError, file: object) -> InvalidInput:
+    problem = error.problem or "not valid YAML"
+    line = error.problem_mark.line + 1 if error.problem_mark else None
+    key = f"line {line}" if line else "the document"
+    fix = "correct the line and its indentation"
+    if problem.startswith("duplicate key"):
+        key = problem.split("'")[1]
+        fix = "remove one of the two"
+    return InvalidInput(
+        file=f"{file}:{line}" if line else file,
         key=key,
-        found=name,
-        rule=f"the path of a file, or one of: {', '.join(known)}",
-        fix="correct the path",
+        found=problem,
+        rule="a file is one valid YAML mapping, each key once",
+        fix=fix,
     )
+
+
+class _StrictLoader(yaml.SafeLoader):
+    """Safe YAML that refuses duplicate keys and reads `1e-4` as a number."""
+
+    # The signature is PyYAML's, with its positional boolean.
+    def construct_mapping(
+        self,
+        node: yaml.MappingNode,
+        deep: bool = False,  # noqa: FBT001, FBT002
+    ) -> dict[Hashable, Any]:
+        seen: set[Any] = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if key in seen:
+                raise yaml.MarkedYAMLError(
+                    problem=f"duplicate key {key!r}", problem_mark=key_node.start_mark
+                )
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+# PyYAML follows YAML 1.1, in which a number in scientific notation needs a point and a sign.
+_StrictLoader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(\d[\d_]*\.?\d*|\.\d+)[eE][-+]?\d+$"),
+    list("-+0123456789."),
+)

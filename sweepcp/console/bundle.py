@@ -1,4 +1,4 @@
-"""What `sweepcp promote` shows of a bundle."""
+"""Print a bundle that `sweepcp promote` wrote."""
 
 import shlex
 from pathlib import Path
@@ -11,106 +11,130 @@ from rich.text import Text
 from sweepcp.promote.bundle import Bundle
 
 GIB = 2**30
+MEMORY_USES = ("weights", "master", "gradients", "optimizer", "gathered", "activations", "logits")
+LEFT_COLUMNS = ("source", "role", "language")
+COLUMNS = (*LEFT_COLUMNS, "share", "tokens read", "training tokens", "epochs", "max epochs")
+MAX_HOURS = 48
+"""Longer runs are shown in days."""
 
 
 def show_bundle(console: Console, bundle: Bundle, out: Path) -> None:
-    """Recipe, corpora, memory, cost and assumptions, and how to start it."""
-    for line in _lines(bundle):
+    """Print recipe, corpora, memory, cost and assumptions, and the command that starts the run."""
+    lines = [
+        _recipe_line(bundle),
+        _model_line(bundle),
+        _lr_line(bundle),
+        _steps_line(bundle),
+        _devices_line(bundle),
+    ]
+    if bundle.target.hardware.device == "cuda":
+        lines.append(_memory_line(bundle))
+    lines.append(_cost_line(bundle))
+    for line in lines:
         console.print(Text(line), soft_wrap=True)
     console.print(_corpus_table(bundle))
-    console.print(
-        Text("Assumed, and not shown by any trial:" if bundle.assumptions else "", "bold")
-    )
+    if bundle.assumptions:
+        console.print(Text("Assumptions that no trial has tested:", "bold"))
     for assumption in bundle.assumptions:
         console.print(Text(f"- {assumption}"), soft_wrap=True)
     console.print(Text(f"\n{out} is complete. Next:"))
-    console.print(Text(f"  {_command(bundle, out)}"), soft_wrap=True)
+    console.print(Text(f"  {_next_step(bundle, out)}"), soft_wrap=True)
 
 
-def _lines(bundle: Bundle) -> list[str]:
-    recipe, target, lineage = bundle.recipe, bundle.target, bundle.lineage
-    origin = lineage.published or f"trial {lineage.trial} of {lineage.run} ({lineage.chosen_by})"
-    peak = recipe.lr_fraction * bundle.model.max_lr
-    per_rank = recipe.sequences // target.hardware.world_size
-    compute, hardware = target.compute, target.hardware
-    extras = (
-        [compute.attention] + ["recompute"] * compute.recompute + [f"offload {compute.offload}"]
+def _recipe_line(bundle: Bundle) -> str:
+    lineage = bundle.lineage
+    trial = f"trial {lineage.trial} of {lineage.run} ({lineage.chosen_by})"
+    return f"recipe    {lineage.published or trial}"
+
+
+def _model_line(bundle: Bundle) -> str:
+    model = bundle.model
+    name = model.path or f"{model.hub}@{model.revision}"
+    return f"model     {name}, {model.parameters:,} parameters"
+
+
+def _lr_line(bundle: Bundle) -> str:
+    recipe, max_lr = bundle.recipe, bundle.model.max_lr
+    peak = recipe.lr_fraction * max_lr
+    return (
+        f"LR        {recipe.lr_fraction:.4g} × {max_lr:g} = {peak:.4g} at its peak, "
+        f"{recipe.schedule}, {recipe.warmup_steps:,} steps of warmup, "
+        f"{recipe.final_fraction * peak:.3g} at the end"
     )
-    return [
-        f"recipe    {origin}",
-        f"model     {bundle.model.path or f'{bundle.model.hub}@{bundle.model.revision}'}, "
-        f"{bundle.model.parameters:,} parameters",
-        f"LR        {recipe.lr_fraction:.4g} × {bundle.model.max_lr:g} = {peak:.4g} at its peak, {recipe.schedule}, "
-        f"{round(recipe.warmup * recipe.steps):,} steps of warmup, {recipe.final_fraction * peak:.3g} at the end",
-        f"steps     {recipe.steps:,} of {recipe.batch_tokens:,} tokens = {recipe.tokens:,}",
-        f"devices   {hardware.nodes} × {hardware.per_node} {hardware.device}, {per_rank} sequences of "
-        f"{recipe.seq_len} tokens each, {compute.micro_batch} at a time; {compute.precision}, {', '.join(extras)}",
-        *_memory(bundle),
-        *_cost(bundle),
-    ]
 
 
-def _memory(bundle: Bundle) -> list[str]:
+def _steps_line(bundle: Bundle) -> str:
+    recipe = bundle.recipe
+    return (
+        f"steps     {recipe.steps:,} of {recipe.batch_tokens:,} tokens = {recipe.tokens:,} tokens"
+    )
+
+
+def _devices_line(bundle: Bundle) -> str:
+    recipe, hardware, compute = bundle.recipe, bundle.target.hardware, bundle.target.compute
+    per_rank = recipe.sequences // hardware.world_size
+    settings = [compute.precision, compute.attention]
+    if compute.recompute:
+        settings.append("recompute")
+    settings.append(f"offload {compute.offload}")
+    return (
+        f"devices   {hardware.nodes} × {hardware.per_node} {hardware.device}, {per_rank} sequences "
+        f"of {recipe.seq_len} tokens per device and step, {compute.micro_batch} per pass; "
+        f"{', '.join(settings)}"
+    )
+
+
+def _memory_line(bundle: Bundle) -> str:
     memory, limit = bundle.memory, bundle.target.hardware.memory_gib
-    if bundle.target.hardware.device == "cpu":
-        return []
-    parts = ("weights", "master", "gradients", "optimizer", "gathered", "activations", "logits")
-    each = ", ".join(f"{name} {getattr(memory, name) / GIB:.2f}" for name in parts)
-    of = f" of {limit:g}" if limit else ""
-    host = f"; {memory.host / GIB:.0f} GiB of a node's memory" if memory.host else ""
-    return [f"memory    {memory.total / GIB:.1f}{of} GiB of a GPU, estimated: {each}{host}"]
+    uses = ", ".join(f"{use} {getattr(memory, use) / GIB:.2f}" for use in MEMORY_USES)
+    available = f" of {limit:g}" if limit else ""
+    host = f"; {memory.host / GIB:.0f} GiB of host memory per node" if memory.host else ""
+    return f"memory    {memory.total / GIB:.1f}{available} GiB per GPU, estimated: {uses}{host}"
 
 
-def _cost(bundle: Bundle) -> list[str]:
+def _cost_line(bundle: Bundle) -> str:
     expense = bundle.expense
     if expense.hours is None or expense.device_hours is None:
-        return [f"cost      {expense.flops:.3g} FLOPs"]
+        return f"cost      {expense.flops:.3g} FLOPs"
+    duration = f"{expense.hours:.3g} hours"
+    if expense.hours >= MAX_HOURS:
+        duration = f"{expense.hours / 24:.1f} days"
     price = f", {expense.usd:,.0f} USD" if expense.usd is not None else ""
-    days = f"{expense.hours / 24:.1f} days" if expense.hours >= 48 else f"{expense.hours:.3g} hours"
-    return [
-        f"cost      {expense.flops:.3g} FLOPs: {days} at an MFU of {expense.mfu:.0%}, "
+    return (
+        f"cost      {expense.flops:.3g} FLOPs: {duration} at an MFU of {expense.mfu:.0%}, "
         f"{expense.device_hours:,.0f} device hours{price}"
-    ]
+    )
 
 
 def _corpus_table(bundle: Bundle) -> Table:
     table = Table(header_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
-    for name in (
-        "source",
-        "role",
-        "language",
-        "share",
-        "tokens read",
-        "training tokens",
-        "epochs",
-        "at most",
-    ):
-        table.add_column(
-            name,
-            justify="left" if name in ("source", "role", "language") else "right",
-            no_wrap=True,
-        )
+    for name in COLUMNS:
+        justify = "left" if name in LEFT_COLUMNS else "right"
+        table.add_column(name, justify=justify, no_wrap=True)
     for corpus, portion in zip(bundle.corpora, bundle.recipe.mixture.portions, strict=True):
         planned = " planned" if corpus.store is None else ""
-        cells = [
+        table.add_row(
+            corpus.name,
+            corpus.role,
+            corpus.language,
             f"{portion.share:.2%}",
             f"{corpus.read:,}",
             f"{corpus.tokens:,}{planned}",
             f"{corpus.epochs:.3g}",
-        ]
-        table.add_row(corpus.name, corpus.role, corpus.language, *cells, f"{corpus.max_epochs:g}")
+            f"{corpus.max_epochs:g}",
+        )
     return table
 
 
-def _command(bundle: Bundle, out: Path) -> str:
+def _next_step(bundle: Bundle, out: Path) -> str:
+    """Return the command that starts the run, or what has to be done before."""
     hardware, folder = bundle.target.hardware, shlex.quote(str(out))
-    if any(c.store is None for c in bundle.corpora):
+    if any(corpus.store is None for corpus in bundle.corpora):
         return "name token stores in place of `planned` in the target, and promote again"
     if hardware.world_size == 1:
         return f"sweepcp train {folder}"
-    nodes = (
-        ""
-        if hardware.nodes == 1
-        else f" --nnodes {hardware.nodes} --rdzv-backend c10d --rdzv-endpoint HOST:29500"
-    )
-    return f"torchrun{nodes} --nproc-per-node {hardware.per_node} -m sweepcp train {folder}"
+    options = f"--nproc-per-node {hardware.per_node}"
+    if hardware.nodes > 1:
+        rendezvous = "--rdzv-backend c10d --rdzv-endpoint HOST:29500"
+        options = f"--nnodes {hardware.nodes} {rendezvous} {options}"
+    return f"torchrun {options} -m sweepcp train {folder}"

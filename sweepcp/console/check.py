@@ -1,73 +1,92 @@
-"""TODO console.check."""
+"""Print the check of an experiment's corpora."""
 
 from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from sweepcp.corpora.check import CorporaCheck, SourceCheck
+from sweepcp.corpora.check import CorporaCheck, DocumentOverlap, SourceCheck
+from sweepcp.corpora.overlap_index import RUN_WORDS
 
 OVERLAPS_SHOWN = 20
+MIN_DECLARED_SHARE = 0.9
+"""Share of the sample in a source's declared language below which there is a warning."""
+LEFT_COLUMNS = ("source", "role", "language")
+COLUMNS = (
+    "source", "role", "documents", "MB", "tokens", "held out", "repeated", "language",
+    "base, bits/B", "overlaps",
+)  # fmt: skip
 
 
 def show_check(console: Console, result: CorporaCheck) -> None:
-    """The check as a table and lines."""
-    table = Table(title="Sources", header_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
-    names = (
-        "source",
-        "role",
-        "documents",
-        "MB",
-        "tokens",
-        "held out",
-        "repeated",
-        "language",
-        "base, bits/B",
-    )
-    for name in (*names, "overlaps"):
-        table.add_column(
-            name, justify="left" if name in ("source", "role", "language") else "right"
-        )
-    for each in result.sources:
-        meta = each.store.meta
-        table.add_row(
-            each.source.name,
-            each.source.role,
-            f"{meta['train']['documents']:,}",
-            f"{meta['train']['bytes'] / 1e6:,.1f}",
-            f"{meta['train']['tokens']:,}",
-            f"{meta['held_out']['documents']:,}",
-            f"{meta['near_duplicates']:,}" if each.source.near_duplicates == "drop" else "kept",
-            _main_language(each),
-            f"{each.base_bits:.3f}" if each.base_bits is not None else "",
-            f"{len({o.id for o in each.overlaps}):,}",
-        )
-    console.print(table)
-    for each in result.sources:
-        if each.as_claimed is not None and each.as_claimed < 0.9:
-            line = f"warning: {each.source.name} claims {each.source.language}, found in {each.as_claimed:.0%} of a sample"
+    """Print a table of the sources, and warnings about languages and overlaps."""
+    console.print(_source_table(result))
+    for check in result.sources:
+        share, source = check.share_in_declared_language, check.source
+        if share is not None and share < MIN_DECLARED_SHARE:
+            line = (
+                f"warning: {source.name} is declared as {source.language}, "
+                f"which was detected in {share:.0%} of a sample"
+            )
             console.print(Text(line, "yellow"), soft_wrap=True)
-    console.print(
-        Text(
-            f"{result.items:,} items of the suites were looked for in the training text, by runs of 8 words; "
-            f"{result.short:,} of them are too short for that."
-        ),
-        soft_wrap=True,
+    searched = (
+        f"Searched the training text for {result.items:,} items of the suites, by runs of "
+        f"{RUN_WORDS} words; {result.short:,} of them are too short for that."
     )
-    overlaps = result.overlaps
-    for o in overlaps[:OVERLAPS_SHOWN]:
-        line = f"overlap: {o.place} ({o.source}, id {o.id}) holds {o.hit.overlap:.0%} of {o.hit.member} {o.hit.item}"
+    console.print(Text(searched), soft_wrap=True)
+    _show_overlaps(console, result.overlaps)
+
+
+def _source_table(result: CorporaCheck) -> Table:
+    table = Table(title="Sources", header_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
+    for name in COLUMNS:
+        table.add_column(name, justify="left" if name in LEFT_COLUMNS else "right")
+    for check in result.sources:
+        table.add_row(*_source_row(check))
+    return table
+
+
+def _source_row(check: SourceCheck) -> list[str]:
+    source, meta = check.source, check.store.meta
+    train, repeated = meta["train"], f"{meta['near_duplicates']:,}"
+    overlapping = {overlap.id for overlap in check.overlaps}
+    return [
+        source.name,
+        source.role,
+        f"{train['documents']:,}",
+        f"{train['bytes'] / 1e6:,.1f}",
+        f"{train['tokens']:,}",
+        f"{meta['held_out']['documents']:,}",
+        repeated if source.near_duplicates == "drop" else "kept",
+        _main_language(check),
+        f"{check.base_bits:.3f}" if check.base_bits is not None else "",
+        f"{len(overlapping):,}",
+    ]
+
+
+def _main_language(check: SourceCheck) -> str:
+    """Return the most frequent language of the sample with its share, empty without a sample."""
+    total = sum(check.languages.values())
+    if not total:
+        return ""
+    [(language, count)] = check.languages.most_common(1)
+    return f"{language} {count / total:.0%}"
+
+
+def _show_overlaps(console: Console, overlaps: list[DocumentOverlap]) -> None:
+    for overlap in overlaps[:OVERLAPS_SHOWN]:
+        hit = overlap.hit
+        line = (
+            f"overlap: {overlap.place} ({overlap.source}, id {overlap.id}) contains "
+            f"{hit.overlap:.0%} of {hit.member} {hit.item}"
+        )
         console.print(Text(line, "yellow"), soft_wrap=True)
     if len(overlaps) > OVERLAPS_SHOWN:
         console.print(Text(f"and {len(overlaps) - OVERLAPS_SHOWN:,} more", "yellow"))
     if overlaps:
         console.print(
             Text(
-                "To drop them: --write overlaps.jsonl, then `exclude: overlaps.jsonl` in the sources."
+                "To exclude these documents: --write overlaps.jsonl, then "
+                "`exclude: overlaps.jsonl` in the sources."
             )
         )
-
-
-def _main_language(each: SourceCheck) -> str:
-    total = sum(each.languages.values())
-    return ", ".join(f"{name} {count / total:.0%}" for name, count in each.languages.most_common(1))

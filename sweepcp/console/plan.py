@@ -19,7 +19,7 @@ def show_plan(console: Console, plan: Plan) -> None:
     console.print(Text("\n".join(f"  {line}" for line in lines)), soft_wrap=True)
     console.print(_lr_table(plan))
     console.print(_source_table(plan))
-    if matched := [f"{e.part:.3g} of {e.source.name}" for e in plan.epochs if e.part < 1]:
+    if matched := [f"{e.matched_fraction:.3g} of {e.source.name}" for e in plan.epochs if e.matched_fraction < 1]:
         note = f"matched repetition: each trial sees {', '.join(matched)}"
         console.print(Text(note), soft_wrap=True)
     if "estimated" in plan.token_origins.values():

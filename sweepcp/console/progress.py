@@ -53,8 +53,8 @@ class ConsoleProgress:
         if task not in self.tasks:
             self.tasks[task] = self.bars.add_task(detail, total=total, task=task)
             self.printed[task] = time.monotonic()
-        described = {"description": detail} if detail else {}
-        self.bars.update(self.tasks[task], completed=done, total=total, **described)
+        # A description of None leaves the last one in place.
+        self.bars.update(self.tasks[task], completed=done, total=total, description=detail or None)
         waited = time.monotonic() - self.printed[task]
         if self.bars.disable and detail and waited > SECONDS_BETWEEN_LINES:
             self.printed[task] = time.monotonic()

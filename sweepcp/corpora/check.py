@@ -1,7 +1,8 @@
-"""What is in the corpora: sizes, languages, what the base makes of them, and what they share with the suites."""
+"""The check of an experiment's corpora: sizes, languages, the base's loss, and contamination."""
 
 import hashlib
 import json
+import logging
 import tempfile
 from collections import Counter
 from collections.abc import Iterator
@@ -28,13 +29,17 @@ from sweepcp.util.parallel import parallel_map
 from sweepcp.util.progress import Progress
 
 LANGUAGE_SAMPLE = 2000
-"""Documents of a source whose language is detected."""
+"""Training documents per source whose language is detected."""
 LOSS_DOCUMENTS, LOSS_CHARS = 200, 2000
-"""Held-out documents of a source that the base reads, and how much of each."""
+"""Held-out documents per source that the base is scored on, and characters of each."""
+LOSS_ROWS = 16
+"""Sequences in one forward pass of the base."""
+
+logger = logging.getLogger(__name__)
 
 
 class DocumentOverlap(NamedTuple):
-    """A training document that holds an item of a suite."""
+    """A training document that contains an item of a suite."""
 
     source: str
     id: str
@@ -44,159 +49,199 @@ class DocumentOverlap(NamedTuple):
 
 @dataclass
 class SourceCheck:
-    """What was found out about one source."""
+    """The findings about one source."""
 
     source: Source
     store: TokenStore
     languages: Counter[str] = field(default_factory=Counter)
-    """Language → documents of a sample."""
+    """Detected language → documents of the sample."""
     overlaps: list[DocumentOverlap] = field(default_factory=list)
     base_bits: float | None = None
-    """Bits per byte of held-out text under the base."""
+    """Bits per byte of held-out text under the base; None if it was not measured."""
 
     @property
-    def as_claimed(self) -> float | None:
-        """Share of the sample that is in the language that the source claims, where that is a code of two letters."""
-        total, claim = sum(self.languages.values()), self.source.language
-        return self.languages[claim] / total if total and len(claim) == 2 else None
+    def share_in_declared_language(self) -> float | None:
+        """Share of the sample in the source's language; None if that is no two-letter code."""
+        total, language = sum(self.languages.values()), self.source.language
+        if not total or len(language) != 2:
+            return None
+        return self.languages[language] / total
 
 
 @dataclass
 class CorporaCheck:
-    """The answer of `sweepcp data check`."""
+    """The result of `sweepcp data check`."""
 
     sources: list[SourceCheck]
     items: int
-    """Items of the suites that were looked for."""
+    """Number of items and held-out documents of the suites."""
     short: int
-    """Items that were too short for that."""
+    """How many of them are too short to be searched for."""
 
     @property
     def overlaps(self) -> list[DocumentOverlap]:
+        """The overlaps of all sources."""
         return [overlap for checked in self.sources for overlap in checked.overlaps]
 
 
 def check_corpora(
     experiment: Experiment,
     files: dict[str, ResolvedSource],
-    view: Progress,
+    *,
+    progress: Progress,
     address: str | None = None,
 ) -> CorporaCheck:
-    """Read every training document once, and some held-out ones with the base. Builds stores that are missing."""
-    stores = build_stores(experiment, files, view, address)
-    checked = [SourceCheck(s, stores[s.name]) for s in experiment.sources if s.name in stores]
+    """Check every training document, and score the base on held-out documents.
+
+    Token stores that are missing are built first. The base is scored if it is available: a base to
+    be pretrained is not pretrained here.
+
+    Args:
+        experiment: The experiment whose sources are checked.
+        files: The resolved files of each source, by source name.
+        progress: Receives the tasks `sources`, `check` and `base`.
+        address: Ray cluster to run on; by default the cores of this machine.
+    """
+    stores = build_stores(experiment, files, progress=progress, address=address)
+    checks = [
+        SourceCheck(source, stores[source.name])
+        for source in experiment.sources
+        if source.name in stores
+    ]
     folder = cache_dir() / "checks"
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder) as work:
-        index, items, short = write_overlap_index(
-            Path(work) / "index", _suite_items(experiment, stores)
-        )
-        for each in checked:
-            found = files[each.source.name]
-            cut = split_into_shards(each.source, found)
-            scan = partial(
-                _scan_chunk,
-                each.source,
-                found,
-                index,
-                LANGUAGE_SAMPLE / max(1, each.store.meta["train"]["documents"]),
-            )
-            for done, (languages, overlaps) in enumerate(parallel_map(scan, cut, address), start=1):
-                view.stage("check", done, len(cut), f"reading {each.source.name}")
-                each.languages += languages
-                each.overlaps += overlaps
-            each.overlaps.sort(key=lambda o: (o.place, o.hit))
-    _measure_base_loss(experiment, files, checked, view)
-    return CorporaCheck(checked, items, short)
+        suite_items = _suite_items(experiment, stores)
+        index, items, short = write_overlap_index(Path(work) / "index", suite_items)
+        for check in checks:
+            source_files = files[check.source.name]
+            _scan_source(check, source_files, index, progress=progress, address=address)
+    progress.finish("check")
+    _measure_base_loss(experiment, files, checks, progress)
+    return CorporaCheck(checks, items, short)
 
 
-def _scan_chunk(
-    source: Source, found: ResolvedSource, index: OverlapIndex, sampled: float, part: SourceShard
+def write_overlaps(path: Path, overlaps: list[DocumentOverlap]) -> None:
+    """Write one JSON line per document and item; a source's `exclude` takes this file."""
+    lines: list[str] = []
+    for overlap in overlaps:
+        document = {"id": overlap.id, "source": overlap.source, "place": overlap.place}
+        lines.append(json.dumps(document | overlap.hit._asdict(), ensure_ascii=False) + "\n")
+    path.write_text("".join(lines), encoding="utf-8")
+
+
+def _scan_source(
+    check: SourceCheck,
+    files: ResolvedSource,
+    index: OverlapIndex,
+    *,
+    progress: Progress,
+    address: str | None,
+) -> None:
+    """Add the languages and the overlaps of a source's training documents to its check."""
+    source = check.source
+    shards = split_into_shards(source, files)
+    sample_share = LANGUAGE_SAMPLE / max(1, check.store.meta["train"]["documents"])
+    scan = partial(_scan_shard, source, files, index, sample_share)
+    for done, (languages, overlaps) in enumerate(parallel_map(scan, shards, address), start=1):
+        detail = f"reading {source.name}"
+        progress.update("check", done=done, total=len(shards), detail=detail)
+        check.languages += languages
+        check.overlaps += overlaps
+    # Shards complete in any order.
+    check.overlaps.sort(key=lambda overlap: (overlap.place, overlap.hit))
+
+
+def _scan_shard(
+    source: Source,
+    files: ResolvedSource,
+    index: OverlapIndex,
+    sample_share: float,
+    shard: SourceShard,
 ) -> tuple[Counter[str], list[DocumentOverlap]]:
-    """Languages of a sample, and overlaps, of a part's training documents."""
+    """Return the languages of a sample, and the overlaps, of a shard's training documents."""
     languages: Counter[str] = Counter()
     overlaps: list[DocumentOverlap] = []
-    for document in read_documents(source, found, part, RecordCounts()):
-        if split_of(source, part, document):
+    for document in read_documents(source, files, shard, RecordCounts()):
+        if split_of(source, shard, document):
             continue
-        id_ = document.key.hex()[:16]
-        if int.from_bytes(document.key[8:16], "big") < sampled * 2**64:
+        # The first 8 bytes of the hash decide which documents are held out. Other bytes draw the
+        # sample, or it would be drawn from a part of the range of hashes only.
+        if int.from_bytes(document.sha256[8:16], "big") < sample_share * 2**64:
             languages[detect_language(document.text)] += 1
-        overlaps += [
-            DocumentOverlap(source.name, id_, str(document.place), hit)
-            for hit in index.find(document.text)
-        ]
+        document_id, place = document.id, str(document.location)
+        hits = index.find(document.text)
+        overlaps += [DocumentOverlap(source.name, document_id, place, hit) for hit in hits]
     return languages, overlaps
 
 
 def _suite_items(experiment: Experiment, stores: dict[str, TokenStore]) -> Iterator[SuiteItem]:
-    """What the suites measure with: held-out documents, made items and items of lm-eval tasks."""
-    made = generate_tasks(experiment.suites, stores)
+    """Yield held-out documents, generated items and items of lm-eval tasks of both suites."""
+    generated = generate_tasks(experiment.suites, stores)
     for _, member in experiment.suites.members:
         if member.held_out:
             for text in stores[member.held_out].sample_held_out(member.items):
-                yield SuiteItem(member.name, hashlib.sha256(text.encode()).hexdigest()[:16], text)
-        elif member.source and made:
-            for number, line in enumerate(
-                (made / f"{member.name}.jsonl").read_text("utf-8").splitlines()
-            ):
-                item = json.loads(line)
-                yield SuiteItem(
-                    member.name, str(number), item["context"] + item["choices"][item["gold"]]
-                )
+                document_id = hashlib.sha256(text.encode()).hexdigest()[:16]
+                yield SuiteItem(member.name, document_id, text)
+        elif member.source and generated:
+            yield from _generated_items(generated / f"{member.name}.jsonl", member)
         else:
             from sweepcp.scoring.lm_eval_tasks import task_item_texts
 
-            yield from (SuiteItem(member.name, id_, text) for id_, text in task_item_texts(member))
+            for item_id, text in task_item_texts(member):
+                yield SuiteItem(member.name, item_id, text)
+
+
+def _generated_items(path: Path, member: MemberSpec) -> Iterator[SuiteItem]:
+    """Yield the items of a `cloze` or `swap` member: the context with the right answer."""
+    for number, line in enumerate(path.read_text("utf-8").splitlines()):
+        item = json.loads(line)
+        answer = item["choices"][item["gold"]]
+        yield SuiteItem(member.name, str(number), item["context"] + answer)
 
 
 def _measure_base_loss(
     experiment: Experiment,
     files: dict[str, ResolvedSource],
-    checked: list[SourceCheck],
-    view: Progress,
+    checks: list[SourceCheck],
+    progress: Progress,
 ) -> None:
-    """Bits per byte of each source's held-out text under the base, where the base is at hand."""
-    spec = experiment.base
-    model = str(spec.path or spec.hub)
-    if spec.pretrain is not None:
-        folder = pretrained_path(
-            spec, {s.name: source_fingerprint(s, files[s.name]) for s in experiment.sources}
-        )
-        if not (folder / "config.json").exists():
-            view.note(
-                "the base is not pretrained yet, so its loss is not shown; `sweepcp search` pretrains it"
-            )
-            return
-        model = str(folder)
+    """Add the bits per byte of each source's held-out text under the base to its check."""
+    model = _available_base(experiment, files)
+    if model is None:
+        logger.info("no loss of the base: `sweepcp search` has not pretrained it yet")
+        return
     import torch
 
     from sweepcp.models.loading import load_model, load_tokenizer
     from sweepcp.scoring.held_out import HeldOutText
     from sweepcp.training.process_group import ProcessGroup
 
-    tokenizer = load_tokenizer(spec)
+    base, training = experiment.base, experiment.training
+    tokenizer = load_tokenizer(base)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    loaded = load_model(model, revision=spec.revision, device=device)
-    for number, each in enumerate(checked, start=1):
-        view.stage("base", number, len(checked), f"reading held-out text of {each.source.name}")
-        if each.store.meta["held_out"]["documents"]:
-            member = MemberSpec(held_out=each.source.name, items=LOSS_DOCUMENTS, chars=LOSS_CHARS)
-            texts = HeldOutText(
-                each.store, member, tokenizer, seq_len=experiment.training.seq_len
-            )
-            bits = texts.bits(
-                loaded,
-                ProcessGroup(device=loaded.device),
-                rows=16,
-                precision=experiment.training.precision,
-            )
-            each.base_bits = float(bits.sum() / texts.bytes.sum())
+    loaded = load_model(model, revision=base.revision, device=device)
+    group = ProcessGroup(device=loaded.device)
+    for number, check in enumerate(checks, start=1):
+        name = check.source.name
+        detail = f"scoring held-out text of {name}"
+        progress.update("base", done=number, total=len(checks), detail=detail)
+        if not check.store.meta["held_out"]["documents"]:
+            continue
+        member = MemberSpec(held_out=name, items=LOSS_DOCUMENTS, chars=LOSS_CHARS)
+        text = HeldOutText(check.store, member, tokenizer, seq_len=training.seq_len)
+        bits = text.bits(loaded, group, rows=LOSS_ROWS, precision=training.precision)
+        check.base_bits = float(bits.sum() / text.bytes.sum())
+    progress.finish("base")
 
 
-def write_overlaps(path: Path, overlaps: list[DocumentOverlap]) -> None:
-    """A line a document and item; `exclude:` of a source reads the file."""
-    rows = ({"id": o.id, "source": o.source, "place": o.place, **o.hit._asdict()} for o in overlaps)
-    path.write_text(
-        "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8"
-    )
+def _available_base(experiment: Experiment, files: dict[str, ResolvedSource]) -> str | None:
+    """Return the folder or hub id of the base, or None if it has yet to be pretrained."""
+    base = experiment.base
+    if base.pretrain is None:
+        return str(base.path or base.hub)
+    fingerprints = {
+        source.name: source_fingerprint(source, files[source.name]) for source in experiment.sources
+    }
+    folder = pretrained_path(base, fingerprints)
+    return str(folder) if (folder / "config.json").exists() else None

@@ -94,14 +94,14 @@ def score_documents(documents: Sequence[Document], weights_file: Path) -> np.nda
     scores = features @ weights[:-1] + weights[-1]
     # A document of the corpus may also be a training document. Both assign folds by the same hash,
     # so its score comes from the classifier that has not seen it, as on the held-out folds.
-    folds = _folds_of([document.key for document in documents])
+    folds = _folds_of([document.sha256 for document in documents])
     return np.asarray(scores[np.arange(len(documents)), folds], dtype=np.float32)
 
 
 def _draw_from_shard(source: Source, files: ResolvedSource, shard: SourceShard) -> list[Example]:
     """Return the documents of a shard with the smallest hashes."""
     documents = read_documents(source, files, shard, RecordCounts())
-    examples = (Example(d.key, d.text[:CHARS], source.name) for d in documents)
+    examples = (Example(d.sha256, d.text[:CHARS], source.name) for d in documents)
     return heapq.nsmallest(MAX_EXAMPLES, examples)
 
 

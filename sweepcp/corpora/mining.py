@@ -303,10 +303,10 @@ def _select_from_shard(
     lines: list[bytes] = []
     strata: list[list[LabelCandidate]] = [[] for _ in range(STRATA)]
     for document, score in zip(documents, scores, strict=True):
-        document_id, place = document.key.hex()[:16], str(document.place)
+        document_id, place = document.id, str(document.location)
         stratum = stratum_of(score, edges)
         candidate = LabelCandidate(
-            document.key, document_id, place, score, document.text[:SAMPLE_CHARS]
+            document.sha256, document_id, place, score, document.text[:SAMPLE_CHARS]
         )
         strata[stratum] = add_candidate(strata[stratum], candidate)
         if stratum == 0:

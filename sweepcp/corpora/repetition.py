@@ -1,4 +1,4 @@
-"""How often a run reads each of its sources: at the proxy's budget, and at that of the run it stands for."""
+"""How often each source is repeated, at the budget of a trial and at that of the full run."""
 
 from dataclasses import dataclass
 
@@ -6,148 +6,190 @@ from sweepcp.config.experiment import Experiment
 from sweepcp.config.recipe import Recipe
 from sweepcp.config.source import Source
 from sweepcp.config.space import Choices, Point, Space
-from sweepcp.errors import InvalidInput
+from sweepcp.errors import InvalidInput, located
+
+SHARE_AXES = ("general_share", "non_english_share")
+"""Axes of a space that change the shares of sources."""
 
 
 @dataclass(frozen=True)
 class EpochCount:
-    """How often a source is read. `most` is at the point of the space that gives it the largest share."""
+    """How often a source is repeated.
+
+    `first` is the recipe of the first trial, `most` the recipe of the space that gives the source
+    its largest share.
+    """
 
     source: Source
     tokens: float
-    """Training tokens of the source here."""
+    """Training tokens of the source."""
     first_share: float
     first_epochs: float
-    """In the first trial."""
     most_epochs: float
     target_first_epochs: float | None
-    """In a run of the target's budget with the first trial's shares; None where no target is named."""
+    """In a run with the target's budget; None if the experiment has no target."""
     target_most_epochs: float | None
-    part: float
-    """Share of the source that trials may see, so that they repeat it as the target's run would."""
+    matched_fraction: float
+    """Fraction of the source that trials may read, see the function of that name."""
 
 
 def count_epochs(experiment: Experiment, tokens: dict[str, float]) -> list[EpochCount]:
-    """Epochs of every source, from the training tokens of each.
+    """Count the epochs of every source.
 
-    Raises `BadInput` where repetition is to be matched and a source is too small for that.
+    Args:
+        experiment: The experiment whose space, budget and target are taken.
+        tokens: Training tokens of each source, by source name.
+
+    Raises:
+        InvalidInput: Repetition is to be matched and a source is too small for that.
     """
-    corners = [experiment.recipe_at(point, tokens) for point in corner_points(experiment.space)]
     first = first_recipe(experiment, tokens)
+    # A source's share is monotonic along each share axis, so its largest value is at a corner.
+    corners = [experiment.recipe_at(point, tokens) for point in corner_points(experiment.space)]
     target = experiment.target
-    found = []
+    counts: list[EpochCount] = []
     for source in experiment.sources:
         name, size = source.name, tokens[source.name]
-        part = matched_fraction(experiment, name, size)
-        most = max(_share(recipe, name) for recipe in corners)
-        whole = target.source_tokens.get(name, size) if target else size
-        found.append(
+        fraction = matched_fraction(experiment, name, size)
+        first_share = _share(first, name)
+        most_share = max(_share(recipe, name) for recipe in corners)
+        target_first = target_most = None
+        if target is not None:
+            target_size = target.source_tokens.get(name, size)
+            target_first = first_share * target.tokens / target_size
+            target_most = most_share * target.tokens / target_size
+        counts.append(
             EpochCount(
                 source=source,
                 tokens=size,
-                first_share=_share(first, name),
-                first_epochs=_share(first, name) * first.tokens / (size * part),
-                most_epochs=most * first.tokens / (size * part),
-                target_first_epochs=_share(first, name) * target.tokens / whole if target else None,
-                target_most_epochs=most * target.tokens / whole if target else None,
-                part=part,
+                first_share=first_share,
+                first_epochs=first_share * first.tokens / (size * fraction),
+                most_epochs=most_share * first.tokens / (size * fraction),
+                target_first_epochs=target_first,
+                target_most_epochs=target_most,
+                matched_fraction=fraction,
             )
         )
-    return found
+    return counts
 
 
-def matched_fraction(experiment: Experiment, name: str, tokens: float) -> float:
-    """The share of a source that makes a trial read it as often as the target's run would; 1 unless that is asked for.
+def matched_fraction(experiment: Experiment, source: str, tokens: float) -> float:
+    """Return the fraction of a source that makes a trial repeat it as often as the target's run.
 
-    A run of T tokens that reads N tokens of a source repeats as one of t tokens does that reads N · t / T.
+    A run of T tokens on N tokens of a source has as many epochs of it as a run of t tokens on
+    N · t / T tokens. The fraction is 1 unless the target asks to match repetition.
+
+    Args:
+        experiment: The experiment whose budget and target are taken.
+        source: Name of the source.
+        tokens: Training tokens of the source.
+
+    Raises:
+        InvalidInput: The source is too small, or what trials may read is less than a sequence.
     """
     target = experiment.target
     if target is None or not target.match_repetition:
         return 1.0
-    needed = target.source_tokens.get(name, tokens) * experiment.budget.tokens / target.tokens
-    key = f"sources.{name}"
-    if needed > tokens:
-        rule = f"matching the target's repetition takes {needed:,.0f} training tokens"
-        fix = "give the source more text, lower budget.tokens, or leave match_repetition out"
-        raise InvalidInput(
-            file=experiment.name, key=key, found=f"{tokens:,.0f} tokens", rule=rule, fix=fix
-        )
-    if needed <= experiment.training.seq_len:
-        rule = f"matching the target's repetition leaves {needed:,.0f} tokens, less than a sequence"
-        raise InvalidInput(
-            file=experiment.name,
-            key=key,
-            found=f"{tokens:,.0f} tokens",
-            rule=rule,
-            fix="raise budget.tokens",
-        )
+    needed = target.source_tokens.get(source, tokens) * experiment.budget.tokens / target.tokens
+    with located(experiment.name, f"sources.{source}"):
+        if needed > tokens:
+            raise InvalidInput(
+                found=f"{tokens:,.0f} tokens",
+                rule=f"at least {needed:,.0f} training tokens, to match the target's repetition",
+                fix="add text to the source, lower budget.tokens, or remove match_repetition",
+            )
+        if needed <= experiment.training.seq_len:
+            raise InvalidInput(
+                found=f"{tokens:,.0f} tokens",
+                rule=f"more than one sequence after matching the target's repetition, which leaves "
+                f"{needed:,.0f} tokens",
+                fix="raise budget.tokens",
+            )
     return needed / tokens
 
 
 def check_epochs(experiment: Experiment, tokens: dict[str, float]) -> None:
-    """Raise `BadInput` for a source that a trial, or the target's run, may read more often than it allows."""
-    for reading in count_epochs(experiment, tokens):
-        source = reading.source
-        most = max(reading.most_epochs, reading.target_most_epochs or 0)
+    """Raise `InvalidInput` if a trial or the target's run may exceed a source's epoch limit.
+
+    Args:
+        experiment: The experiment whose sources are checked.
+        tokens: Training tokens of each source, by source name.
+    """
+    for count in count_epochs(experiment, tokens):
+        source = count.source
+        most = max(count.most_epochs, count.target_most_epochs or 0)
         if source.beyond_max_epochs == "refuse" and most > source.max_epochs:
-            key = f"sources.{source.name}.max_epochs"
-            rule = f"no run reads the source more than {source.max_epochs:g} times"
-            fix = "give it more text, narrow the space, or set `beyond_max_epochs: warn`"
             raise InvalidInput(
-                file=experiment.name, key=key, found=f"up to {most:.2f} epochs", rule=rule, fix=fix
+                file=experiment.name,
+                key=f"sources.{source.name}.max_epochs",
+                found=f"up to {most:.2f} epochs",
+                rule=f"at most {source.max_epochs:g} epochs of the source in any run",
+                fix="add text to the source, narrow the space, or set `beyond_max_epochs: warn`",
             )
 
 
-def epoch_warnings(found: list[EpochCount]) -> list[str]:
-    """What to say of sources that are read too often, or in a trial otherwise than in the target's run."""
-    lines: list[str] = []
-    often: list[str] = []
-    unlike: list[str] = []
-    for reading in found:
-        name, cap, target = (
-            reading.source.name,
-            reading.source.max_epochs,
-            reading.target_most_epochs or 0,
+def epoch_warnings(counts: list[EpochCount]) -> list[str]:
+    """Return warnings about sources that are repeated too often, or only in the target's run."""
+    warnings: list[str] = []
+    beyond_in_target: list[str] = []
+    repeated_in_target_only: list[str] = []
+    for count in counts:
+        name, limit = count.source.name, count.source.max_epochs
+        target_epochs = count.target_most_epochs or 0
+        if count.most_epochs > limit:
+            warnings.append(_trial_warning(count))
+        if target_epochs > limit:
+            beyond_in_target.append(f"{name} {target_epochs:.1f} times")
+        unmatched = count.matched_fraction == 1
+        if unmatched and target_epochs > max(1, 2 * count.most_epochs):
+            repeated_in_target_only.append(name)
+    if beyond_in_target:
+        names = ", ".join(beyond_in_target)
+        warnings.append(f"the target's run may read {names}: more than max_epochs")
+    if repeated_in_target_only:
+        names = ", ".join(repeated_in_target_only)
+        warnings.append(
+            f"the target's run repeats {names} and trials do not, so trials cannot show the effect "
+            "of repetition: set target.match_repetition"
         )
-        does = (
-            "is refused"
-            if reading.source.beyond_max_epochs == "refuse"
-            else "will not hold where it is read less"
-        )
-        if reading.most_epochs > cap:
-            lines.append(
-                f"a trial may read {name} {reading.most_epochs:.1f} times, more than max_epochs {cap:g}: "
-                f"what it then learns {does}"
-            )
-        if target > cap:
-            often.append(f"{name} {target:.1f} times")
-        if reading.part == 1 and target > max(1, 2 * reading.most_epochs):
-            unlike.append(name)
-    if often:
-        lines.append(f"the target's run may read {', '.join(often)}: more than max_epochs")
-    if unlike:
-        lines.append(
-            f"the target's run repeats {', '.join(unlike)}, and trials do not, so they will not show what that does: "
-            "set target.match_repetition"
-        )
-    return lines
+    return warnings
 
 
 def first_recipe(experiment: Experiment, tokens: dict[str, float]) -> Recipe:
-    """The recipe of trial one, or of a corner of the space where there is no anchor."""
+    """Return the recipe of the first anchor, or of a corner of the space if there is none."""
     anchors = experiment.space.anchors
-    return experiment.recipe_at(anchors[0] if anchors else corner_points(experiment.space)[0], tokens)
+    point = anchors[0] if anchors else corner_points(experiment.space)[0]
+    return experiment.recipe_at(point, tokens)
 
 
 def corner_points(space: Space) -> list[Point]:
-    """The points at the ends of the axes that shift shares; other axes stay at their first value."""
+    """Return all combinations of the end points of the share axes.
+
+    Axes that do not change the shares of sources have their first value.
+    """
     points: list[Point] = [{}]
     for name, axis in space.axes.items():
         ends = list(axis.choices) if isinstance(axis, Choices) else [axis.low, axis.high]
-        moved = ends if name in ("general_share", "non_english_share") else ends[:1]
-        points = [point | {name: value} for point in points for value in moved]
+        values = ends if name in SHARE_AXES else ends[:1]
+        points = [point | {name: value} for point in points for value in values]
     return points
 
 
+def _trial_warning(count: EpochCount) -> str:
+    source = count.source
+    if source.beyond_max_epochs == "refuse":
+        consequence = "the search is refused"
+    else:
+        consequence = "its result will not hold where the source is repeated less"
+    return (
+        f"a trial may read {source.name} {count.most_epochs:.1f} times, more than max_epochs "
+        f"{source.max_epochs:g}: {consequence}"
+    )
+
+
 def _share(recipe: Recipe, source: str) -> float:
-    return next((p.share for p in recipe.mixture.portions if p.source == source), 0.0)
+    """Return the share of a source in a recipe, 0 if it is not in the mixture."""
+    for portion in recipe.mixture.portions:
+        if portion.source == source:
+            return portion.share
+    return 0.0

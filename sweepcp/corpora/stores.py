@@ -1,5 +1,6 @@
-"""TODO corpora.stores."""
+"""The token stores of an experiment: built where they are missing, and large enough."""
 
+import logging
 from collections import Counter
 from functools import cache, partial
 
@@ -10,103 +11,125 @@ from sweepcp.data.build import build_store
 from sweepcp.data.encoding import Encoder, byte_encoder
 from sweepcp.data.source_files import ResolvedSource
 from sweepcp.data.token_store import TokenStore
-from sweepcp.errors import InvalidInput
+from sweepcp.errors import InvalidInput, located
 from sweepcp.models.base import model_config, tokenizer_id
 from sweepcp.util.progress import Progress
+
+logger = logging.getLogger(__name__)
 
 
 def build_stores(
     experiment: Experiment,
     files: dict[str, ResolvedSource],
-    view: "Progress",
+    *,
+    progress: Progress,
     address: str | None = None,
 ) -> dict[str, TokenStore]:
-    """The token stores of all sources but planned ones, built where they are missing, with enough text in each."""
+    """Return the token store of each source that is not planned, building those that are missing.
+
+    What was excluded from a source is logged.
+
+    Args:
+        experiment: The experiment whose sources are read.
+        files: The resolved files of each source, by source name.
+        progress: Receives the shards of each source as the task `sources`.
+        address: Ray cluster to build on; by default the cores of this machine.
+
+    Raises:
+        InvalidInput: A source has unusable records, or too few tokens to train on, or too few
+            held-out documents to score.
+    """
     stores: dict[str, TokenStore] = {}
-    encoder = cache(partial(_load_encoder, experiment.base))
+    # A tokenizer is loaded only if a store is missing, and once for all of them.
+    make_encoder = cache(partial(_load_encoder, experiment.base))
     for source in experiment.sources:
-        if source.planned_tokens is None:
-            name, found = source.name, files[source.name]
-            show = partial(view.stage, "texts", text=f"reading {name}")
-            stores[name] = build_store(
-                source, found, tokenizer_id(experiment.base), encoder, address, show
-            )
-            _check_store_size(experiment, stores[name])
-            for line in exclusion_messages(stores[name], found):
-                view.note(line)
+        if source.planned_tokens is not None:
+            continue
+        store = build_store(
+            source,
+            files[source.name],
+            tokenizer_id=tokenizer_id(experiment.base),
+            make_encoder=make_encoder,
+            progress=progress,
+            address=address,
+        )
+        with located(experiment.name, f"sources.{source.name}"):
+            _check_store_size(store, experiment)
+        _log_exclusions(store, files[source.name])
+        stores[source.name] = store
+    progress.finish("sources")
     return stores
 
 
-def exclusion_messages(store: TokenStore, found: ResolvedSource) -> list[str]:
-    """What was read of a source and did not become part of its store."""
-    meta, name = store.meta, store.source
-    lines = []
-    if found.passed_over:
-        endings = ", ".join(sorted({path.suffix or path.name for path in found.passed_over}))
-        lines.append(
-            f"{name}: {len(found.passed_over)} files passed over, of no kind that can be read ({endings})"
-        )
-    left_out: Counter[str] = Counter()
-    for reason, count in meta["left_out"].items():
-        left_out["language" if reason.startswith("language ") else reason] += count
-    if meta["near_duplicates"]:
-        left_out["near-duplicate"] = meta["near_duplicates"]
-    if left_out:
-        reasons = ", ".join(f"{count:,} {reason}" for reason, count in left_out.most_common())
-        lines.append(f"{name}: of {meta['records']:,} records, left out: {reasons}")
-    if meta["bad"]:
-        lines.append(
-            f"{name}: {meta['bad']:,} unusable records skipped, the first: {'; '.join(meta['examples'])}"
-        )
-    unused = [key for key, count in meta["used_keys"].items() if not count]
-    if unused:
-        lines.append(f"{name}: no record has {', '.join(unused)} of the template")
-    return lines
-
-
-def _check_store_size(experiment: Experiment, store: TokenStore) -> None:
-    """Enough text to train on, and to hold out."""
-    where, key = experiment.name, f"sources.{store.source}"
-    longest = experiment.training.seq_len
-    if experiment.base.pretrain and store.source in experiment.base.pretrain.mixture:
-        longest = max(longest, experiment.base.pretrain.training.seq_len)
-    if store.tokens <= longest:
-        rule = f"more training tokens than one sequence has ({longest})"
+def _check_store_size(store: TokenStore, experiment: Experiment) -> None:
+    """Raise `InvalidInput` if a store has too little text to train on, or to hold out."""
+    seq_len = experiment.training.seq_len
+    pretrain = experiment.base.pretrain
+    if pretrain and store.source in pretrain.mixture:
+        seq_len = max(seq_len, pretrain.training.seq_len)
+    if store.tokens <= seq_len:
         raise InvalidInput(
-            file=where,
-            key=key,
             found=f"{store.tokens} tokens",
-            rule=rule,
-            fix="give it more text, or shorten training.seq_len",
+            rule=f"more training tokens than the {seq_len} of one sequence",
+            fix="add text to the source, or shorten training.seq_len",
         )
     held_out = store.meta["held_out"]["documents"]
-    if held_out < MIN_HELD_OUT and any(
-        m.held_out == store.source for _, m in experiment.suites.members
-    ):
-        rule = f"at least {MIN_HELD_OUT} held-out documents, which are halved for choice and report"
-        fix = "give it more documents, or raise its `held_out`"
+    is_scored = any(member.held_out == store.source for _, member in experiment.suites.members)
+    if is_scored and held_out < MIN_HELD_OUT:
         raise InvalidInput(
-            file=where, key=key, found=f"{held_out} held-out documents", rule=rule, fix=fix
+            found=f"{held_out} held-out documents",
+            rule=f"at least {MIN_HELD_OUT} held-out documents, half for choice and half for report",
+            fix="add documents to the source, or raise its `held_out`",
         )
+
+
+def _log_exclusions(store: TokenStore, files: ResolvedSource) -> None:
+    """Log the files, records and template keys of a source that did not enter its store."""
+    meta, name = store.meta, store.source
+    if files.skipped:
+        suffixes = sorted({path.suffix or path.name for path in files.skipped})
+        logger.warning(
+            "%s: skipped %d files of formats that are not read (%s)",
+            name,
+            len(files.skipped),
+            ", ".join(suffixes),
+        )
+    excluded: Counter[str] = Counter()
+    for reason, count in meta["left_out"].items():
+        excluded["language" if reason.startswith("language ") else reason] += count
+    if meta["near_duplicates"]:
+        excluded["near-duplicate"] = meta["near_duplicates"]
+    if excluded:
+        reasons = ", ".join(f"{count:,} {reason}" for reason, count in excluded.most_common())
+        logger.info("%s: of %s records, left out: %s", name, f"{meta['records']:,}", reasons)
+    if meta["bad"]:
+        examples = "; ".join(meta["examples"])
+        logger.warning("%s: skipped %s unusable records: %s", name, f"{meta['bad']:,}", examples)
+    unused = [key for key, count in meta["used_keys"].items() if not count]
+    if unused:
+        logger.warning("%s: no record has the template's %s", name, ", ".join(unused))
 
 
 def _load_encoder(base: BaseSpec) -> Encoder:
-    """The base's tokenizer; `BadInput` when it has more tokens than the base has embeddings for."""
-    if base.tokenizer == "bytes":  # without torch, which takes seconds to import
+    """Load the tokenizer of a base.
+
+    Raises:
+        InvalidInput: It has more tokens than the base has embeddings.
+    """
+    if base.tokenizer == "bytes":
         encoder = byte_encoder()
     else:
+        # Imports torch, which takes seconds.
         from sweepcp.models.loading import load_encoder
 
         encoder = load_encoder(base)
-    rows = (model_config(base) or {}).get("vocab_size", encoder.size)
-    if encoder.size > rows:
-        rule = f"at most the {rows:,} tokens that the model has embeddings for"
-        fix = "use the model's own tokenizer, or give the model more embeddings (vocab_size)"
+    embeddings = (model_config(base) or {}).get("vocab_size", encoder.vocab_size)
+    if encoder.vocab_size > embeddings:
         raise InvalidInput(
             file=base.tokenizer,
             key="the tokenizer",
-            found=f"{encoder.size:,} tokens",
-            rule=rule,
-            fix=fix,
+            found=f"{encoder.vocab_size:,} tokens",
+            rule=f"at most the {embeddings:,} tokens that the model has embeddings for",
+            fix="use the model's own tokenizer, or give the model more embeddings (vocab_size)",
         )
     return encoder

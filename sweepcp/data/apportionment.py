@@ -2,9 +2,9 @@
 
 Let source i have the share wᵢ / W. Its j-th sequence is due in the window from slot
 ⌊(j − 1) W / wᵢ⌋ + 1 to slot ⌈j W / wᵢ⌉, where slots count from 1 and hold one sequence each. An
-assignment that keeps to all windows deviates, after every slot, by less than one sequence from every
-share. Serving the open window that closes first keeps to all of them (Steiner and Yeomans 1993,
-Level schedules for mixed-model just-in-time processes, Management Science 39).
+assignment that keeps to all windows deviates, after every slot, by less than one sequence from
+every share. Serving the open window that closes first keeps to all of them (Steiner and Yeomans
+1993, Level schedules for mixed-model just-in-time processes, Management Science 39).
 """
 
 from fractions import Fraction
@@ -82,7 +82,7 @@ def counts_at(weights: list[int], slots: int) -> list[int]:
     counts = list(closed)
     served_before = 0
     # Less urgent windows never delay more urgent ones, so the number served among the n most urgent
-    # can be computed for each n on its own. Where it grows from n - 1 to n, window n has been served.
+    # can be computed for each n alone. Where it grows from n - 1 to n, window n has been served.
     for rank, index in enumerate(urgent, start=1):
         served = _served_count(urgent[:rank], weights=weights, closed=closed, slots=slots)
         counts[index] += served - served_before
@@ -100,8 +100,8 @@ def _served_count(urgent: list[int], *, weights: list[int], closed: list[int], s
         min over 0 ≤ u ≤ t of A(u) + t − u,
 
     where A(u) counts the windows of the queue that open by slot u (Reich 1958, On the
-    integrodifferential equation of Takács, Annals of Mathematical Statistics 29). The closed windows
-    have all been served, and are subtracted.
+    integrodifferential equation of Takács, Annals of Mathematical Statistics 29). The closed
+    windows have all been served, and are subtracted.
 
     Args:
         urgent: Indices of weights whose open windows are in the queue.

@@ -1,4 +1,4 @@
-"""From records to documents: what a text is, what is left out and counted, what is refused."""
+"""From records to documents: their text, what is left out and counted, and what is refused."""
 
 import functools
 import hashlib
@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 from sweepcp.config.source import Source
 from sweepcp.config.template import template_keys
@@ -19,34 +19,48 @@ from sweepcp.data.source_files import ResolvedSource
 from sweepcp.errors import InvalidInput
 
 MAX_EXAMPLES = 5
+"""Bad records whose locations and problems are kept."""
 
 
 class Document(NamedTuple):
-    """A text that counts, and where it stands."""
+    """The text of a record that passed the filters, and where the record is."""
 
     text: str
-    place: RecordLocation
+    location: RecordLocation
 
     @property
-    def key(self) -> bytes:
-        """SHA-256 of the text, which decides its side; its first 16 hex digits are the document's id."""
+    def sha256(self) -> bytes:
+        """SHA-256 of the text, which decides its split."""
         return hashlib.sha256(self.text.encode()).digest()
+
+    @property
+    def id(self) -> str:
+        """The first 16 hex digits of the SHA-256."""
+        return self.sha256.hex()[:16]
 
 
 @dataclass
 class RecordCounts:
-    """What became of the records of a source or a part of it."""
+    """What became of the records of a source or of a shard of it."""
 
     records: int = 0
     left_out: Counter[str] = field(default_factory=Counter)
-    """Reason → documents that filters left out."""
+    """Reason → documents left out by the filters."""
     bad: int = 0
+    """Records that cannot be used."""
     examples: list[str] = field(default_factory=list)
-    """The first bad records, with their places."""
+    """The first bad records, with their locations."""
     used_keys: Counter[str] = field(default_factory=Counter)
-    """Template key → records that have it."""
+    """Key of the template → records that have it."""
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> Self:
+        """Return the counts whose `vars` were written as JSON."""
+        counters = {name: Counter(value[name]) for name in ("left_out", "used_keys")}
+        return cls(**value | counters)
 
     def add(self, other: "RecordCounts") -> None:
+        """Add the counts of another shard, whose records follow."""
         self.records += other.records
         self.bad += other.bad
         self.left_out.update(other.left_out)
@@ -55,98 +69,141 @@ class RecordCounts:
 
 
 def read_documents(
-    source: Source, found: ResolvedSource, part: SourceShard, tally: RecordCounts
+    source: Source, files: ResolvedSource, shard: SourceShard, counts: RecordCounts
 ) -> Iterator[Document]:
-    """The documents of a part, in order. What is left out, and why, is counted in `tally`.
+    """Yield the documents of a shard in order.
 
-    Raises `BadInput` with file and line for the first unusable record, unless the source allows some.
+    Args:
+        source: How records become documents, and which are left out.
+        files: The files of the source.
+        shard: What to read of it.
+        counts: Receives the number of records read, and what was left out and why.
+
+    Raises:
+        InvalidInput: A record cannot be used, and the source allows no bad records. The error names
+            the file and line (or row).
     """
-    excluded = _excluded_ids(found.exclude) if found.exclude else frozenset()
-    for place, content in read_records(source, part):
-        tally.records += 1
-        text = _record_text(source, content, tally)
+    excluded = frozenset() if files.exclude is None else _excluded_ids(files.exclude)
+    for location, content in read_records(source, shard):
+        counts.records += 1
+        text = _record_text(source, content, counts)
         if isinstance(text, RecordProblem):
             if not source.bad_records:
-                fix = f"{text.fix}; or set `bad_records: 0.001` to skip and count up to 0.1 % of the records"
-                raise InvalidInput(
-                    file=place, key=text.key, found=text.found, rule=text.rule, fix=fix
-                )
-            tally.bad += 1
-            if len(tally.examples) < MAX_EXAMPLES:
-                tally.examples.append(f"{place}: {text.key}: {text.found} ({text.rule})")
+                raise _bad_record(location, text)
+            counts.bad += 1
+            if len(counts.examples) < MAX_EXAMPLES:
+                counts.examples.append(f"{location}: {text.key}: {text.found} ({text.rule})")
             continue
-        document = Document(text, place)
-        reason = _exclusion_reason(source, text) or (
-            "excluded" if excluded and document.key.hex()[:16] in excluded else None
-        )
-        if reason:
-            tally.left_out[reason] += 1
-        else:
+        document = Document(text, location)
+        reason = _exclusion_reason(source, document, excluded)
+        if reason is None:
             yield document
+        else:
+            counts.left_out[reason] += 1
 
 
-def check_bad_records(source: Source, tally: RecordCounts) -> None:
-    """Raise `BadInput` when more of a source's records are unusable than it allows."""
-    if tally.bad > source.bad_records * tally.records:
-        key = f"sources.{source.name}.bad_records"
-        value = f"{tally.bad:,} of {tally.records:,} records cannot be used: {'; '.join(tally.examples)}"
+def check_bad_records(source: Source, counts: RecordCounts) -> None:
+    """Raise `InvalidInput` if more of a source's records cannot be used than it allows."""
+    if counts.bad > source.bad_records * counts.records:
+        examples = "; ".join(counts.examples)
         raise InvalidInput(
             file=source.name,
-            key=key,
-            found=value,
+            key=f"sources.{source.name}.bad_records",
+            found=f"{counts.bad:,} of {counts.records:,} records cannot be used: {examples}",
             rule=f"at most {source.bad_records:.3%}",
-            fix="mend the files, or raise it",
+            fix="correct the files, or raise bad_records",
         )
 
 
-def _record_text(source: Source, content: Any, tally: RecordCounts) -> str | RecordProblem:
-    """The text of a record, or why it has none."""
-    if isinstance(content, RecordProblem):
-        return content
-    text = content
-    if isinstance(content, dict) and source.template is not None:
-        text = render_record(source.template, content)
-        tally.used_keys.update(
-            {
-                key: int(bool(render_record(f"{{{key}}}", content)))
-                for key in template_keys(source.template)
-            }
+def _bad_record(location: RecordLocation, problem: RecordProblem) -> InvalidInput:
+    skip = "set `bad_records: 0.001` to skip and count up to 0.1 % of the records"
+    return InvalidInput(
+        file=location,
+        key=problem.key,
+        found=problem.found,
+        rule=problem.rule,
+        fix=f"{problem.fix}; or {skip}",
+    )
+
+
+def _record_text(source: Source, content: Any, counts: RecordCounts) -> str | RecordProblem:
+    """Return the text of a record, or why it has none."""
+    if isinstance(content, RecordProblem | str):
+        text = content
+    elif isinstance(content, dict) and source.template is not None:
+        text = _render_template(source.template, content, counts)
+    else:
+        text = _read_field(source.field, content)
+    return text if isinstance(text, RecordProblem) else _check_text(source, text)
+
+
+def _render_template(
+    template: str, content: dict[str, Any], counts: RecordCounts
+) -> str | RecordProblem:
+    text = render_record(template, content)
+    # Each key once, in the template's order, which is the order in store.json.
+    for key in dict.fromkeys(template_keys(template)):
+        counts.used_keys[key] += bool(render_record(f"{{{key}}}", content))
+    if not text:
+        return RecordProblem(
+            key="template",
+            found=", ".join(map(str, content)),
+            rule="a record has one of the template's keys",
+            fix="correct the template",
         )
-        if not text:
-            keys = ", ".join(map(str, content))
-            return RecordProblem(
-                "template", keys, "a record has one of the template's keys", "correct the template"
-            )
-    elif not isinstance(content, str):
-        text = content.get(source.field) if isinstance(content, dict) else None
-        if not isinstance(text, str):
-            keys = (
-                ", ".join(map(str, content))
-                if isinstance(content, dict)
-                else type(content).__name__
-            )
-            rule = f"the key `{source.field}` holds the text"
-            return RecordProblem(
-                source.field, keys, rule, "set `field:` or `template:` of the source"
-            )
+    return text
+
+
+def _read_field(name: str, content: Any) -> str | RecordProblem:
+    text = None
+    found = type(content).__name__
+    if isinstance(content, dict):
+        text = content.get(name)
+        found = ", ".join(map(str, content))
+    if isinstance(text, str):
+        return text
+    return RecordProblem(
+        key=name,
+        found=found,
+        rule=f"the key `{name}` holds the text",
+        fix="set `field:` or `template:` of the source",
+    )
+
+
+def _check_text(source: Source, text: str) -> str | RecordProblem:
     if "\0" in text:
         return RecordProblem(
-            "the text", "a NUL byte", "text has none; binary data has", "remove it"
+            key="the text",
+            found="a NUL byte",
+            rule="text without NUL bytes, which occur in binary data",
+            fix="remove it",
         )
+    # A text has at least as many bytes as characters, so a huge one need not be encoded.
+    if len(text) > source.max_document_bytes:
+        return too_long(f"{len(text):,} bytes", source)
     try:
-        size = len(text) if len(text) > source.max_document_bytes else len(text.encode())
+        size = len(text.encode())
     except UnicodeEncodeError:
         return RecordProblem(
-            "the text",
-            "half of a surrogate pair",
-            "text can be written as UTF-8",
-            "write the text anew",
+            key="the text",
+            found="half of a surrogate pair",
+            rule="text that can be encoded as UTF-8",
+            fix="write the record again, with its text as UTF-8",
         )
-    return too_long(f"{size:,} bytes", source) if size > source.max_document_bytes else text
+    if size > source.max_document_bytes:
+        return too_long(f"{size:,} bytes", source)
+    return text
 
 
-def _exclusion_reason(source: Source, text: str) -> str | None:
-    """Why the filters of the source leave a text out, if they do."""
+def _exclusion_reason(source: Source, document: Document, excluded: frozenset[str]) -> str | None:
+    """Return why a document is left out; None if it is not."""
+    reason = _filter_reason(source, document.text)
+    if reason is None and excluded and document.id in excluded:
+        return "excluded"
+    return reason
+
+
+def _filter_reason(source: Source, text: str) -> str | None:
     filters = source.filters
     if not text.strip():
         return "empty"
@@ -158,8 +215,10 @@ def _exclusion_reason(source: Source, text: str) -> str | None:
         return "keep"
     if filters.drop and re.search(filters.drop, text):
         return "drop"
-    if filters.languages and (language := detect_language(text)) not in filters.languages:
-        return f"language {language}"
+    if filters.languages:
+        language = detect_language(text)
+        if language not in filters.languages:
+            return f"language {language}"
     return None
 
 
@@ -170,12 +229,11 @@ def _excluded_ids(path: Path) -> frozenset[str]:
         try:
             ids.add(json.loads(line)["id"])
         except (ValueError, KeyError, TypeError):
-            rule = 'each line is JSON with an "id", as `sweepcp data check --write` writes it'
             raise InvalidInput(
                 file=f"{path}:{number}",
                 key="exclude",
                 found=line,
-                rule=rule,
-                fix="write the file anew",
+                rule='each line is JSON with an "id", as `sweepcp data check --write` writes it',
+                fix="write the list again with `sweepcp data check --write`",
             ) from None
     return frozenset(ids)

@@ -47,9 +47,7 @@ def byte_encoder() -> Encoder:
     """Return the encoder of the tokenizer `bytes`: 256 bytes, BOS (256) and EOS (257)."""
     tokenizer = byte_level_tokenizer()
     tokenizer.add_special_tokens(["<s>", "</s>"])
-    return Encoder(
-        tokenizer_json=tokenizer.to_str(), prefix=(256,), suffix=(257,), vocab_size=258
-    )
+    return Encoder(tokenizer_json=tokenizer.to_str(), prefix=(256,), suffix=(257,), vocab_size=258)
 
 
 @functools.lru_cache(maxsize=1)

@@ -1,21 +1,22 @@
-"""From files to records, shard by shard: JSONL, Parquet, text, and data sets on disk or on the hub."""
+"""Read the records of a source shard by shard: JSONL, Parquet, text and data sets of `datasets`."""
 
 import functools
 import io
 import json
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 from sweepcp.config.source import Source
 from sweepcp.config.template import template_keys
+from sweepcp.data.dataset_loading import load_hub, load_saved
 from sweepcp.data.python_text import module_documents
 from sweepcp.data.source_files import JSONL, ResolvedSource
 from sweepcp.errors import InvalidInput, located
 
 SHARD_BYTES = 16 << 20
-"""Approximate size of a shard: what one process reads, and what an interrupted build reads again."""
+"""Approximate size of a shard, which one process reads, and which an interrupted build repeats."""
 PYTHON_SHARD_BYTES = 2 << 20
 """Size of a shard of Python files, whose parsing makes them about forty times as slow to read."""
 OTHER_FIELDS = 8
@@ -33,7 +34,7 @@ class SourceShard:
     set and in shards of a hub data set.
     """
 
-    number: int
+    number: int = 0
     """Position among the shards of the source."""
     paths: tuple[Path, ...] = ()
     start: int = 0
@@ -48,7 +49,7 @@ class RecordLocation(NamedTuple):
 
     path: Path | str
     unit: str = ""
-    """line or row; empty if the record is the whole file."""
+    """`line` or `row`; empty if the record is a whole file."""
     number: int = 0
     """Number of the record within the shard, from 0."""
     start: int = 0
@@ -85,26 +86,16 @@ def split_into_shards(source: Source, files: ResolvedSource) -> list[SourceShard
     when it resumes, on any machine.
     """
     if source.hub is not None:
-        count = _load_hub(source).num_shards
+        count = load_hub(source).num_shards
         return [SourceShard(number=n, start=n, stop=n + 1) for n in range(count)]
     if source.saved is not None:
         return _row_shards(source, files.paths[0])
-    ranges = [*_file_ranges(source, files.held_out_paths)]
-    held_out_count = len(ranges)
-    ranges += _file_ranges(source, files.paths)
-    shards = []
-    for number, file_range in enumerate(ranges):
-        held_out = None if source.held_out_files is None else number < held_out_count
-        shards.append(
-            SourceShard(
-                number=number,
-                paths=file_range.paths,
-                start=file_range.start,
-                stop=file_range.stop,
-                held_out=held_out,
-            )
-        )
-    return shards
+    trained = None if source.held_out_files is None else False
+    shards = [
+        *_file_shards(source, files.held_out_paths, held_out=True),
+        *_file_shards(source, files.paths, held_out=trained),
+    ]
+    return [replace(shard, number=number) for number, shard in enumerate(shards)]
 
 
 def read_records(source: Source, shard: SourceShard) -> Iterator[LocatedRecord]:
@@ -133,16 +124,10 @@ def too_long(found: str, source: Source) -> RecordProblem:
     )
 
 
-class _FileRange(NamedTuple):
-    """Whole files, or a range of one file."""
-
-    paths: tuple[Path, ...]
-    start: int = 0
-    stop: int | None = None
-
-
-def _file_ranges(source: Source, paths: tuple[Path, ...]) -> Iterator[_FileRange]:
-    """Group small files, and cut large ones in formats that can be read from the middle."""
+def _file_shards(
+    source: Source, paths: tuple[Path, ...], *, held_out: bool | None
+) -> Iterator[SourceShard]:
+    """Yield groups of small files, and ranges of large ones in formats that can be cut."""
     limit = PYTHON_SHARD_BYTES if source.python is not None else SHARD_BYTES
     group: list[Path] = []
     group_size = 0
@@ -150,50 +135,48 @@ def _file_ranges(source: Source, paths: tuple[Path, ...]) -> Iterator[_FileRange
         size = path.stat().st_size
         ranges = _cut_file(source, path, size) if size > limit else []
         if len(ranges) > 1:
-            yield from ranges
+            for start, stop in ranges:
+                yield SourceShard(paths=(path,), start=start, stop=stop, held_out=held_out)
             continue
         if group and group_size + size > limit:
-            yield _FileRange(tuple(group))
+            yield SourceShard(paths=tuple(group), held_out=held_out)
             group, group_size = [], 0
         group.append(path)
         group_size += size
     if group:
-        yield _FileRange(tuple(group))
+        yield SourceShard(paths=tuple(group), held_out=held_out)
 
 
-def _cut_file(source: Source, path: Path, size: int) -> list[_FileRange]:
-    """Cut a file into ranges; none for a format that can only be read from the start."""
+def _cut_file(source: Source, path: Path, size: int) -> list[tuple[int, int]]:
+    """Cut a file into ranges; none for a format that can only be read from its start."""
     if path.suffix == ".parquet":
         with located(path):
             groups = _open_parquet(path).num_row_groups
-        step = max(1, groups * SHARD_BYTES // size)
-        return _cut_range(path, length=groups, step=step)
-    # Text is cut at arbitrary bytes, which takes no pass over the file: a reader takes the lines
-    # that start in its range, and reads the last of them beyond its end.
+        return _cut_range(groups, step=max(1, groups * SHARD_BYTES // size))
+    # Text is cut at arbitrary bytes, which needs no pass over the file: a reader takes the lines
+    # that start in its range, and reads the last of them beyond its end (see `_read_lines`).
     if path.suffix == ".jsonl" or (path.suffix == ".txt" and source.unit == "line"):
-        return _cut_range(path, length=size, step=SHARD_BYTES)
+        return _cut_range(size, step=SHARD_BYTES)
     return []
 
 
-def _cut_range(path: Path, *, length: int, step: int) -> list[_FileRange]:
-    starts = range(0, length, step)
-    return [_FileRange((path,), start, min(start + step, length)) for start in starts]
+def _cut_range(length: int, *, step: int) -> list[tuple[int, int]]:
+    return [(start, min(start + step, length)) for start in range(0, length, step)]
 
 
 def _row_shards(source: Source, folder: Path) -> list[SourceShard]:
-    rows = _load_saved(source, folder).num_rows
+    rows = load_saved(source, folder).num_rows
     size = sum(path.stat().st_size for path in folder.rglob("*.arrow"))
-    step = max(1, rows * SHARD_BYTES // max(1, size))
+    ranges = _cut_range(rows, step=max(1, rows * SHARD_BYTES // max(1, size)))
     shards = []
-    for number, start in enumerate(range(0, rows, step)):
-        stop = min(start + step, rows)
+    for number, (start, stop) in enumerate(ranges):
         shards.append(SourceShard(number=number, paths=(folder,), start=start, stop=stop))
     return shards
 
 
 def _read_hub(source: Source, shard: SourceShard) -> Iterator[LocatedRecord]:
     assert source.hub is not None
-    dataset = _load_hub(source)
+    dataset = load_hub(source)
     rows = dataset.shard(num_shards=dataset.num_shards, index=shard.start)
     name = f"{source.hub.id}@{source.hub.revision[:8]}, shard {shard.start}"
     for number, row in enumerate(rows):
@@ -202,7 +185,7 @@ def _read_hub(source: Source, shard: SourceShard) -> Iterator[LocatedRecord]:
 
 def _read_saved(source: Source, shard: SourceShard) -> Iterator[LocatedRecord]:
     folder = shard.paths[0]
-    rows = _load_saved(source, folder).select(range(shard.start, shard.stop or 0))
+    rows = load_saved(source, folder).select(range(shard.start, shard.stop or 0))
     for number, row in enumerate(rows):
         yield RecordLocation(folder, "row", number, shard.start), row
 
@@ -212,24 +195,32 @@ def _read_file(source: Source, shard: SourceShard, path: Path) -> Iterator[Locat
         for text in module_documents(source.python, path):
             yield RecordLocation(path), text
     elif path.name.endswith(JSONL):
-        for location, line in _read_lines(path, shard, source):
-            if isinstance(line, RecordProblem):
-                yield location, line
-            elif line.strip():
-                yield location, _parse_json(line)
+        yield from _read_jsonl(path, shard, source)
     elif path.suffix == ".parquet":
         yield from _read_parquet(path, shard, source)
     elif source.unit == "file":
         yield RecordLocation(path), _read_whole(path, source)
     elif source.unit == "line":
-        for location, line in _read_lines(path, shard, source):
-            text = _decode(line)
-            if isinstance(text, RecordProblem):
-                yield location, text
-            elif text.strip():
-                yield location, text.rstrip("\r\n")
+        yield from _read_text_lines(path, shard, source)
     else:
         yield from _read_paragraphs(path, shard, source)
+
+
+def _read_jsonl(path: Path, shard: SourceShard, source: Source) -> Iterator[LocatedRecord]:
+    for location, line in _read_lines(path, shard, source):
+        if isinstance(line, RecordProblem):
+            yield location, line
+        elif line.strip():
+            yield location, _parse_json(line)
+
+
+def _read_text_lines(path: Path, shard: SourceShard, source: Source) -> Iterator[LocatedRecord]:
+    for location, line in _read_lines(path, shard, source):
+        if isinstance(line, RecordProblem):
+            yield location, line
+        elif line.strip():
+            text = _decode(line)
+            yield location, text if isinstance(text, RecordProblem) else text.rstrip("\r\n")
 
 
 def _read_paragraphs(path: Path, shard: SourceShard, source: Source) -> Iterator[LocatedRecord]:
@@ -377,50 +368,6 @@ def _open_parquet(path: Path) -> Any:
         reason = str(error).split("\n")[0]
         fix = "fetch or write the file again"
         raise InvalidInput(key="the file", found=reason, rule="a Parquet file", fix=fix) from None
-
-
-@functools.cache
-def _load_saved(source: Source, folder: Path) -> Any:
-    from datasets import DatasetDict, load_from_disk
-
-    assert source.saved is not None
-    split = source.saved.split
-    with located(folder, f"sources.{source.name}"):
-        try:
-            content = load_from_disk(str(folder))
-        except (OSError, ValueError) as error:
-            reason = str(error).split("\n")[0]
-            rule = "a folder that `save_to_disk` of datasets wrote"
-            fix = "name such a folder"
-            raise InvalidInput(key="saved", found=reason, rule=rule, fix=fix) from None
-        if not isinstance(content, DatasetDict):
-            return content
-        if split not in content:
-            rule = f"the folder holds several splits: {', '.join(map(str, content))}"
-            fix = "set it to one of them"
-            raise InvalidInput(key="saved.split", found=split, rule=rule, fix=fix)
-        return content[split]
-
-
-@functools.cache
-def _load_hub(source: Source) -> Any:
-    from datasets import load_dataset
-
-    assert source.hub is not None
-    hub = source.hub
-    try:
-        return load_dataset(
-            hub.id, hub.subset, revision=hub.revision, split=hub.split, streaming=True
-        )
-    except (OSError, ValueError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise InvalidInput(
-            file=source.name,
-            key=f"sources.{source.name}.hub",
-            found=hub.id,
-            rule=f"a data set of the hub with split {hub.split} ({reason})",
-            fix="correct id, revision, subset or split; this machine must reach the hub",
-        ) from None
 
 
 @functools.lru_cache(maxsize=64)

@@ -25,9 +25,8 @@ def permuted_positions(positions: np.ndarray, size: int, key: str) -> np.ndarray
     """
     half_bits = max(1, (max(size - 1, 1).bit_length() + 1) // 2)
     digest = hashlib.sha512(key.encode()).digest()
-    keys = []
-    for first in range(0, 8 * ROUNDS, 8):
-        keys.append(np.uint64(int.from_bytes(digest[first : first + 8], "big")))
+    # Eight bytes of the digest are one round's key.
+    keys = np.frombuffer(digest, dtype=">u8", count=ROUNDS).astype(np.uint64)
     result = positions.astype(np.uint64)
     outside = np.ones(result.shape, dtype=bool)
     # Following the cycle of each number until it returns to 0 ... size - 1 permutes these numbers.
@@ -39,7 +38,7 @@ def permuted_positions(positions: np.ndarray, size: int, key: str) -> np.ndarray
     return result.astype(np.int64)
 
 
-def _feistel(values: np.ndarray, half_bits: int, keys: list[np.uint64]) -> np.ndarray:
+def _feistel(values: np.ndarray, half_bits: int, keys: np.ndarray) -> np.ndarray:
     """Permute the numbers below 4 ** `half_bits`."""
     mask, shift = np.uint64((1 << half_bits) - 1), np.uint64(half_bits)
     left, right = values >> shift, values & mask

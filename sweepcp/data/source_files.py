@@ -97,9 +97,7 @@ def source_fingerprint(source: Source, files: ResolvedSource) -> str:
     return digest([settings, *stamps])
 
 
-def _resolve_patterns(
-    folder: Path, patterns: tuple[str, ...]
-) -> tuple[list[Path], list[Path]]:
+def _resolve_patterns(folder: Path, patterns: tuple[str, ...]) -> tuple[list[Path], list[Path]]:
     """Return the files that can be read, in the order of the patterns, and those that cannot."""
     paths: list[Path] = []
     skipped: list[Path] = []

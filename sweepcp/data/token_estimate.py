@@ -1,4 +1,4 @@
-"""How many tokens a source will come to, from a sample of its text."""
+"""Estimate the tokens of a source from a sample of its text."""
 
 import tempfile
 from collections.abc import Callable, Iterator
@@ -10,93 +10,116 @@ from sweepcp.data.records import SourceShard, split_into_shards
 from sweepcp.data.source_files import JSONL, ResolvedSource
 
 SAMPLED_FILES = 25
-"""Files that are sampled, evenly spread."""
+"""Approximate number of files that are sampled, evenly spread."""
 SPOTS_PER_FILE = 2
-"""Places in a file that are sampled."""
+"""Ranges that are sampled in a large file; also shards that are sampled of a data set."""
 SPOT_BYTES = 1 << 18
-TEXT_BYTES = 1 << 20
-"""Text that is read at a place at most."""
-UNPACKED_BYTES = 4 << 20
-"""Of a compressed file, to see how far it is compressed."""
+"""Length of a sampled range."""
+TEXT_CHARACTERS = 1 << 20
+"""Text read of a range, at most."""
+DECOMPRESSED_BYTES = 4 << 20
+"""Content read of a compressed file, to measure its compression."""
+
+SampledSize = Callable[[int], float]
+"""Records read of a shard → the size of what was read, in the unit of `_source_size`."""
 
 
 def estimate_tokens(
-    source: Source, found: ResolvedSource, count: Callable[[list[str]], float]
+    source: Source, files: ResolvedSource, count_tokens: Callable[[list[str]], float]
 ) -> float:
-    """Training tokens of a source before near-duplicates are dropped; `count` gives the tokens of a few texts.
+    """Estimate the training tokens of a source before near-duplicates are dropped.
 
-    Reads at most `FILES` files, of each a few hundred kilobytes of text, and scales by the files' sizes.
+    Tokens per byte (or per row, or per shard) of a sample are scaled to the size of the source. At
+    most a few dozen files are read, and of each a few hundred kilobytes of text.
+
+    Args:
+        source: The source.
+        files: Its files.
+        count_tokens: Returns the number of tokens of some documents.
+
+    Returns:
+        The estimate, at least 1.
     """
-    tokens = taken = 0.0
+    tokens = sampled = 0.0
     with tempfile.TemporaryDirectory(prefix="sweepcp-") as folder:
-        for part, weight in _sampled_shards(source, found, Path(folder)):
-            texts: list[str] = []
-            tally, size = RecordCounts(), 0
-            for document in read_documents(source, found, part, tally):
-                texts.append(document.text)
-                size += len(document.text)
-                if size > TEXT_BYTES:
+        for shard, sampled_size in _sampled_shards(source, files, Path(folder)):
+            documents: list[str] = []
+            counts, length = RecordCounts(), 0
+            for document in read_documents(source, files, shard, counts):
+                documents.append(document.text)
+                length += len(document.text)
+                if length > TEXT_CHARACTERS:
                     break
-            tokens += count(texts) if texts else 0
-            taken += weight(tally.records)
+            tokens += count_tokens(documents) if documents else 0
+            sampled += sampled_size(counts.records)
     held_out = 0.0 if source.held_out_files else source.held_out
-    return max(1.0, tokens / max(1.0, taken) * _source_size(source, found) * (1 - held_out))
+    return max(1.0, tokens / max(1.0, sampled) * _source_size(source, files) * (1 - held_out))
 
 
-def _source_size(source: Source, found: ResolvedSource) -> float:
-    """The size of a source, in what the sample is weighed by: rows where they are counted, else bytes."""
+def _source_size(source: Source, files: ResolvedSource) -> float:
+    """Return the size of a source: in rows of a saved data set, shards of a hub one, else bytes."""
     if source.hub is not None or source.saved is not None:
-        return float(sum((p.stop or 0) - p.start for p in split_into_shards(source, found)))
-    return float(sum(path.stat().st_size for path in found.paths))
+        shards = split_into_shards(source, files)
+        return float(sum((shard.stop or 0) - shard.start for shard in shards))
+    return float(sum(path.stat().st_size for path in files.paths))
 
 
 def _sampled_shards(
-    source: Source, found: ResolvedSource, folder: Path
-) -> Iterator[tuple[SourceShard, Callable[[int], float]]]:
-    """Parts to read, each with what it weighs when so many of its records were read."""
+    source: Source, files: ResolvedSource, folder: Path
+) -> Iterator[tuple[SourceShard, SampledSize]]:
+    """Yield the shards to sample; `folder` is for temporary files."""
     if source.hub is not None or source.saved is not None:
-        cut = split_into_shards(source, found)
-        for part in cut[:: max(1, len(cut) // SPOTS_PER_FILE)]:
-            yield part, float if source.hub is None else lambda records: 1.0
+        shards = split_into_shards(source, files)
+        sampled_size: SampledSize = float if source.hub is None else _constant(1)
+        for shard in shards[:: max(1, len(shards) // SPOTS_PER_FILE)]:
+            yield shard, sampled_size
         return
-    for path in found.paths[:: max(1, len(found.paths) // SAMPLED_FILES)]:
+    for path in files.paths[:: max(1, len(files.paths) // SAMPLED_FILES)]:
         size = path.stat().st_size
+        is_lines = path.name.endswith(JSONL) or source.unit == "line"
         if path.suffix == ".parquet":
             yield _parquet_shard(path)
         elif path.suffix in (".gz", ".zst"):
             yield _decompressed_shard(path, folder)
-        elif size > SPOTS_PER_FILE * SPOT_BYTES and (
-            path.name.endswith(JSONL) or source.unit == "line"
-        ):
+        elif size > SPOTS_PER_FILE * SPOT_BYTES and is_lines:
             for spot in range(SPOTS_PER_FILE):
                 start = spot * size // SPOTS_PER_FILE
-                yield (
-                    SourceShard(0, (path,), start, start + SPOT_BYTES),
-                    lambda records: float(SPOT_BYTES),
-                )
+                shard = SourceShard(paths=(path,), start=start, stop=start + SPOT_BYTES)
+                yield shard, _constant(SPOT_BYTES)
         else:
-            yield SourceShard(0, (path,)), lambda records, size=size: float(size)  # type: ignore[misc]
+            yield SourceShard(paths=(path,)), _constant(size)
 
 
-def _parquet_shard(path: Path) -> tuple[SourceShard, Callable[[int], float]]:
+def _constant(size: int) -> SampledSize:
+    """Return the size of a shard that is sampled whole."""
+    return lambda _: float(size)
+
+
+def _parquet_shard(path: Path) -> tuple[SourceShard, SampledSize]:
+    """Return a Parquet file; the size of what was read of it is in proportion to its rows."""
     from pyarrow.parquet import ParquetFile
 
     rows = ParquetFile(path).metadata.num_rows
-    return SourceShard(0, (path,)), lambda records: path.stat().st_size * records / max(1, rows)
+    size = path.stat().st_size
+    return SourceShard(paths=(path,)), lambda records: size * records / max(1, rows)
 
 
-def _decompressed_shard(path: Path, folder: Path) -> tuple[SourceShard, Callable[[int], float]]:
-    """The first lines of a compressed file as a plain one, which weighs what was read of the compressed one."""
+def _decompressed_shard(path: Path, folder: Path) -> tuple[SourceShard, SampledSize]:
+    """Return the first lines of a compressed file as a plain file in `folder`.
+
+    Its size is that of the compressed bytes that they were read from.
+    """
     import pyarrow
 
     codec = "gzip" if path.suffix == ".gz" else "zstd"
     with (
-        path.open("rb") as raw,
-        pyarrow.CompressedInputStream(pyarrow.PythonFile(raw), codec) as stream,
+        path.open("rb") as compressed,
+        pyarrow.CompressedInputStream(pyarrow.PythonFile(compressed), codec) as stream,
     ):
-        content = stream.read(UNPACKED_BYTES)
-        packed = raw.tell() if len(content) == UNPACKED_BYTES else path.stat().st_size
-    cut = content.rfind(b"\n", 0, TEXT_BYTES) + 1 or len(content)
+        content = stream.read(DECOMPRESSED_BYTES)
+        read_to_end = len(content) < DECOMPRESSED_BYTES
+        compressed_size = path.stat().st_size if read_to_end else compressed.tell()
+    length = content.rfind(b"\n", 0, TEXT_CHARACTERS) + 1 or len(content)
     plain = folder / path.with_suffix("").name
-    plain.write_bytes(content[:cut])
-    return SourceShard(0, (plain,)), lambda records: packed * cut / len(content)
+    plain.write_bytes(content[:length])
+    return SourceShard(paths=(plain,)), lambda _: compressed_size * length / len(content)

@@ -1,7 +1,7 @@
 r"""The token store of a source: tokenised once, kept in the cache, memory-mapped by every trial.
 
-A store is a folder. `train.bin` and `train.idx` are an indexed data set of Megatron-LM (version 1 of
-its format), so Megatron-LM, and whatever reads its data, takes `<folder>/train` as a data path:
+A store is a folder. `train.bin` and `train.idx` are an indexed data set of Megatron-LM (version 1
+of its format), so Megatron-LM, and whatever reads its data, takes `<folder>/train` as a data path:
 
     train.bin   the tokens of the training documents, one after the other, uint16 or int32
     train.idx   b"MMIDIDX\0\0", u64 version 1, u8 type (8: uint16, 4: int32), u64 sequences,
@@ -9,9 +9,9 @@ its format), so Megatron-LM, and whatever reads its data, takes `<folder>/train`
                 and the first sequence of each document (i64). Little-endian; every document is one
                 sequence
 
-Each document is preceded by the tokenizer's BOS (or by its EOS if it has no BOS) and followed by its
-EOS. `held_out.jsonl` has the text of the held-out documents, which is tokenised when it is scored.
-`store.json` has the counts; it is written last.
+Each document is preceded by the tokenizer's BOS (or by its EOS if it has no BOS) and followed by
+its EOS. `held_out.jsonl` has the text of the held-out documents, which is tokenised when it is
+scored. `store.json` has the counts; it is written last.
 """
 
 import hashlib

@@ -1,1 +1,1 @@
-"""From a launch bundle to the files of the trainer and of the launcher that a team already runs."""
+"""Export of a launch bundle as files for the trainer and the launcher that a team already uses."""

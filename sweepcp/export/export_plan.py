@@ -14,7 +14,7 @@ PLANNED_STORES = "/planned"
 
 
 class ShellVariable(str):
-    """Command argument that the shell expands; written in double quotes instead of being escaped."""
+    """Command argument that the shell expands: written in double quotes, not escaped."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class ExportInput:
 
     @property
     def checkpoint_folder(self) -> str:
-        """Folder that trainers other than `sweepcp train` write to: the target's, or `run_folder`."""
+        """Output folder of trainers other than `sweepcp train`: the target's, or `run_folder`."""
         return self.bundle.target.checkpoints.folder or self.run_folder
 
     @property
@@ -121,8 +121,7 @@ def download_commands(export_input: ExportInput) -> tuple[tuple[str, ...], ...]:
 def monitoring_notes(export_input: ExportInput) -> tuple[str, ...]:
     """Return notes on the target's monitoring that only `sweepcp train` does."""
     notes = [
-        "Held-out loss is not monitored during the run. "
-        "Score the final model with `sweepcp score`."
+        "Held-out loss is not monitored during the run. Score the final model with `sweepcp score`."
     ]
     if export_input.bundle.target.spikes is not None:
         notes.append("Loss spikes do not trigger a rollback.")

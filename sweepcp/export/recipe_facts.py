@@ -10,7 +10,7 @@ from sweepcp.promote.bundle import Bundle
 SHARE_TOLERANCE = 1e-3
 """Largest accepted difference of a token share."""
 AREA_TOLERANCE = 1e-3
-"""Accepted relative difference of the LR's sum over all steps; one step at max LR is accepted, too."""
+"""Accepted relative difference of the LR's sum over all steps; one step at max LR is accepted."""
 MIX_NOT_WRITTEN = "the mix has not been written yet"
 """Value of `shares` that readers return before `prepare.sh` has written the mix."""
 FACTS = {
@@ -45,6 +45,11 @@ class Finding:
     """None if it cannot be compared yet."""
     detail: str
     """The two values, where there is something to report."""
+
+    @property
+    def label(self) -> str:
+        """Label of the fact, or the name of the setting."""
+        return FACTS.get(self.name, self.name)
 
 
 def recipe_facts(bundle: Bundle) -> dict[str, Any]:
@@ -82,9 +87,7 @@ def recipe_facts(bundle: Bundle) -> dict[str, Any]:
 
 def compare_facts(*, expected: dict[str, Any], parsed: dict[str, Any]) -> list[Finding]:
     """Compare the facts of the recipe with those of a trainer; a missing fact disagrees."""
-    return [
-        _compare_fact(name, expected=expected[name], parsed=parsed.get(name)) for name in FACTS
-    ]
+    return [_compare_fact(name, expected=expected[name], parsed=parsed.get(name)) for name in FACTS]
 
 
 def compare_settings(*, written: dict[str, Any], parsed: dict[str, Any]) -> list[Finding]:
@@ -142,9 +145,9 @@ def is_same_lr(*, expected: Sequence[float], parsed: Sequence[float]) -> tuple[b
 
 def _compare_fact(name: str, *, expected: Any, parsed: Any) -> Finding:
     if parsed is None:
-        return Finding(name, False, "not stated by the trainer's configuration")
+        return Finding(name, agrees=False, detail="not stated by the trainer's configuration")
     if parsed == MIX_NOT_WRITTEN:
-        return Finding(name, None, parsed)
+        return Finding(name, agrees=None, detail=parsed)
     if name == "lr":
         return Finding(name, *is_same_lr(expected=expected, parsed=parsed))
     if name == "shares":
@@ -160,7 +163,5 @@ def _is_same_shares(*, expected: dict[str, float], parsed: dict[str, float]) -> 
         return False, detail
     worst = max(expected, key=lambda name: abs(expected[name] - parsed[name]))
     agrees = abs(expected[worst] - parsed[worst]) <= SHARE_TOLERANCE
-    detail = (
-        f"{worst}: {expected[worst]:.2%} in the recipe, {parsed[worst]:.2%} in the trainer"
-    )
+    detail = f"{worst}: {expected[worst]:.2%} in the recipe, {parsed[worst]:.2%} in the trainer"
     return agrees, detail

@@ -1,16 +1,26 @@
-"""TODO export.text_checks."""
+"""Checks that names and paths of a bundle cannot inject anything into exported files."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 from sweepcp.config.safe_text import HUB_ID_PATTERN, NAME_PATTERN, PATH_PATTERN, refuse_secret
-from sweepcp.errors import InvalidInput
-from sweepcp.promote.bundle import LoadedBundle
+from sweepcp.errors import InvalidInput, located
+from sweepcp.promote.bundle import Bundle, LoadedBundle
 
 
-def check_bundle_texts(opened: LoadedBundle, out: Path) -> None:
-    """Refuse a bundle, or a folder, whose names or paths could be more than that in a file. Raises `BadInput`."""
+class _Text(NamedTuple):
+    """Text of a bundle that is written into exported files."""
+
+    key: str
+    value: str | None
+    pattern: re.Pattern[str]
+    fix: str
+
+
+def check_bundle_texts(loaded: LoadedBundle, out: Path) -> None:
+    """Raise `InvalidInput` for an unsafe name or path in the bundle, or an unsafe output folder."""
     if not PATH_PATTERN.fullmatch(str(out)):
         raise InvalidInput(
             file="export",
@@ -19,59 +29,45 @@ def check_bundle_texts(opened: LoadedBundle, out: Path) -> None:
             rule=f"a path that matches {PATH_PATTERN.pattern}",
             fix="name another folder",
         )
-    bundle, where = opened.bundle, opened.path / "bundle.json"
-    texts: list[tuple[str, str | None, re.Pattern[str], str]] = [
-        ("name", bundle.name, NAME_PATTERN, "promote again from a target with a plain name"),
-        ("target.name", bundle.target.name, NAME_PATTERN, "promote again from a target with a plain name"),
-        (
-            "the folder",
-            str(opened.path),
-            PATH_PATTERN,
-            "move the bundle to a path without spaces and special characters",
-        ),
-        ("model.path", bundle.model.path, PATH_PATTERN, "move the model, and promote again"),
-        ("model.hub", bundle.model.hub, HUB_ID_PATTERN, "name the model as organisation/name"),
-        ("model.revision", bundle.model.revision, NAME_PATTERN, "name a commit, and promote again"),
-        (
-            "target.checkpoints.folder",
-            bundle.target.checkpoints.folder,
-            PATH_PATTERN,
-            "name another folder, promote again",
-        ),
-    ]
-    for corpus in bundle.corpora:
-        texts.append(
-            (
-                f"corpora.{corpus.name}.name",
-                corpus.name,
-                NAME_PATTERN,
-                "rename the source in its experiment",
-            )
-        )
-        texts.append(
-            (
-                f"corpora.{corpus.name}.store",
-                corpus.store,
-                PATH_PATTERN,
-                "move the store, and promote again",
-            )
-        )
-    for key, text, pattern, fix in texts:
-        if text is None:
-            continue
-        if not pattern.fullmatch(text) or ".." in text.split("/"):
-            raise InvalidInput(
-                file=where,
-                key=key,
-                found=text,
-                rule=f"text that matches {pattern.pattern}, without `..`",
-                fix=fix,
-            )
-        refuse_secret(where, key, text)
+    move_bundle = "move the bundle to a path without spaces and special characters"
+    texts = [_Text("the folder", str(loaded.path), PATH_PATTERN, move_bundle)]
+    texts += [*_bundle_texts(loaded.bundle), *_corpus_texts(loaded.bundle)]
+    for text in texts:
+        if text.value is not None:
+            with located(loaded.path / "bundle.json", text.key):
+                _check_text(text.value, text.pattern, fix=text.fix)
 
 
 def check_file_names(names: Iterable[str]) -> None:
-    """Names of exported files are plain: no folders, nothing that leaves the folder."""
+    """Raise `ValueError` unless all names of exported files are plain, without a folder."""
     for name in names:
         if not NAME_PATTERN.fullmatch(name):
-            raise ValueError(f"{name!r} is no plain file name")
+            raise ValueError(f"{name!r} is not a plain file name")
+
+
+def _bundle_texts(bundle: Bundle) -> Iterator[_Text]:
+    model, folder = bundle.model, bundle.target.checkpoints.folder
+    rename_target = "promote again from a target with a plain name"
+    another_folder = "name another folder in the target, and promote again"
+    yield _Text("name", bundle.name, NAME_PATTERN, rename_target)
+    yield _Text("target.name", bundle.target.name, NAME_PATTERN, rename_target)
+    yield _Text("model.path", model.path, PATH_PATTERN, "move the model, and promote again")
+    yield _Text("model.hub", model.hub, HUB_ID_PATTERN, "name the model as organisation/name")
+    yield _Text("model.revision", model.revision, NAME_PATTERN, "name a commit, and promote again")
+    yield _Text("target.checkpoints.folder", folder, PATH_PATTERN, another_folder)
+
+
+def _corpus_texts(bundle: Bundle) -> Iterator[_Text]:
+    for corpus in bundle.corpora:
+        key = f"corpora.{corpus.name}"
+        rename_source = "rename the source in its experiment"
+        yield _Text(f"{key}.name", corpus.name, NAME_PATTERN, rename_source)
+        yield _Text(f"{key}.store", corpus.store, PATH_PATTERN, "move the store, and promote again")
+
+
+def _check_text(text: str, pattern: re.Pattern[str], *, fix: str) -> None:
+    if not pattern.fullmatch(text) or ".." in text.split("/"):
+        raise InvalidInput(
+            found=text, rule=f"text that matches {pattern.pattern}, without `..`", fix=fix
+        )
+    refuse_secret(text)

@@ -1,4 +1,4 @@
-"""Settings shared by the trainers that build on transformers' Trainer: schedule, AdamW, ZeRO, mix."""
+"""Settings shared by trainers that build on transformers' Trainer: schedule, AdamW, ZeRO, mix."""
 
 from typing import Any
 
@@ -16,7 +16,7 @@ MIX_BYTES_PER_TOKEN = 9
 
 
 def scheduler_arguments(recipe: Recipe, max_lr: float) -> tuple[str, dict[str, Any]]:
-    """Return transformers' name of the schedule, and its arguments besides warmup and total steps."""
+    """Return transformers' name of the schedule, and its arguments besides warmup and length."""
     if recipe.schedule == "cosine":
         return "cosine_with_min_lr", {"min_lr_rate": recipe.final_fraction}
     if recipe.schedule == "linear":

@@ -1,4 +1,4 @@
-"""Verification of an export: a peer's own parser, run where the peer is installed, against the recipe."""
+"""Verification of an export by the peer's own parser, in the Python in which it is installed."""
 
 import json
 import os
@@ -55,6 +55,19 @@ class Verification:
         return tuple(fact for fact in self.differences if fact in agreeing)
 
     @property
+    def problems(self) -> list[str]:
+        """A line for each mismatch and each unfounded difference."""
+        mismatches = [
+            f"parsed a different value: {finding.label}: {finding.detail}"
+            for finding in self.mismatches
+        ]
+        unfounded = [
+            f"agrees although a difference is stated: {FACTS[fact]}"
+            for fact in self.unfounded_differences
+        ]
+        return mismatches + unfounded
+
+    @property
     def passed(self) -> bool:
         """Whether the peer deviates from the recipe exactly where the export says so."""
         return not self.mismatches and not self.unfounded_differences
@@ -69,8 +82,8 @@ def run_reader(peer: str, folders: Sequence[Path], *, python: str) -> dict[str, 
         python: Interpreter in which the peer is installed: a command, or a path.
 
     Returns:
-        The reader's JSON (see `sweepcp/export/readers/__init__.py`): `peer` and `read`, or `missing`
-        with the reason if the peer is not installed.
+        The reader's JSON (see `sweepcp/export/readers/__init__.py`): `peer` and `read`, or
+        `missing` with the reason if the peer is not installed.
 
     Raises:
         InvalidInput: The reader fails, or `python` is no interpreter.
@@ -110,7 +123,7 @@ def compare_parsed(
     """Compare what a trainer's reader returned for one folder with the recipe."""
     differences = tuple(difference.fact for difference in plan.differences)
     if "error" in content:
-        finding = Finding("the file", False, content["error"])
+        finding = Finding("the file", agrees=False, detail=content["error"])
         return Verification(peer, (finding,), differences)
     unknown = set(content["facts"]) - FACTS.keys()
     assert not unknown, unknown
@@ -131,7 +144,7 @@ def verify_launcher(
     if "missing" in content:
         return None
     error = str(content["read"][0].get("error", ""))
-    return Verification(content["peer"], (Finding("the file", not error, error),), ())
+    return Verification(content["peer"], (Finding("the file", agrees=not error, detail=error),), ())
 
 
 def _run_process(

@@ -1,13 +1,13 @@
-"""The verb: a bundle, for a trainer on a launcher, as files."""
+"""Export of a bundle: render the files of a trainer and a launcher, write them, and verify them."""
 
 import json
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from sweepcp.config.site import Site
-from sweepcp.errors import InvalidInput
+from sweepcp.errors import InvalidInput, located
 from sweepcp.export.export_plan import ExportInput, ExportPlan
 from sweepcp.export.launchers import kubeflow, ray, skypilot, slurm, torchrun
 from sweepcp.export.launchers.shell import export_lines, process_environment, quote_words
@@ -41,239 +41,188 @@ LAUNCHERS = {
     "skypilot": skypilot,
 }
 SHELL_SUFFIXES = ("sh", "sbatch")
-LAUNCHER_CHECKS = {
+DRY_RUN_COMMANDS = {
     "slurm": ("sbatch --test-only", "job.sbatch"),
     "kubeflow": ("kubectl apply --dry-run=server -f", "trainjob.yaml"),
     "ray": ("kubectl apply --dry-run=server -f", "rayjob.yaml"),
 }
-"""How a launcher itself says whether it takes its file."""
+"""Launcher → its command that validates a file without starting it, and the file."""
 
 
 @dataclass(frozen=True)
 class ExportResult:
-    """What was written, and what its peers made of it."""
+    """An export: what it is made from, for whom, and what the peers parsed."""
 
-    source: ExportInput
+    export_input: ExportInput
     trainer: str
     launcher: str
-    handoff: ExportPlan
-    files: tuple[str, ...]
-    checked: dict[str, Verification]
-    """Trainer or launcher → what it parsed; without those that were not asked, or have no parser."""
+    plan: ExportPlan
+    verifications: dict[str, Verification] = field(default_factory=dict)
+    """Trainer or launcher → comparison; only of those that were asked and have a parser."""
+    file_names: tuple[str, ...] = ()
+    """Files that were written."""
 
     @property
-    def how(self) -> str:
-        """How the run is started."""
-        return str(LAUNCHERS[self.launcher].how(self.source))
+    def start_command(self) -> str:
+        """The command that starts the run."""
+        return str(LAUNCHERS[self.launcher].start_command(self.export_input))
+
+    @property
+    def passed(self) -> bool:
+        """Whether no peer parsed anything else than what the export says."""
+        return all(verification.passed for verification in self.verifications.values())
 
     def status(self, name: str) -> str:
-        """Whether a peer has parsed what was written for it."""
-        checked = self.checked.get(name)
-        if checked is None:
+        """Return whether a trainer or launcher has parsed what was written for it."""
+        verification = self.verifications.get(name)
+        if verification is None:
             return "NOT VERIFIED"
-        if not checked.good:
-            return f"NOT VERIFIED: {checked.peer} parsed something else, see SUMMARY.md"
-        later = "".join(f"; not yet: {FACTS[f.what]}, {f.detail}" for f in checked.open)
-        return f"verified: parsed by {checked.peer}{later}"
+        if not verification.passed:
+            return f"NOT VERIFIED: {verification.peer} parsed different values, see SUMMARY.md"
+        pending = "".join(f"; pending: {f.label}, {f.detail}" for f in verification.pending)
+        return f"verified: parsed by {verification.peer}{pending}"
 
 
 def write_export(
-    opened: LoadedBundle,
+    loaded: LoadedBundle,
     names: Sequence[str],
-    site: Site,
-    where: Path | None,
     out: Path,
-    pythons: Sequence[str],
-    strict: bool,
+    *,
+    site: Site,
+    site_file: Path | None = None,
+    pythons: Sequence[str] = (),
+    strict: bool = False,
 ) -> ExportResult:
-    """Write a bundle for a trainer and a launcher into the new folder `out`, and let the peers in `pythons` parse it.
+    """Write a bundle for a trainer and a launcher into a new folder, and verify it.
 
-    `where` is the site's file. Raises `BadInput` for what cannot be written there, and with `strict` for any difference
-    between the trainer and the recipe.
+    Args:
+        loaded: Bundle to export.
+        names: A trainer, a launcher, or one of each.
+        out: Folder to create.
+        site: What the cluster requires of a job.
+        site_file: File of `site`, named in errors; None without one.
+        pythons: Interpreters in which the trainer, and possibly the launcher, are installed. Their
+            parsers read the files, and each file's header states the result.
+        strict: Refuse any difference between the trainer and the recipe.
+
+    Raises:
+        InvalidInput: The trainer or launcher cannot express the bundle, a name or path is unsafe,
+            `strict` is set and the trainer differs, or a verification cannot run. `out` does not
+            exist then.
     """
     trainer, launcher = choose_targets(names)
-    check_bundle_texts(opened, out)
-    source = ExportInput(opened, site, out, where or opened.path / "bundle.json")
-    handoff = TRAINERS[trainer].write(source)
-    if strict and handoff.differences:
-        said = "; ".join(f"{FACTS[d.fact]}: {d.there}" for d in handoff.differences)
-        rule = "with --strict, a trainer that does all that the recipe says"
-        raise InvalidInput(
-            file="export",
-            key="--to",
-            found=f"{trainer}: {said}",
-            rule=rule,
-            fix="export to another trainer, or leave --strict out",
-        )
-    files = render_files(source, trainer, launcher, handoff, {})
+    check_bundle_texts(loaded, out)
+    export_input = ExportInput(loaded, site, out)
+    bundle_file = loaded.path / "bundle.json"
+    with located(bundle_file):
+        plan = TRAINERS[trainer].make_plan(export_input)
+    if strict:
+        _refuse_differences(trainer, plan)
+    export = ExportResult(export_input, trainer, launcher, plan)
+    with located(site_file or bundle_file):
+        files = render_files(export)
     with new_folder(out) as work:
         _write_files(work, files)
     try:
-        checked = _verify_with_peers(source, handoff, trainer, launcher, pythons)
+        export = replace(export, verifications=_verify_with_peers(export, pythons))
     except BaseException:
         shutil.rmtree(out)
         raise
-    if checked:
-        files = render_files(source, trainer, launcher, handoff, checked)
+    if export.verifications:
+        files = render_files(export)
         _write_files(out, files)
-    return ExportResult(source, trainer, launcher, handoff, tuple(files), checked)
+    return replace(export, file_names=tuple(files))
 
 
 def choose_targets(names: Sequence[str]) -> tuple[str, str]:
-    """A trainer and a launcher: the ones that are named, or `deepspeed` and `torchrun`. Raises `BadInput`."""
+    """Return the trainer and the launcher that are named; by default `deepspeed` and `torchrun`.
+
+    Raises:
+        InvalidInput: A name is unknown, there is none, or there are two of a kind.
+    """
     for name in names:
         if name not in TRAINERS and name not in LAUNCHERS:
-            rule = f"a trainer ({', '.join(TRAINERS)}) or a launcher ({', '.join(LAUNCHERS)})"
             raise InvalidInput(
-                file="export", key="--to", found=name, rule=rule, fix="correct the name"
+                file="export",
+                key="--to",
+                found=name,
+                rule=f"a trainer ({', '.join(TRAINERS)}) or a launcher ({', '.join(LAUNCHERS)})",
+                fix="correct the name",
             )
-    trainers = [name for name in dict.fromkeys(names) if name in TRAINERS]
-    launchers = [name for name in dict.fromkeys(names) if name in LAUNCHERS]
+    unique_names = dict.fromkeys(names)
+    trainers = [name for name in unique_names if name in TRAINERS]
+    launchers = [name for name in unique_names if name in LAUNCHERS]
     if not names or len(trainers) > 1 or len(launchers) > 1:
-        rule = "one trainer, one launcher, or one of each"
         raise InvalidInput(
             file="export",
             key="--to",
             found=list(names),
-            rule=rule,
-            fix="export once for each pair, into folders of their own",
+            rule="one trainer, one launcher, or one of each",
+            fix="export each pair separately, into its own folder",
         )
     return trainers[0] if trainers else "deepspeed", launchers[0] if launchers else "torchrun"
 
 
-def render_files(
-    source: ExportInput,
-    trainer: str,
-    launcher: str,
-    handoff: ExportPlan,
-    checked: dict[str, Verification],
-) -> dict[str, str]:
-    """Every file with its head: a pure function."""
-    export = ExportResult(source, trainer, launcher, handoff, (), checked)
-    files = {name: (trainer, text) for name, text in handoff.files.items()}
-    files |= {
-        name: (launcher, text) for name, text in LAUNCHERS[launcher].write(source, handoff).items()
+def render_files(export: ExportResult) -> dict[str, str]:
+    """Return the text of every file, with its header; writes nothing.
+
+    Raises:
+        InvalidInput: The launcher cannot express the bundle, or the site lacks what it needs. The
+            error names no file.
+    """
+    plan, trainer, launcher = export.plan, export.trainer, export.launcher
+    launcher_files = LAUNCHERS[launcher].render(export.export_input, plan)
+    bodies = {name: (trainer, text) for name, text in plan.files.items()}
+    bodies |= {name: (launcher, text) for name, text in launcher_files.items()}
+    if plan.prepare:
+        bodies["prepare.sh"] = (trainer, _prepare_script(export))
+    check_file_names(bodies)
+    files = {
+        name: _with_header(export, name, text, written_for=peer)
+        for name, (peer, text) in bodies.items()
     }
-    if handoff.prepare:
-        commands = "\n".join(quote_words(command) for command in handoff.prepare)
-        files["prepare.sh"] = (
-            trainer,
-            f"set -euo pipefail\n{export_lines(source, process_environment(source, handoff))}{commands}\n",
+    files["SUMMARY.md"] = _summary(export, list(bodies))
+    files["export.json"] = _export_record(export)
+    return files
+
+
+def _refuse_differences(trainer: str, plan: ExportPlan) -> None:
+    if plan.differences:
+        differences = "; ".join(f"{FACTS[d.fact]}: {d.behaviour}" for d in plan.differences)
+        raise InvalidInput(
+            file="export",
+            key="--to",
+            found=f"{trainer}: {differences}",
+            rule="with --strict, a trainer that follows the recipe in every fact",
+            fix="export to another trainer, or leave --strict out",
         )
-    check_file_names(files)
-    found = {name: _with_header(export, name, of, text) for name, (of, text) in files.items()}
-    return found | {
-        "SUMMARY.md": _summary(export, list(files)),
-        "export.json": _export_record(export),
-    }
 
 
-def _with_header(export: ExportResult, name: str, of: str, text: str) -> str:
-    bundle, kind = export.source.bundle, name.rpartition(".")[2]
-    about = {
-        "recipe": bundle.recipe_id,
-        "bundle": export.source.opened.id,
-        "for": f"{export.trainer} on {export.launcher}",
-        "status": export.status(of),
-        "run": export.how,
-    }
-    if kind == "json":
-        return json.dumps({"sweepcp": about} | json.loads(text), indent=1) + "\n"
-    head = "".join(f"# sweepcp {key}: {value}\n" for key, value in about.items())
-    return ("#!/usr/bin/env bash\n" if kind in SHELL_SUFFIXES else "") + head + text
-
-
-def _summary(export: ExportResult, names: list[str]) -> str:
-    source, handoff = export.source, export.handoff
-    bundle, recipe = source.bundle, source.bundle.recipe
-    mix = ", ".join(f"{p.source} {p.share:.2%}" for p in recipe.mixture.portions)
-    lines = [
-        f"# {bundle.name}: {export.trainer} on {export.launcher}",
-        "",
-        f"Recipe {bundle.recipe_id}, bundle {source.opened.id}.",
-        f"{recipe.steps:,} steps of {recipe.batch_tokens:,} tokens in sequences of {recipe.seq_len:,}; "
-        f"max LR {recipe.lr_fraction * bundle.model.max_lr:.4g}, {recipe.schedule}; {mix}.",
-        "",
-        "## Status",
-        "",
-        *(f"- {name}: {export.status(name)}" for name in (export.trainer, export.launcher)),
-    ]
-    command, file = LAUNCHER_CHECKS.get(export.launcher, ("", ""))
-    if file in names:
-        lines.append(
-            f"- whether {export.launcher} takes its file, it says itself: `{command} {source.out}/{file}`"
-        )
-    for name, checked in export.checked.items():
-        lines += [f"- {name} parsed otherwise: {f.what}: {f.detail}" for f in checked.wrong]
-        lines += [
-            f"- {name} agrees where a difference was stated: {fact}" for fact in checked.missing
-        ]
-    lines += ["", "## Run", ""]
-    if planned := [c.name for c in bundle.corpora if c.store is None]:
-        lines.append(
-            f"- It cannot run yet: {', '.join(planned)} have no token store. Build them, and promote again."
-        )
-    if handoff.prepare:
-        lines.append(f"- once, where all nodes see the result: `bash {source.out}/prepare.sh`")
-    saves = "saves first" if handoff.saves_on_term else "does not save"
-    lines += [
-        f"- `{export.how}`",
-        f"- started again, it goes on from the last checkpoint; told to end, it {saves}",
-    ]
-    lines += ["", "## What differs from the recipe", ""]
-    lines += [f"- {FACTS[d.fact]}: {d.there}" for d in handoff.differences] or [
-        "Nothing that is known."
-    ]
-    if handoff.notes:
-        lines += ["", "## What else is to be known", "", *(f"- {note}" for note in handoff.notes)]
-    return "\n".join([*lines, "", "## Files", "", *(f"- {name}" for name in names)]) + "\n"
-
-
-def _export_record(export: ExportResult) -> str:
-    source, hardware = export.source, export.source.bundle.target.hardware
-    content = {
-        "recipe_id": source.bundle.recipe_id,
-        "bundle": str(source.opened.path),
-        "bundle_id": source.opened.id,
-        "trainer": export.trainer,
-        "launcher": export.launcher,
-        "nodes": hardware.nodes,
-        "per_node": hardware.per_node,
-        "steps": source.bundle.recipe.steps,
-        "stores": source.stores,
-        "model": source.model,
-        "env": export.handoff.env,
-        "differences": {d.fact: d.there for d in export.handoff.differences},
-        "status": {name: export.status(name) for name in (export.trainer, export.launcher)},
-    }
-    return json.dumps(content, indent=1) + "\n"
-
-
-def _verify_with_peers(
-    source: ExportInput, handoff: ExportPlan, trainer: str, launcher: str, pythons: Sequence[str]
-) -> dict[str, Verification]:
-    """The trainer must be found in one of the interpreters; the launcher is parsed where it is found, too."""
-    found: dict[str, Verification] = {}
-    missing = {}
+def _verify_with_peers(export: ExportResult, pythons: Sequence[str]) -> dict[str, Verification]:
+    """Verify with the trainer, which one of `pythons` must have, and with the launcher if found."""
+    export_input, trainer, launcher = export.export_input, export.trainer, export.launcher
+    verifications: dict[str, Verification] = {}
+    not_installed: dict[str, str] = {}
     for python in pythons:
-        if trainer not in found:
-            result = verify_trainer(source, handoff, trainer, python)
-            if isinstance(result, str):
-                missing[python] = result
+        if trainer not in verifications:
+            verified = verify_trainer(export_input, export.plan, trainer=trainer, python=python)
+            if isinstance(verified, str):
+                not_installed[python] = verified
             else:
-                found[trainer] = result
-        if launcher not in found and (checked := verify_launcher(source, launcher, python)):
-            found[launcher] = checked
-    if pythons and trainer not in found:
-        rule = f"one of them has {trainer} installed"
+                verifications[trainer] = verified
+        if launcher not in verifications:
+            verification = verify_launcher(export_input, launcher=launcher, python=python)
+            if verification is not None:
+                verifications[launcher] = verification
+    if pythons and trainer not in verifications:
         raise InvalidInput(
             file="export",
             key="--verify",
-            found=missing,
-            rule=rule,
-            fix="install it there, or name another interpreter",
+            found=not_installed,
+            rule=f"at least one interpreter in which {trainer} is installed",
+            fix=f"install {trainer} there, or name another interpreter",
         )
-    return found
+    return verifications
 
 
 def _write_files(folder: Path, files: dict[str, str]) -> None:
@@ -281,3 +230,105 @@ def _write_files(folder: Path, files: dict[str, str]) -> None:
         write_text(folder / name, text)
         if name.endswith(SHELL_SUFFIXES):
             (folder / name).chmod(0o755)
+
+
+def _prepare_script(export: ExportResult) -> str:
+    environment = process_environment(export.export_input, export.plan)
+    exports = export_lines(export.export_input, environment)
+    commands = "\n".join(quote_words(command) for command in export.plan.prepare)
+    return f"set -euo pipefail\n{exports}{commands}\n"
+
+
+def _with_header(export: ExportResult, name: str, text: str, *, written_for: str) -> str:
+    """Return a file's text with recipe, bundle, status and start command at its top."""
+    header = {
+        "recipe": export.export_input.bundle.recipe_id,
+        "bundle": export.export_input.loaded.id,
+        "for": f"{export.trainer} on {export.launcher}",
+        "status": export.status(written_for),
+        "run": export.start_command,
+    }
+    suffix = name.rpartition(".")[2]
+    if suffix == "json":
+        return json.dumps({"sweepcp": header} | json.loads(text), indent=1) + "\n"
+    comments = "".join(f"# sweepcp {key}: {value}\n" for key, value in header.items())
+    shebang = "#!/usr/bin/env bash\n" if suffix in SHELL_SUFFIXES else ""
+    return shebang + comments + text
+
+
+def _summary(export: ExportResult, names: list[str]) -> str:
+    """Return `SUMMARY.md`; `names` are those of the trainer's and the launcher's files."""
+    bundle, recipe = export.export_input.bundle, export.export_input.bundle.recipe
+    max_lr = recipe.lr_fraction * bundle.model.max_lr
+    shares = ", ".join(f"{p.source} {p.share:.2%}" for p in recipe.mixture.portions)
+    differences = [f"{FACTS[d.fact]}: {d.behaviour}" for d in export.plan.differences]
+    lines = [
+        f"# {bundle.name}: {export.trainer} on {export.launcher}",
+        "",
+        f"Recipe {bundle.recipe_id}, bundle {export.export_input.loaded.id}.",
+        f"{recipe.steps:,} steps of {recipe.batch_tokens:,} tokens, "
+        f"sequence length {recipe.seq_len:,}, {recipe.schedule} schedule with max LR {max_lr:.4g}. "
+        f"Token shares: {shares}.",
+        "",
+        *_section("Status", _status_items(export, names)),
+        *_section("Run", _run_items(export)),
+        *_section("Differences from the recipe", differences or ["none known"]),
+    ]
+    if export.plan.notes:
+        lines += _section("Notes", list(export.plan.notes))
+    lines += _section("Files", names)
+    return "\n".join(lines)
+
+
+def _section(title: str, items: list[str]) -> list[str]:
+    return [f"## {title}", "", *(f"- {item}" for item in items), ""]
+
+
+def _status_items(export: ExportResult, names: list[str]) -> list[str]:
+    items = [f"{name}: {export.status(name)}" for name in (export.trainer, export.launcher)]
+    command, file = DRY_RUN_COMMANDS.get(export.launcher, ("", ""))
+    if file in names:
+        dry_run = f"{command} {export.export_input.out}/{file}"
+        items.append(f"{export.launcher} itself validates its file with `{dry_run}`")
+    for name, verification in export.verifications.items():
+        items += [f"{name} {problem}" for problem in verification.problems]
+    return items
+
+
+def _run_items(export: ExportResult) -> list[str]:
+    items = []
+    if without_store := export.export_input.sources_without_store:
+        items.append(
+            f"The run cannot start yet: no token store has been built for "
+            f"{', '.join(without_store)}. Build the stores, and promote again."
+        )
+    if export.plan.prepare:
+        prepare = f"`bash {export.export_input.out}/prepare.sh`"
+        items.append(f"Once, on storage that all nodes see: {prepare}")
+    items.append(f"`{export.start_command}`")
+    on_term = "saves a checkpoint before it exits" if export.plan.saves_on_term else "does not save"
+    items.append(f"Restarting resumes from the last checkpoint. On SIGTERM the trainer {on_term}.")
+    return items
+
+
+def _export_record(export: ExportResult) -> str:
+    """Return `export.json`, which readers and scripts take an export's coordinates from."""
+    export_input = export.export_input
+    bundle, hardware = export_input.bundle, export_input.bundle.target.hardware
+    peers = (export.trainer, export.launcher)
+    content = {
+        "recipe_id": bundle.recipe_id,
+        "bundle": str(export_input.loaded.path),
+        "bundle_id": export_input.loaded.id,
+        "trainer": export.trainer,
+        "launcher": export.launcher,
+        "nodes": hardware.nodes,
+        "per_node": hardware.per_node,
+        "steps": bundle.recipe.steps,
+        "stores": export_input.store_folders,
+        "model": export_input.model,
+        "env": export.plan.env,
+        "differences": {d.fact: d.behaviour for d in export.plan.differences},
+        "status": {name: export.status(name) for name in peers},
+    }
+    return json.dumps(content, indent=1) + "\n"

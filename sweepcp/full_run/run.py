@@ -1,15 +1,17 @@
-"""The full run: a bundle's recipe on its model under ZeRO-3, watched, saved, resumed, exported and scored.
+"""The full run: trains a bundle's recipe under ZeRO-3, saves, resumes, watches, exports and scores.
 
-base.json         the model at step 0, item by item
-metrics.jsonl     a line a step
-held_out_base.json  watched held-out text at step 0
-held_out.jsonl    held-out changes against step 0, as often as the target asks for
-checkpoints/      see `sweepcp.full.checkpoint`
+base.json           scores of the model at step 0, item by item
+metrics.jsonl       one line per step
+held_out_base.json  scores of the watched held-out text at step 0
+held_out.jsonl      changes of held-out text against step 0, as often as the target asks for
+checkpoints/        see `sweepcp.full_run.checkpoints`
 tensorboard/
-model/            the trained model in the Hugging Face format
-scorecard.json    both suites against step 0; written last: the run is finished
+model/              the trained model in the Hugging Face format
+items.json          scores of the trained model, item by item
+scorecard.json      both suites against step 0; written last: the run is finished
 """
 
+import logging
 import os
 import signal
 import socket
@@ -19,6 +21,7 @@ from dataclasses import replace
 from pathlib import Path
 from statistics import median
 from types import FrameType
+from typing import Any
 
 import numpy as np
 import torch
@@ -33,13 +36,12 @@ from sweepcp.full_run.checkpoints import (
     read_checkpoint,
     save_checkpoint,
 )
-from sweepcp.full_run.preflight import fetch_model_files, stores_of
-from sweepcp.full_run.run_log import RunLog, Say
+from sweepcp.full_run.preflight import fetch_model_files, stores_of_bundle
+from sweepcp.full_run.run_log import RunLog
 from sweepcp.models.files import SafetensorsFile
 from sweepcp.models.loading import load_tokenizer
 from sweepcp.promote.bundle import LoadedBundle
 from sweepcp.runs.trial import BaseRecord, package_versions
-from sweepcp.scoring.generated_tasks import generate_tasks
 from sweepcp.scoring.scorecard import (
     ItemScores,
     Scorecard,
@@ -48,7 +50,7 @@ from sweepcp.scoring.scorecard import (
     write_items,
 )
 from sweepcp.scoring.scorer import Scorer
-from sweepcp.search.worker_spec import WorkerSpec
+from sweepcp.scoring.spec import ScoringSpec, make_scoring_spec
 from sweepcp.training.deepspeed_config import zero_config
 from sweepcp.training.loop import Diverged, StepMetrics, run_training
 from sweepcp.training.process_group import ProcessGroup
@@ -57,157 +59,176 @@ from sweepcp.util.files import write_json, write_text
 from sweepcp.util.locks import exclusive_lock
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR2)
-"""What a scheduler sends before it takes a node away; a run saves, and ends with 128 + signal."""
+"""What a scheduler sends before it takes a node away. The run saves a checkpoint and ends with exit
+status 128 + signal."""
+
+logger = logging.getLogger(__name__)
 
 
-def full_run(opened: LoadedBundle, out: Path, say: Say) -> Scorecard:
-    """Run what is left of a bundle's run in the folder `out`; call it on every rank. Returns the final scorecard.
+def full_run(bundle: LoadedBundle, out: Path) -> Scorecard:
+    """Start a bundle's run in the folder `out`, or resume it there; every rank calls this.
 
-    Raises `BadInput` when the bundle cannot be run here, or `out` holds another run; `Diverged`, `Alarmed` and
-    `Stopped` with the state saved as far as it was sound.
+    Returns:
+        The trained model against step 0.
+
+    Raises:
+        InvalidInput: The bundle cannot be run here, or `out` holds another run.
+        Diverged: The loss or the gradient is not finite, or the loss spiked too often.
+        Alarmed: Held-out general text regressed beyond the target's bound. The state is saved.
+        Stopped: A scheduler sent a signal. The state is saved.
     """
-    target = opened.bundle.target
-    if target.hardware.device == "cuda" and torch.cuda.device_count() <= int(
-        os.environ.get("LOCAL_RANK", "0")
-    ):
-        found = f"{torch.cuda.device_count()} GPUs on {socket.gethostname()}"
-        fix = "start as many processes a node as it has GPUs, or promote to a target with `device: cpu`"
-        raise InvalidInput(
-            file=opened.path / "bundle.json",
-            key="target.hardware.device",
-            found=found,
-            rule="a GPU for each process",
-            fix=fix,
-        )
-    ranks = join_process_group(target.hardware.device)
-    speak = say if ranks.first else lambda text: None
-    shards = fetch_model_files(opened, ranks)
+    _check_gpu(bundle)
+    group = join_process_group(bundle.bundle.target.hardware.device)
+    if not group.is_first:
+        # All ranks get to the same messages; those of one of them are enough.
+        logging.getLogger("sweepcp").setLevel(logging.ERROR)
+    shards = fetch_model_files(bundle, group)
     rule = "one run at a time writes the folder"
-    with exclusive_lock(out / "train.lock", rule) if ranks.first else nullcontext():
-        return _FullRun(opened, out, shards, ranks, speak).go()
+    with exclusive_lock(out / "train.lock", rule) if group.is_first else nullcontext():
+        return _FullRun(bundle, out, shards, group).run()
+
+
+def _check_gpu(bundle: LoadedBundle) -> None:
+    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    if bundle.bundle.target.hardware.device == "cuda" and torch.cuda.device_count() <= local_rank:
+        raise InvalidInput(
+            file=bundle.path / "bundle.json",
+            key="target.hardware.device",
+            found=f"{torch.cuda.device_count()} GPUs on {socket.gethostname()}",
+            rule="a GPU for each process",
+            fix="start as many processes per node as it has GPUs, or promote to a target with "
+            "`device: cpu`",
+        )
 
 
 class _FullRun:
+    """One process of a full run, with the engine, the scorers and the log."""
+
     def __init__(
-        self,
-        opened: LoadedBundle,
-        out: Path,
-        shards: list[SafetensorsFile],
-        ranks: ProcessGroup,
-        say: Say,
+        self, bundle: LoadedBundle, out: Path, shards: list[SafetensorsFile], group: ProcessGroup
     ) -> None:
-        self.opened, self.bundle, self.out, self.ranks, self.say = (
-            opened,
-            opened.bundle,
-            out,
-            ranks,
-            say,
-        )
-        self.recipe, self.target = self.bundle.recipe, self.bundle.target
-        self.stores = stores_of(self.bundle)
+        content = bundle.bundle
+        self.bundle, self.out, self.group = bundle, out, group
+        self.recipe, self.target, self.model = content.recipe, content.target, content.model
+        self.stores = stores_of_bundle(content)
         self.checkpoints = Path(self.target.checkpoints.folder or out / "checkpoints")
-        self.received = 0
+        self.received_signal = 0
         compute = self.target.compute
         self.engine = ZeroEngine(
-            shards, self.recipe, self._config(), compute.attention, compute.recompute, ranks
+            shards,
+            self.recipe,
+            self._deepspeed_config(),
+            group,
+            attention=compute.attention,
+            recompute=compute.recompute,
         )
-        job = self._job(shards[0].path.parent)
-        tokenizer = load_tokenizer(job.base)
-        self.scorer = Scorer(job, self.engine.model, tokenizer, ranks)
-        self.watcher = Scorer(
-            replace(job, suites=self.bundle.watched), self.engine.model, tokenizer, ranks
-        )
+        folder = shards[0].path.parent
+        tokenizer = load_tokenizer(BaseSpec(path=str(folder), max_lr=self.model.max_lr))
+        spec = self._scoring_spec()
+        watched = replace(spec, suites=content.watched)
+        self.scorer = Scorer(spec, self.engine.model, tokenizer, group)
+        self.watcher = Scorer(watched, self.engine.model, tokenizer, group)
 
-    def go(self) -> Scorecard:
-        """From step 0, or from the last checkpoint, to the scorecard."""
-        if (
-            threading.current_thread() is threading.main_thread()
-        ):  # Ray Train calls from another one
+    def run(self) -> Scorecard:
+        """Train from step 0, or from the last checkpoint, to the scorecard."""
+        # Python allows signal handlers in the main thread only; Ray Train calls from another one.
+        if threading.current_thread() is threading.main_thread():
             for number in SIGNALS:
-                signal.signal(number, self._receive)
-        at, base, watched = self._begin()
-        self.log = RunLog(self.opened, self.out, self.ranks, at.step, self.say)
+                signal.signal(number, self._receive_signal)
+        progress, base, watched_base = self._start_or_resume()
+        self.log = RunLog(self.bundle, self.out, self.group, steps_done=progress.step)
         try:
-            while at.step < self.recipe.steps:
+            while progress.step < self.recipe.steps:
                 try:
-                    at = self._steps(at, watched)
+                    progress = self._train(progress, watched_base)
                 except Diverged as error:
-                    at = self._roll_back(at, error)
+                    progress = self._roll_back(progress, error)
         finally:
             self.log.close()
         return self._finish(base)
 
-    def _config(self) -> dict[str, object]:
-        """DeepSpeed's configuration: the bundle's, or for another number of processes one that gives the same steps."""
-        planned, now = self.target.hardware.world_size, self.ranks.ranks
-        if now == planned:
-            return self.opened.ds_config
-        micro = self.target.compute.micro_batch
-        if self.recipe.sequences % (now * micro):
-            rule = f"a number of processes that divides {self.recipe.sequences // micro} micro batches of a step"
-            where = self.opened.path / "bundle.json"
+    def _deepspeed_config(self) -> dict[str, Any]:
+        """Return the bundle's configuration, or one of the same steps for another world size."""
+        planned, world_size = self.target.hardware.world_size, self.group.world_size
+        if world_size == planned:
+            return self.bundle.ds_config
+        micro_batch = self.target.compute.micro_batch
+        if self.recipe.sequences % (world_size * micro_batch):
+            micro_batches = self.recipe.sequences // micro_batch
             raise InvalidInput(
-                file=where,
+                file=self.bundle.path / "bundle.json",
                 key="the number of processes",
-                found=now,
-                rule=rule,
+                found=world_size,
+                rule=f"a number of processes that divides {micro_batches} micro batches of a step",
                 fix=f"start {planned}, as the bundle was planned",
             )
-        config = zero_config(self.recipe, self.target, now)
-        accumulation = config["gradient_accumulation_steps"]
-        self.say(
-            f"planned for {planned} processes, running on {now}: {accumulation} micro batches a step on each"
+        config = zero_config(self.recipe, self.target, world_size=world_size)
+        logger.info(
+            "planned for %d processes, running on %d: each computes %d micro batches per step",
+            planned,
+            world_size,
+            config["gradient_accumulation_steps"],
         )
         return config
 
-    def _job(self, folder: Path) -> WorkerSpec:
-        bundle = self.bundle
-        spec = BaseSpec(path=str(folder), max_lr=bundle.model.max_lr)
-        by_name = {store.source: store for store in self.stores}
-        made = generate_tasks(bundle.suites, by_name) if self.ranks.first else None
-        self.ranks.wait()
-        return WorkerSpec(
-            base=spec,
-            model=str(folder),
-            stores=tuple(self.stores),
-            languages=bundle.languages,
-            suites=bundle.suites,
-            made_tasks=made or generate_tasks(bundle.suites, by_name),
-            seq_len=self.recipe.seq_len,
-            micro_batch=None,
-            precision=self.target.compute.precision,
-            threads=1,
-        )
+    def _scoring_spec(self) -> ScoringSpec:
+        def make() -> ScoringSpec:
+            return make_scoring_spec(
+                self.bundle.bundle.suites,
+                {store.source: store for store in self.stores},
+                languages=self.bundle.bundle.languages,
+                seq_len=self.recipe.seq_len,
+                precision=self.target.compute.precision,
+            )
 
-    def _begin(self) -> tuple[RunProgress, list[ItemScores], list[ItemScores]]:
-        """Where the run stands, and the items of step 0 of the suites and of watched text; sets the engine's state."""
+        # The first rank generates the tasks; the others find them, unless their node has a cache of
+        # its own, where they generate the same ones.
+        spec = make() if self.group.is_first else None
+        self.group.barrier()
+        return spec or make()
+
+    def _start_or_resume(self) -> tuple[RunProgress, list[ItemScores], list[ItemScores]]:
+        """Bring the engine to the state that training continues from.
+
+        Returns:
+            The progress so far, and the scores at step 0 of the suites and of the watched text.
+        """
         start = RunProgress(
-            bundle=self.opened.id, step=0, tokens={}, ranks=self.ranks.ranks, sizes={}, files={}
+            bundle=self.bundle.id,
+            step=0,
+            tokens={},
+            ranks=self.group.world_size,
+            sizes={},
+            files={},
         )
-        path, watched_path = self.out / "base.json", self.out / "held_out_base.json"
-        begun = self.ranks.any(self.ranks.first and path.is_file())
-        if not begun:
-            if self.ranks.first:
+        base_path, watched_path = self.out / "base.json", self.out / "held_out_base.json"
+        # The first rank decides for all: on shared storage another may see an older state.
+        has_begun = self.group.all_reduce_any(self.group.is_first and base_path.is_file())
+        if not has_begun:
+            if self.group.is_first:
                 initialize_checkpoints(self.checkpoints)
-            self.say("scoring the model at step 0")
-            items, watched = self.scorer.score(), self.watcher.held_out()
-            if self.ranks.first:
-                write_items(watched_path, watched)
-                write_text(path, self._base(items).model_dump_json() + "\n")
-            return start, items, watched
-        items = list(BaseRecord.model_validate_json(path.read_bytes()).items)
-        watched = read_items(watched_path)
-        found = find_checkpoint(self.checkpoints, self.opened.id, self.ranks, self.say)
-        if found is None:
-            self.say("no checkpoint was saved before the run was stopped: starting at step 0")
-            return start, items, watched
-        place, at = found
-        self.say(f"going on after step {at.step} of {self.recipe.steps}, from {place.name}")
-        self.engine.set_state(at.step, read_checkpoint(place, at, self.ranks))
-        return at, items, watched
+            logger.info("scoring the model at step 0")
+            base, watched_base = self.scorer.score(), self.watcher.score_held_out()
+            if self.group.is_first:
+                write_items(watched_path, watched_base)
+                # Last, because this file is what marks a run that has begun.
+                write_text(base_path, self._base_record(base).model_dump_json() + "\n")
+            return start, base, watched_base
+        base = list(BaseRecord.model_validate_json(base_path.read_bytes()).items)
+        watched_base = read_items(watched_path)
+        checkpoint = find_checkpoint(self.checkpoints, self.bundle.id, self.group)
+        if checkpoint is None:
+            logger.info("the run was stopped before its first checkpoint: starting at step 0")
+            return start, base, watched_base
+        place, progress = checkpoint
+        logger.info(
+            "resuming after step %d of %d from %s", progress.step, self.recipe.steps, place.name
+        )
+        self._load_state(place, progress)
+        return progress, base, watched_base
 
-    def _base(self, items: list[ItemScores]) -> BaseRecord:
-        model = self.bundle.model
+    def _base_record(self, items: list[ItemScores]) -> BaseRecord:
+        model = self.model
         return BaseRecord(
             model=model.path or f"{model.hub}@{model.revision}",
             parameters=model.parameters,
@@ -216,100 +237,143 @@ class _FullRun:
             versions=package_versions(),
         )
 
-    def _steps(self, at: RunProgress, watched: list[ItemScores]) -> RunProgress:
-        """Train from a state to the end. Raises `Diverged` also for a spike, if the target looks for them."""
-        stream = MixtureStream(self.recipe, self.stores, at.skipped)
-        steps, max_lr = self.recipe.steps, self.bundle.model.max_lr
-        for row in run_training(self.engine, self.recipe, max_lr, stream, at.step, at.tokens):
-            at = at.model_copy(
-                update={
-                    "step": row.step,
-                    "tokens": row.tokens,
-                    "recent": self._no_spike(row, at.recent),
-                }
+    def _load_state(self, place: Path, progress: RunProgress) -> None:
+        state = read_checkpoint(place, progress, self.group)
+        self.engine.set_state(state, steps=progress.step)
+
+    def _train(self, progress: RunProgress, watched_base: list[ItemScores]) -> RunProgress:
+        """Train to the last step.
+
+        Raises:
+            Diverged: The loss or the gradient is not finite, or the loss spiked.
+            Alarmed: The target stops a run whose held-out general text regressed.
+            Stopped: A signal was received.
+        """
+        steps, watch = self.recipe.steps, self.target.watch
+        for metrics in run_training(
+            self.engine,
+            self.recipe,
+            MixtureStream(self.recipe, self.stores, progress.skipped),
+            max_lr=self.model.max_lr,
+            steps_done=progress.step,
+            tokens_fed=progress.tokens,
+        ):
+            recent = self._check_spike(metrics, progress.recent)
+            progress = progress.model_copy(
+                update={"step": metrics.step, "tokens": metrics.tokens, "recent": recent}
             )
-            self.log.row(row)
-            last = row.step == steps
-            alarm = (
-                self._look(row, watched) if row.step % self.target.watch.every == 0 or last else ""
-            )
-            number = self._agreed_signal()
-            stop = alarm and self.target.watch.stop
-            if row.step % self.target.checkpoints.every == 0 or last or number or stop:
+            self.log.write_step(metrics)
+            is_last = metrics.step == steps
+            alarm = ""
+            if is_last or metrics.step % watch.every == 0:
+                alarm = self._score_watched(metrics.step, watched_base)
+            stops = bool(alarm) and watch.stop
+            signal_number = self._agree_on_signal()
+            if is_last or stops or signal_number or self._saves_after(metrics.step):
                 save_checkpoint(
                     self.checkpoints,
                     self.engine.state(),
-                    at,
-                    self.target.checkpoints.keep,
-                    self.ranks,
+                    progress,
+                    self.group,
+                    keep=self.target.checkpoints.keep,
                 )
-                self.log.saved(row.step)
-            if number:
-                raise Stopped(number)
-            if stop and not last:
+                self.log.record_checkpoint(metrics.step)
+            if signal_number:
+                raise Stopped(signal_number)
+            if stops and not is_last:
                 raise Alarmed(alarm)
-        return at
+        return progress
 
-    def _no_spike(self, row: StepMetrics, recent: tuple[float, ...]) -> tuple[float, ...]:
-        """The losses that the next step is measured against; raises `Diverged` for a spike."""
+    def _saves_after(self, step: int) -> bool:
+        return step % self.target.checkpoints.every == 0
+
+    def _check_spike(self, metrics: StepMetrics, recent: tuple[float, ...]) -> tuple[float, ...]:
+        """Return the losses that the next step is compared with.
+
+        Raises:
+            Diverged: This step's loss spiked, and the target rolls back spikes.
+        """
         spikes = self.target.spikes
         if spikes is None:
             return ()
-        if len(recent) == spikes.window and row.loss > spikes.factor * median(recent):
-            times = row.loss / median(recent)
-            why = f"step {row.step}: loss {row.loss:.4f}, {times:.2f} times the median of {spikes.window} steps"
-            raise Diverged(why, row.step)
-        return (*recent, row.loss)[-spikes.window :]
+        if len(recent) == spikes.window and metrics.loss > spikes.factor * median(recent):
+            ratio = metrics.loss / median(recent)
+            raise Diverged(
+                f"step {metrics.step}: loss {metrics.loss:.4f}, {ratio:.2f} times the median of "
+                f"the last {spikes.window} steps",
+                metrics.step,
+            )
+        return (*recent, metrics.loss)[-spikes.window :]
 
-    def _roll_back(self, at: RunProgress, error: Diverged) -> RunProgress:
-        """Go back to the last checkpoint, around the steps of the stream from there to where the loss went wrong.
+    def _roll_back(self, progress: RunProgress, error: Diverged) -> RunProgress:
+        """Go back to the last checkpoint and skip the steps of the stream that led to the error.
 
-        `at` is where the steps that failed began. All of it follows from checkpoints alone, so a run that is stopped
-        now and resumed comes to the same point again.
+        Everything here follows from checkpoints alone, so a run that is stopped now and resumed
+        takes the same decision.
+
+        Args:
+            progress: Where the steps that failed began.
+            error: What happened.
+
+        Raises:
+            Diverged: The error itself, if the target does not roll back, or not so often.
         """
         spikes = self.target.spikes
-        found = find_checkpoint(self.checkpoints, self.opened.id, self.ranks, self.say)
-        if spikes is None or error.step is None or at.rollbacks == spikes.at_most or found is None:
+        if spikes is None or error.step is None or progress.rollbacks == spikes.at_most:
             raise error
-        place, back = found
-        stream = MixtureStream(self.recipe, self.stores, at.skipped)
-        passed = tuple(stream.place(step) for step in range(back.step + 1, error.step + 1))
-        self.say(
-            f"{error}: back to step {back.step}, passing over {len(passed)} steps of the stream"
+        checkpoint = find_checkpoint(self.checkpoints, self.bundle.id, self.group)
+        if checkpoint is None:
+            raise error
+        place, back = checkpoint
+        # Steps of the optimizer and of the stream differ once steps of the stream were skipped.
+        stream = MixtureStream(self.recipe, self.stores, progress.skipped)
+        newly_skipped = tuple(
+            stream.stream_step(step) for step in range(back.step + 1, error.step + 1)
         )
-        self.engine.set_state(back.step, read_checkpoint(place, back, self.ranks))
-        self.log.back(back.step)
-        skipped = tuple(sorted({*at.skipped, *passed}))
-        return back.model_copy(update={"skipped": skipped, "rollbacks": at.rollbacks + 1})
+        logger.warning(
+            "%s: rolled back to step %d, skipping %d steps of the stream",
+            error,
+            back.step,
+            len(newly_skipped),
+        )
+        self._load_state(place, back)
+        self.log.truncate(back.step)
+        skipped = tuple(sorted({*progress.skipped, *newly_skipped}))
+        return back.model_copy(update={"skipped": skipped, "rollbacks": progress.rollbacks + 1})
 
-    def _look(self, row: StepMetrics, before: list[ItemScores]) -> str:
-        """Held-out text against step 0; what is alarming about it, or nothing."""
-        card = compare_with_base(self.watcher.held_out(), before)
-        self.log.held_out(row.step, card)
+    def _score_watched(self, step: int, base: list[ItemScores]) -> str:
+        """Log the watched text against step 0; return an alarm, or an empty string."""
+        card = compare_with_base(self.watcher.score_held_out(), base)
+        self.log.write_held_out(step, card)
         bound, general = self.target.watch.max_regression, card.report.general
         if bound is None or general >= -bound:
             return ""
-        alarm = f"step {row.step}: held-out general {general:+.2f} %, the bound is -{bound:g} %"
-        self.say(f"ALARM: {alarm}")
+        alarm = f"step {step}: held-out general {general:+.2f} %, the bound is -{bound:g} %"
+        logger.warning("ALARM: %s", alarm)
         return alarm
 
     def _finish(self, base: list[ItemScores]) -> Scorecard:
-        """Export, and score both suites."""
-        self.say("writing the model")
+        """Export the model, and score it on both suites."""
+        logger.info("writing the model")
         self.engine.save_weights(self.out / "model")
-        self.say("scoring both suites")
+        logger.info("scoring both suites")
         items = self.scorer.score()
         card = compare_with_base(items, base)
-        if self.ranks.first:
+        if self.group.is_first:
             write_items(self.out / "items.json", items)
             write_json(self.out / "scorecard.json", card.model_dump(mode="json"))
-        self.ranks.wait()
+        self.group.barrier()
         return card
 
-    def _receive(self, number: int, frame: FrameType | None) -> None:
-        self.received = number
+    def _receive_signal(self, number: int, _frame: FrameType | None) -> None:
+        self.received_signal = number
 
-    def _agreed_signal(self) -> int:
-        """The signal that any rank has received, 0 for none, equal on every rank."""
-        seen = self.ranks.total(np.array([float(self.received == number) for number in SIGNALS]))
-        return next((int(number) for number, count in zip(SIGNALS, seen, strict=True) if count), 0)
+    def _agree_on_signal(self) -> int:
+        """Return a signal that some rank has received, 0 for none; equal on every rank."""
+        # A signal reaches ranks at different times, or only some of them. They have to save the
+        # same step, so each step ends with a sum over all ranks.
+        received = [float(self.received_signal == number) for number in SIGNALS]
+        counts = self.group.all_reduce_sum(np.array(received))
+        return next(
+            (int(number) for number, count in zip(SIGNALS, counts, strict=True) if count), 0
+        )

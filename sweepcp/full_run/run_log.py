@@ -1,6 +1,7 @@
-"""What a full run says while it runs: metrics.jsonl, held_out.jsonl, TensorBoard and lines on the terminal."""
+"""The log of a full run: metrics.jsonl, held_out.jsonl, TensorBoard, trackers and messages."""
 
 import json
+import logging
 import resource
 import time
 from collections.abc import Callable
@@ -16,136 +17,180 @@ from sweepcp.training.loop import StepMetrics
 from sweepcp.training.process_group import ProcessGroup
 from sweepcp.util.files import write_text
 
-Say = Callable[[str], None]
-SECONDS_BETWEEN_LINES = 5.0
-"""Between lines on the terminal."""
+SECONDS_BETWEEN_MESSAGES = 5.0
+"""Between log messages about steps; files and trackers receive every step."""
+
+logger = logging.getLogger(__name__)
 
 
 class RunLog:
-    """Written by the first rank; the others keep silent. Lines after step `done` of an earlier attempt are removed."""
+    """The log of a full run, which the first rank writes; on the other ranks it does nothing."""
 
     def __init__(
-        self, opened: LoadedBundle, out: Path, ranks: ProcessGroup, done: int, say: Say
+        self, bundle: LoadedBundle, out: Path, group: ProcessGroup, *, steps_done: int
     ) -> None:
-        self.opened, self.out, self.ranks, self.say = opened, out, ranks, say
-        self.steps = opened.bundle.recipe.steps
-        self.sinks: list[Callable[[dict[str, float], int], None]] = []
-        self.closers: list[Callable[[], None]] = []
-        self.spoke = 0.0
-        self.back(done)
-        if ranks.first:
-            self._open_sinks(done)
-        self.since = time.perf_counter()
+        """Open the log in the folder `out`, without what an earlier attempt logged later.
 
-    def back(self, done: int) -> None:
-        """Remove what was logged after step `done`."""
-        if not self.ranks.first:
+        Args:
+            bundle: What is run.
+            out: The folder of the run.
+            group: Its ranks.
+            steps_done: The step that the run resumes after; 0 for a new run.
+        """
+        self.bundle, self.out, self.group = bundle, out, group
+        self.steps = bundle.bundle.recipe.steps
+        self._sinks: list[Callable[[dict[str, float], int], None]] = []
+        self._closers: list[Callable[[], None]] = []
+        self._last_message = 0.0
+        self.truncate(steps_done)
+        if group.is_first:
+            self._open_sinks(steps_done)
+        self._step_began = time.perf_counter()
+
+    def truncate(self, steps_done: int) -> None:
+        """Remove what was logged after step `steps_done`."""
+        if not self.group.is_first:
             return
         for name in ("metrics.jsonl", "held_out.jsonl"):
             path = self.out / name
-            lines = (
-                path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
-            )
-            kept = [
-                line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= done
-            ]
+            text = path.read_text(encoding="utf-8") if path.exists() else ""
+            # A process that was killed may have left half a line at the end.
+            lines = [line for line in text.splitlines(keepends=True) if line.endswith("\n")]
+            kept = [line for line in lines if json.loads(line)["step"] <= steps_done]
             write_text(path, "".join(kept))
 
-    def row(self, row: StepMetrics) -> None:
-        """One step."""
+    def write_step(self, metrics: StepMetrics) -> None:
+        """Log the metrics of a step that has just ended."""
         now = time.perf_counter()
-        seconds, self.since = now - self.since, now
-        if not self.ranks.first:
+        seconds, self._step_began = now - self._step_began, now
+        if not self.group.is_first:
             return
-        bundle = self.opened.bundle
-        speed = bundle.recipe.batch_tokens / seconds
-        peak = bundle.target.hardware.peak_tflops
-        flops = bundle.model.shape.flops_per_token(bundle.recipe.seq_len) * speed
-        mfu = flops / (self.ranks.ranks * peak * 1e12) if peak else None
-        extra = {"tokens_per_second": speed, "mfu": mfu, "memory_gib": self._memory()}
-        self._append("metrics.jsonl", row._asdict() | extra)
-        values = {"train/loss": row.loss, "train/grad_norm": row.grad_norm, "train/lr": row.lr}
-        values |= {f"train/loss_{role}": loss for role, loss in row.losses.items()}
-        values |= {f"tokens/{source}": float(count) for source, count in row.tokens.items()}
-        values |= {f"speed/{name}": value for name, value in extra.items() if value is not None}
-        if proxy := self.opened.proxy_losses:  # at the same part of its way
-            values["train/loss_of_the_proxy"] = proxy[-(-row.step * len(proxy) // self.steps) - 1]
-        for sink in self.sinks:
-            sink(values, row.step)
-        if now - self.spoke > SECONDS_BETWEEN_LINES or row.step == self.steps:
-            self.spoke = now
-            roles = ", ".join(f"{role} {loss:.3f}" for role, loss in row.losses.items())
-            used = f", MFU {mfu:.1%}" if mfu is not None else ""
-            self.say(
-                f"step {row.step}/{self.steps}  loss {row.loss:.4f} ({roles})  LR {row.lr:.3g}  "
-                f"grad {row.grad_norm:.3g}  {speed:,.0f} tokens/s{used}"
-            )
+        tokens_per_second = self.bundle.bundle.recipe.batch_tokens / seconds
+        mfu = self._utilisation(tokens_per_second)
+        speed = {
+            "tokens_per_second": tokens_per_second,
+            "mfu": mfu,
+            "memory_gib": self._peak_memory(),
+        }
+        self._append("metrics.jsonl", metrics._asdict() | speed)
+        self._track(self._step_values(metrics, speed), metrics.step)
+        recently = now - self._last_message <= SECONDS_BETWEEN_MESSAGES
+        if recently and metrics.step != self.steps:
+            return
+        self._last_message = now
+        logger.info(
+            "step %d/%d  loss %.4f (%s)  LR %.3g  gradient norm %.3g  %s tokens/s%s",
+            metrics.step,
+            self.steps,
+            metrics.loss,
+            ", ".join(f"{role} {loss:.3f}" for role, loss in metrics.losses.items()),
+            metrics.lr,
+            metrics.grad_norm,
+            f"{tokens_per_second:,.0f}",
+            f"  MFU {mfu:.1%}" if mfu is not None else "",
+        )
 
-    def held_out(self, step: int, card: Scorecard) -> None:
-        """Held-out text against step 0, beside what the proxy came to."""
-        if self.ranks.first:
-            half = card.report
-            changes = {m.name: m.change for m in half.members}
-            self._append(
-                "held_out.jsonl",
-                {"step": step, "domain": half.domain, "general": half.general} | changes,
+    def write_held_out(self, step: int, card: Scorecard) -> None:
+        """Log the held-out text after a step against step 0."""
+        if self.group.is_first:
+            split = card.report
+            changes = {member.name: member.change for member in split.members}
+            scalars = {"domain": split.domain, "general": split.general}
+            self._append("held_out.jsonl", {"step": step} | scalars | changes)
+            values = {f"held_out/{name}": value for name, value in (scalars | changes).items()}
+            self._track(values, step)
+            logger.info(
+                "held-out text at step %d, bits per byte against step 0: %s",
+                step,
+                self._compare_with_proxy(changes),
             )
-            values = {"held_out/domain": half.domain, "held_out/general": half.general}
-            for sink in self.sinks:
-                sink(
-                    values | {f"held_out/{name}": change for name, change in changes.items()}, step
-                )
-            proxy = self.opened.bundle.proxy.held_out if self.opened.bundle.proxy else {}
-            each = ", ".join(
-                f"{m.name.removeprefix('held_out_')} {m.change:+.2f} %"
-                + (f" (the proxy's end: {proxy[m.name]:+.2f} %)" if m.name in proxy else "")
-                for m in half.members
-            )
-            self.say(f"held-out text at step {step}, bits per byte against step 0: {each}")
-        self.since = time.perf_counter()
+        # Scoring is no part of the time of the next step.
+        self._step_began = time.perf_counter()
 
-    def saved(self, step: int) -> None:
-        """A checkpoint is complete."""
-        self.say(f"checkpoint at step {step}")
-        self.since = time.perf_counter()
+    def record_checkpoint(self, step: int) -> None:
+        """Log that the checkpoint of a step is complete."""
+        logger.info("saved the checkpoint at step %d", step)
+        self._step_began = time.perf_counter()
 
     def close(self) -> None:
-        for close in self.closers:
+        """Close TensorBoard and the trackers."""
+        for close in self._closers:
             close()
+
+    def _utilisation(self, tokens_per_second: float) -> float | None:
+        """Return the model FLOPs utilisation; None where the peak of the hardware is not stated."""
+        bundle = self.bundle.bundle
+        peak = bundle.target.hardware.peak_tflops
+        flops = bundle.model.shape.flops_per_token(bundle.recipe.seq_len) * tokens_per_second
+        return flops / (self.group.world_size * peak * 1e12) if peak else None
+
+    def _peak_memory(self) -> float:
+        """Return the peak of this rank in GiB: of its GPU or, on a CPU, of the process."""
+        if self.group.device.type == "cuda":
+            return torch.cuda.max_memory_allocated(self.group.device) / 2**30
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+    def _step_values(
+        self, metrics: StepMetrics, speed: dict[str, float | None]
+    ) -> dict[str, float]:
+        """Return the scalars of a step by their names in TensorBoard and the trackers."""
+        values = {
+            "train/loss": metrics.loss,
+            "train/grad_norm": metrics.grad_norm,
+            "train/lr": metrics.lr,
+        }
+        values |= {f"train/loss_{role}": loss for role, loss in metrics.losses.items()}
+        values |= {f"tokens/{source}": float(count) for source, count in metrics.tokens.items()}
+        values |= {f"speed/{name}": value for name, value in speed.items() if value is not None}
+        if proxy := self.bundle.proxy_losses:
+            # The proxy has another number of steps: the one at the same fraction of its run.
+            proxy_step = -(-metrics.step * len(proxy) // self.steps)
+            values["train/loss_of_the_proxy"] = proxy[proxy_step - 1]
+        return values
+
+    def _compare_with_proxy(self, changes: dict[str, float]) -> str:
+        proxy = self.bundle.bundle.proxy
+        proxy_changes = proxy.held_out if proxy else {}
+        parts = []
+        for name, change in changes.items():
+            text = f"{name.removeprefix('held_out_')} {change:+.2f} %"
+            if name in proxy_changes:
+                text += f" (end of the proxy: {proxy_changes[name]:+.2f} %)"
+            parts.append(text)
+        return ", ".join(parts)
 
     def _append(self, name: str, content: dict[str, Any]) -> None:
         with (self.out / name).open("a", encoding="utf-8") as file:
             file.write(json.dumps(content) + "\n")
 
-    def _memory(self) -> float:
-        """Peak of this rank in GiB: of its GPU, or of the process."""
-        if self.ranks.device.type == "cuda":
-            return torch.cuda.max_memory_allocated(self.ranks.device) / 2**30
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    def _track(self, values: dict[str, float], step: int) -> None:
+        for sink in self._sinks:
+            sink(values, step)
 
-    def _open_sinks(self, done: int) -> None:
+    def _open_sinks(self, steps_done: int) -> None:
         from tensorboardX import SummaryWriter
 
-        board = SummaryWriter(str(self.out / "tensorboard"), purge_step=done + 1 if done else None)
-
-        def add(values: dict[str, float], step: int) -> None:
-            for key, value in values.items():
-                board.add_scalar(key, value, step)
-
-        self.sinks.append(add)
-        self.closers.append(board.close)
-        for name in self.opened.bundle.target.tracking:
+        # TensorBoard cannot delete events; it hides those from the purge step on.
+        purge_step = steps_done + 1 if steps_done else None
+        board = SummaryWriter(str(self.out / "tensorboard"), purge_step=purge_step)
+        self._sinks.append(partial(_write_scalars, board))
+        self._closers.append(board.close)
+        for name in self.bundle.bundle.target.tracking:
             from accelerate import PartialState
             from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 
-            PartialState(
-                cpu=self.ranks.device.type == "cpu"
-            )  # trackers ask it which process this is
-            tracker = LOGGER_TYPE_TO_CLASS[name](self.opened.bundle.name)
+            # accelerate's trackers ask this singleton whether they are on the main process.
+            PartialState(cpu=self.group.device.type == "cpu")
+            tracker = LOGGER_TYPE_TO_CLASS[name](self.bundle.bundle.name)
             tracker.start()
-            self.sinks.append(partial(_track, tracker))
-            self.closers.append(tracker.finish)
+            self._sinks.append(partial(_write_to_tracker, tracker))
+            self._closers.append(tracker.finish)
 
 
-def _track(tracker: Any, values: dict[str, float], step: int) -> None:
+def _write_scalars(board: Any, values: dict[str, float], step: int) -> None:
+    for name, value in values.items():
+        board.add_scalar(name, value, step)
+
+
+def _write_to_tracker(tracker: Any, values: dict[str, float], step: int) -> None:
     tracker.log(values, step=step)

@@ -20,17 +20,17 @@ BYTE_VOCABULARY = 258
 """Size of the `bytes` tokenizer: 256 bytes, BOS and EOS."""
 
 
-def resolve_base(base: BaseSpec, folder: Path, where: object) -> BaseSpec:
+def resolve_base(base: BaseSpec, folder: Path) -> BaseSpec:
     """Return the spec with an absolute `path`, which is relative to `folder`.
 
     Raises:
         InvalidInput: The folder lacks a configuration or safetensors, or the model brings its own
-            code.
+            code. The error names no file.
     """
     if base.path is None:
         return base
     path = (folder / Path(base.path).expanduser()).resolve()
-    with located(where, "base.path"):
+    with located(file="", key="base.path"):
         read_shards(path)
         read_config(path)
     return base.model_copy(update={"path": str(path)})

@@ -65,8 +65,13 @@ def load_encoder(base: BaseSpec) -> Encoder:
             rule="a fast tokenizer (tokenizer.json)",
             fix="save a fast tokenizer with the model",
         )
-    before, after = boundary_tokens(tokenizer)
-    return Encoder(backend.to_str(), tuple(before), tuple(after), len(tokenizer))
+    prefix, suffix = boundary_tokens(tokenizer)
+    return Encoder(
+        tokenizer_json=backend.to_str(),
+        prefix=tuple(prefix),
+        suffix=tuple(suffix),
+        vocab_size=len(tokenizer),
+    )
 
 
 def load_model(model: str, *, revision: str | None, device: torch.device) -> PreTrainedModel:

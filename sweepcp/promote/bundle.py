@@ -1,31 +1,37 @@
 """The launch bundle: everything that the full run needs, resolved, hashed and with its lineage.
 
-bundle.json      what is run: recipe, model, corpora, suites, target; where it comes from, and what it assumes
-ds_config.json   DeepSpeed's configuration, every number resolved
-plan.jsonl       the LR of steps, and the tokens of each source up to them: what metrics.jsonl of the run must show
-proxy.jsonl      the steps of the trial that was promoted, for comparison
-manifest.json    SHA-256 of the files above
-run/             what `sweepcp train` writes; not part of the bundle
+| file             | content                                                             |
+|------------------|---------------------------------------------------------------------|
+| `bundle.json`    | recipe, model, corpora, suites, target, lineage and assumptions     |
+| `ds_config.json` | DeepSpeed's configuration, every number resolved                    |
+| `plan.jsonl`     | LR and tokens by source that the run's `metrics.jsonl` must show    |
+| `proxy.jsonl`    | the steps of the promoted trial, for comparison                     |
+| `manifest.json`  | SHA-256 of the files above                                          |
+| `run/`           | what `sweepcp train` writes; not part of the bundle                 |
 """
 
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-from pydantic import ValidationError
+from typing import Any, NoReturn
 
 from sweepcp.config.model_dimensions import ModelDimensions
 from sweepcp.config.recipe import Recipe
 from sweepcp.config.suites import Suites
 from sweepcp.config.target import Target
 from sweepcp.config.types import Role
-from sweepcp.errors import InvalidInput
-from sweepcp.util.files import file_sha256, write_json
-from sweepcp.util.records import Record
+from sweepcp.data.stream import tokens_by_source
+from sweepcp.errors import InvalidInput, located
+from sweepcp.training.deepspeed_config import zero_config
+from sweepcp.util.files import file_sha256, new_folder, write_json, write_text
+from sweepcp.util.records import Record, read_record
 
 FORMAT = 1
-CONTENT = ("bundle.json", "ds_config.json", "plan.jsonl", "proxy.jsonl")
+REQUIRED_FILES = ("bundle.json", "ds_config.json", "plan.jsonl")
+FILES = (*REQUIRED_FILES, "proxy.jsonl")
+MAX_PLAN_LINES = 1000
+"""A longer run has this many lines in its plan, at steps that are evenly spread."""
+RESTORE = "promote again, or restore the file from a copy"
 
 
 class Model(Record):
@@ -38,7 +44,7 @@ class Model(Record):
     shape: ModelDimensions
     parameters: int
     fingerprint: str | None
-    """Of a folder: over configuration, tokenizer, and the headers and sizes of the weights."""
+    """Hash of configuration, tokenizer, and headers and sizes of the weights; None on the hub."""
 
 
 class CorpusPlan(Record):
@@ -52,29 +58,29 @@ class CorpusPlan(Record):
     store_id: str | None
     """SHA-256 of the store's store.json."""
     tokens: int
-    """Training tokens there."""
+    """Training tokens of the store."""
     read: int
-    """Tokens that the run reads of it, within one sequence."""
+    """Tokens that the run reads of the source, to within one sequence."""
     epochs: float
     max_epochs: float
 
 
 class ProxyResult(Record):
-    """The trial that was promoted, as far as the full run is compared with it."""
+    """The size and the scores of the promoted trial, for comparison with the full run."""
 
     parameters: int
     tokens: int
     batch_tokens: int
     seq_len: int
     domain: float
+    """Like the scores below, in % on the reporting half."""
     domain_se: float
     general: float
     general_se: float
-    """In % on the reporting half."""
     epochs: dict[str, float]
-    """Source → how often the trial read it."""
+    """Source → epochs of the trial."""
     held_out: dict[str, float]
-    """Member → its change in % on the reporting half."""
+    """Suite member → its change in % on the reporting half."""
 
 
 class Lineage(Record):
@@ -90,28 +96,28 @@ class Lineage(Record):
 
 
 class Memory(Record):
-    """Bytes on one GPU, by what they are for. An estimate but for the model states."""
+    """Bytes per GPU by use. Model states are exact, the rest is an estimate."""
 
     weights: int
     master: int
     gradients: int
     optimizer: int
     gathered: int
-    """The largest module, whole, with its gradients."""
+    """The largest module, not sharded, with its gradients."""
     activations: int
     logits: int
     host: int
-    """Bytes in a node's memory of what is offloaded there."""
+    """Bytes per node in host memory, of states that are offloaded."""
 
     @property
     def total(self) -> int:
-        """On the GPU."""
-        parts = (self.weights, self.master, self.gradients, self.optimizer, self.gathered)
-        return sum(parts) + self.activations + self.logits
+        """Bytes on the GPU."""
+        states = self.weights + self.master + self.gradients + self.optimizer
+        return states + self.gathered + self.activations + self.logits
 
 
 class Expense(Record):
-    """Time and money at a stated utilisation."""
+    """Time and cost at an assumed utilisation; None where the target does not state the inputs."""
 
     flops: float
     mfu: float
@@ -121,7 +127,7 @@ class Expense(Record):
 
 
 class Bundle(Record):
-    """`bundle.json`."""
+    """The content of `bundle.json`."""
 
     format: int
     name: str
@@ -131,123 +137,172 @@ class Bundle(Record):
     corpora: tuple[CorpusPlan, ...]
     suites: Suites
     watched: Suites
-    """Held-out text of every source, read during the run."""
+    """Held-out text of every source, scored during the run."""
     languages: dict[str, str]
+    """Source → language."""
     target: Target
     lineage: Lineage
     proxy: ProxyResult | None
+    """None for a published recipe."""
     memory: Memory
     expense: Expense
     assumptions: tuple[str, ...]
     versions: dict[str, str]
     commit: str | None
-    """Of the folder in which `sweepcp promote` was called, if that is a git work tree; -dirty with changes."""
+    """Of the working directory of `sweepcp promote`, if that is a git work tree; ends in -dirty if
+    there are uncommitted changes."""
     made: str
     """UTC, ISO 8601."""
 
 
 @dataclass(frozen=True)
 class LoadedBundle:
-    """A bundle that was read and checked."""
+    """A bundle that was read and verified."""
 
     path: Path
     id: str
-    """SHA-256 of its manifest: a run, and its checkpoints, belong to one bundle."""
+    """SHA-256 of its manifest; runs and checkpoints record which bundle they belong to."""
     bundle: Bundle
     ds_config: dict[str, Any]
     proxy_losses: tuple[float, ...]
     """Of the promoted trial, step by step; empty for a published recipe."""
 
 
+def write_bundle(bundle: Bundle, out: Path, *, proxy_metrics: Path | None) -> None:
+    """Write a bundle into a new folder, completely or not at all.
+
+    Args:
+        bundle: The content of bundle.json, from which the other files are derived.
+        out: The folder to write.
+        proxy_metrics: The metrics file of the promoted trial; None for a published recipe.
+    """
+    world_size = bundle.target.hardware.world_size
+    plan = planned_steps(bundle.recipe, bundle.model.max_lr)
+    with new_folder(out) as work:
+        write_json(work / "bundle.json", bundle.model_dump(mode="json"))
+        ds_config = zero_config(bundle.recipe, bundle.target, world_size=world_size)
+        write_json(work / "ds_config.json", ds_config)
+        write_text(work / "plan.jsonl", "".join(json.dumps(step) + "\n" for step in plan))
+        if proxy_metrics is not None:
+            write_text(work / "proxy.jsonl", proxy_metrics.read_text(encoding="utf-8"))
+        write_manifest(work)
+
+
+def planned_steps(recipe: Recipe, max_lr: float) -> list[dict[str, Any]]:
+    """Return the LR of steps, and the tokens of each source that have been read by then.
+
+    Every step is listed, or `MAX_PLAN_LINES` of them, the first and the last included.
+    """
+    count = min(recipe.steps, MAX_PLAN_LINES)
+    # A set, because rounding may give a step twice.
+    steps = {round(1 + i * (recipe.steps - 1) / max(1, count - 1)) for i in range(count)}
+    return [
+        {"step": step, "lr": recipe.lr(step, max_lr), "tokens": tokens_by_source(recipe, step)}
+        for step in sorted(steps)
+    ]
+
+
 def write_manifest(folder: Path) -> None:
-    """Hash the bundle's files; written last, so a bundle without a manifest is none."""
-    files = {name: file_sha256(folder / name) for name in CONTENT if (folder / name).exists()}
-    write_json(folder / "manifest.json", {"format": FORMAT, "files": files})
+    """Write the hashes of a bundle's files. Written last: without it a folder is not a bundle."""
+    hashes = {name: file_sha256(folder / name) for name in FILES if (folder / name).exists()}
+    write_json(folder / "manifest.json", {"format": FORMAT, "files": hashes})
 
 
 def load_bundle(folder: Path) -> LoadedBundle:
-    """Read a bundle. Raises `BadInput` when a byte of it was changed, or it is of a newer version of sweepcp."""
-    again = "promote again, or restore the file from a copy"
-    manifest = _read_json(
-        folder / "manifest.json", "name a folder that `sweepcp promote --out` wrote"
+    """Read a bundle and verify the hashes of its files.
+
+    Raises:
+        InvalidInput: The folder is not a bundle, a file is missing or was changed, or the bundle
+            was written by an incompatible version of sweepcp.
+    """
+    hashes = _read_manifest(folder / "manifest.json")
+    for name, expected in hashes.items():
+        _verify_file(folder, name, expected=expected)
+    bundle = _read_bundle(folder / "bundle.json")
+    losses: list[float] = []
+    if "proxy.jsonl" in hashes:
+        lines = (folder / "proxy.jsonl").read_text(encoding="utf-8").splitlines()
+        losses = [json.loads(line)["loss"] for line in lines]
+    return LoadedBundle(
+        path=folder,
+        id=file_sha256(folder / "manifest.json"),
+        bundle=bundle,
+        ds_config=_read_json(folder / "ds_config.json", fix=RESTORE),
+        proxy_losses=tuple(losses),
     )
-    _check_format(folder / "manifest.json", manifest)
-    files = manifest.get("files")
-    if not isinstance(files, dict) or not set(CONTENT[:3]) <= set(files):
-        rule = f"the hashes of {', '.join(CONTENT[:3])}"
-        raise InvalidInput(
-            file=folder / "manifest.json", key="files", found=files, rule=rule, fix=again
-        )
-    for name, expected in files.items():
-        inside = (folder / name).resolve()
-        if inside.parent != folder.resolve() or name not in CONTENT:
-            rule = f"files of the bundle itself: {', '.join(CONTENT)}"
-            raise InvalidInput(
-                file=folder / "manifest.json",
-                key="files",
-                found=name,
-                rule=rule,
-                fix="promote again; do not edit a bundle",
-            )
-        if not inside.is_file():
-            raise InvalidInput(
-                file=inside,
-                key="the file",
-                found="missing",
-                rule="every file that manifest.json names",
-                fix=again,
-            )
-        if (found := file_sha256(inside)) != expected:
-            rule = f"SHA-256 {expected[:16]}…, as manifest.json says; a bundle is not edited"
-            raise InvalidInput(
-                file=inside, key="the content", found=f"{found[:16]}…", rule=rule, fix=again
-            )
-    content = _read_json(folder / "bundle.json", again)
-    _check_format(folder / "bundle.json", content)
-    try:
-        bundle = Bundle.model_validate_json((folder / "bundle.json").read_bytes())
-    except ValidationError as error:
-        what = " ".join(str(error).splitlines()[:3])
-        raise InvalidInput(
-            file=folder / "bundle.json",
-            key="the bundle",
-            found=what,
-            rule="one of this version of sweepcp",
-            fix=again,
-        ) from None
-    lines = (
-        (folder / "proxy.jsonl").read_text(encoding="utf-8").splitlines()
-        if "proxy.jsonl" in files
-        else []
-    )
-    losses = tuple(json.loads(line)["loss"] for line in lines)
-    ds_config = _read_json(folder / "ds_config.json", again)
-    return LoadedBundle(folder, file_sha256(folder / "manifest.json"), bundle, ds_config, losses)
 
 
-def _check_format(path: Path, content: dict[str, Any]) -> None:
-    found = content.get("format")
-    if found != FORMAT:
-        fix = "install that version of sweepcp, or promote again with this one"
+def _read_manifest(path: Path) -> dict[str, str]:
+    """Return the hash of each file that a manifest lists."""
+    manifest = _read_json(path, fix="name a folder that `sweepcp promote --out` wrote")
+    with located(path):
+        _check_format(manifest)
+    hashes = manifest.get("files")
+    if not isinstance(hashes, dict) or not set(REQUIRED_FILES) <= set(hashes):
         raise InvalidInput(
             file=path,
-            key="format",
-            found=found,
-            rule=f"{FORMAT}, which this version of sweepcp reads",
-            fix=fix,
+            key="files",
+            found=hashes,
+            rule=f"the hashes of {', '.join(REQUIRED_FILES)}",
+            fix=RESTORE,
+        )
+    return hashes
+
+
+def _verify_file(folder: Path, name: str, *, expected: str) -> None:
+    """Raise `InvalidInput` unless a file of the manifest has the expected SHA-256."""
+    path = (folder / name).resolve()
+    if path.parent != folder.resolve() or name not in FILES:
+        raise InvalidInput(
+            file=folder / "manifest.json",
+            key="files",
+            found=name,
+            rule=f"files of the bundle itself: {', '.join(FILES)}",
+            fix="promote again; do not edit a bundle",
+        )
+    if not path.is_file():
+        raise InvalidInput(
+            file=path,
+            key="the file",
+            found="missing",
+            rule="every file that manifest.json lists",
+            fix=RESTORE,
+        )
+    actual = file_sha256(path)
+    if actual != expected:
+        raise InvalidInput(
+            file=path,
+            key="the content",
+            found=f"{actual[:16]}…",
+            rule=f"SHA-256 {expected[:16]}…, as in manifest.json; a bundle is not edited",
+            fix=RESTORE,
         )
 
 
-def _reject_constant(text: str) -> None:
-    raise ValueError(f"{text} is no number of JSON")
+def _read_bundle(path: Path) -> Bundle:
+    content = _read_json(path, fix=RESTORE)
+    with located(path):
+        _check_format(content)
+    return read_record(Bundle, path, fix=RESTORE)
 
 
-def _read_json(path: Path, fix: str) -> dict[str, Any]:
+def _check_format(content: dict[str, Any]) -> None:
+    version = content.get("format")
+    if version != FORMAT:
+        raise InvalidInput(
+            key="format",
+            found=version,
+            rule=f"{FORMAT}, the format that this version of sweepcp reads",
+            fix="install the version of sweepcp that wrote it, or promote again with this one",
+        )
+
+
+def _read_json(path: Path, *, fix: str) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"), parse_constant=_reject_constant)
     except OSError as error:
         raise InvalidInput(
-            file=path, key="the file", found=error.strerror, rule="a bundle holds it", fix=fix
+            file=path, key="the file", found=error.strerror, rule="a file of a bundle", fix=fix
         ) from None
     except ValueError as error:
         raise InvalidInput(
@@ -258,3 +313,8 @@ def _read_json(path: Path, fix: str) -> dict[str, Any]:
             file=path, key="the file", found=type(content).__name__, rule="a JSON object", fix=fix
         )
     return content
+
+
+def _reject_constant(text: str) -> NoReturn:
+    """Refuse NaN and infinities, which Python's parser accepts and JSON does not have."""
+    raise ValueError(f"{text} is not a JSON number")

@@ -1,4 +1,4 @@
-"""What is promoted: the recipe of a trial of a run, or of a publication, with what is known of it."""
+"""The recipe to promote: that of a trial of a run, or of a publication."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +10,7 @@ from sweepcp.config.suites import MemberSpec, Suites
 from sweepcp.config.target import TargetCorpus
 from sweepcp.config.validation import validate
 from sweepcp.config.yaml_files import find_config_file, read_yaml
-from sweepcp.corpora.provenance import base_of, stores_of
+from sweepcp.corpora.provenance import base_model_of_run, stores_of_run
 from sweepcp.errors import InvalidInput
 from sweepcp.promote.bundle import Lineage, ProxyResult
 from sweepcp.runs.caveats import caveats_of
@@ -18,12 +18,12 @@ from sweepcp.runs.run_folder import Run
 from sweepcp.runs.trial import Trial
 
 HELD_OUT_ITEMS, HELD_OUT_CHARS = 500, 20_000
-"""Held-out documents of a source that a run reads where no suite says how many, and characters of each."""
+"""Held-out documents, and characters of each, that are scored of a source that no suite scores."""
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A recipe to promote, with what is known of it."""
+    """A recipe to promote, and what is known about it."""
 
     method: TrainingMethod
     lr_fraction: float
@@ -33,69 +33,64 @@ class Candidate:
     lineage: Lineage
     assumptions: list[str]
     proxy: ProxyResult | None
+    """None for a published recipe."""
     run: Run | None
+    """None for a published recipe."""
 
     @property
     def metrics(self) -> Path | None:
-        """The steps of the trial."""
-        return self.run.trial_folder(str(self.lineage.trial)) / "metrics.jsonl" if self.run else None
+        """The metrics file of the trial; None for a published recipe."""
+        if self.run is None:
+            return None
+        return self.run.trial_folder(str(self.lineage.trial)) / "metrics.jsonl"
 
 
 def candidate_from_run(run: Run, trial_id: str | None) -> Candidate:
-    """The trial of a run that its rule chooses, or the one of an id. Raises `BadInput` unless it is done."""
-    trial = _chosen_trial(run, trial_id)
-    experiment = run.experiment
-    recipe, card = trial.recipe, trial.scorecard
-    assert card is not None
-    assert run.base is not None
+    """Return the trial that a run's rule chooses, or the trial with an id.
+
+    Raises:
+        InvalidInput: No trial meets the rule, or the trial does not exist or is not done.
+    """
+    trial = _chosen_trial(run) if trial_id is None else _done_trial(run, trial_id)
     return Candidate(
-        method=recipe,
-        lr_fraction=recipe.lr_fraction,
-        mixture=recipe.mixture,
-        seed=recipe.seed,
-        suites=experiment.suites,
+        method=trial.recipe,
+        lr_fraction=trial.recipe.lr_fraction,
+        mixture=trial.recipe.mixture,
+        seed=trial.recipe.seed,
+        suites=run.experiment.suites,
         lineage=Lineage(
             run=str(run.path.resolve()),
-            experiment=experiment.name,
+            experiment=run.experiment.name,
             trial=trial.id,
             trial_recipe=trial.recipe_id,
             chosen_by="--trial" if trial_id else str(run.rule),
             published=None,
         ),
         assumptions=caveats_of(run, trial),
-        proxy=ProxyResult(
-            parameters=run.base.parameters,
-            tokens=recipe.tokens,
-            batch_tokens=recipe.batch_tokens,
-            seq_len=recipe.seq_len,
-            domain=card.report.domain,
-            domain_se=card.report.domain_se,
-            general=card.report.general,
-            general_se=card.report.general_se,
-            epochs=trial.epochs_by_source,
-            held_out={
-                m.name: m.change for m in card.report.members if m.name.startswith("held_out_")
-            },
-        ),
+        proxy=_proxy_result(run, trial),
         run=run,
     )
 
 
 def candidate_from_publication(name: str) -> Candidate:
-    """A recipe file, by its path or the name of a shipped one."""
-    path = find_config_file(name, "experiments/recipes", "--recipe")
+    """Load a recipe file by its path or the name of a shipped one.
+
+    Raises:
+        InvalidInput: There is no such file, its content is not valid, or its mixture has sources of
+            one role only.
+    """
+    path = find_config_file(name, kind="experiments/recipes", key="--recipe")
     published = validate(PublishedRecipe, read_yaml(path), path)
     members: dict[str, list[MemberSpec]] = {"domain": [], "general": []}
     for portion in published.mixture.portions:
-        members[portion.role].append(first_documents(portion.source))
+        members[portion.role].append(held_out_member(portion.source))
     if not all(members.values()):
-        rule = "sources of both roles, so that gain and regression are measured"
         raise InvalidInput(
             file=path,
             key="mixture",
-            found=sorted(k for k, v in members.items() if v),
-            rule=rule,
-            fix="add the other, with share 0",
+            found=sorted(role for role in members if members[role]),
+            rule="sources of both roles, so that gain and regression can be measured",
+            fix="add a source of the other role, with share 0 if it is not trained on",
         )
     return Candidate(
         method=published,
@@ -112,7 +107,7 @@ def candidate_from_publication(name: str) -> Candidate:
             published=published.published,
         ),
         assumptions=[
-            f"the recipe was published ({published.published}) and not searched on this domain",
+            f"the recipe is published ({published.published}); it was not searched on this domain",
             *published.assumptions,
         ],
         proxy=None,
@@ -120,63 +115,94 @@ def candidate_from_publication(name: str) -> Candidate:
     )
 
 
-def base_of_run(run: Run) -> BaseSpec:
-    """The base of a run, with a folder or hub id; `BadInput` where a pretrained one is gone."""
-    experiment = run.experiment
-    place, base = base_of(run, experiment), experiment.base
-    return base if base.hub is not None else BaseSpec(path=place, max_lr=base.max_lr)
+def base_spec_of_run(run: Run) -> BaseSpec:
+    """Return the base of a run as a folder or hub id.
+
+    Raises:
+        InvalidInput: The base was pretrained by the search and is no longer in the cache.
+    """
+    base = run.experiment.base
+    if base.hub is not None:
+        return base
+    return BaseSpec(path=base_model_of_run(run), max_lr=base.max_lr)
 
 
 def corpora_of_run(run: Run) -> dict[str, TargetCorpus]:
-    """The token stores of a run with the caps of its sources; `BadInput` where one is gone."""
-    experiment = run.experiment
-    stores = stores_of(run, experiment)
+    """Return the token stores of a run with the epoch limits of its sources, by source name.
+
+    Raises:
+        InvalidInput: A store is no longer in the cache.
+    """
+    stores = stores_of_run(run)
     return {
-        s.name: TargetCorpus(
-            store=str(stores[s.name].path),
-            max_epochs=s.max_epochs,
-            beyond_max_epochs=s.beyond_max_epochs,
+        source.name: TargetCorpus(
+            store=str(stores[source.name].path),
+            max_epochs=source.max_epochs,
+            beyond_max_epochs=source.beyond_max_epochs,
         )
-        for s in experiment.sources
+        for source in run.experiment.sources
     }
 
 
-def first_documents(source: str) -> MemberSpec:
-    """Held-out text of a source, not all of it."""
+def held_out_member(source: str) -> MemberSpec:
+    """Return a suite member that scores a sample of a source's held-out text."""
     return MemberSpec(held_out=source, items=HELD_OUT_ITEMS, chars=HELD_OUT_CHARS)
 
 
-def _chosen_trial(run: Run, trial_id: str | None) -> Trial:
-    by_id = run.by_id
-    if trial_id is None:
-        choice = run.front.choice
-        if choice.id is None:
-            near = f"; nearest is {choice.nearest}" if choice.nearest else ""
-            fix = "search on, choose by another rule (--max-regression, --knee, --weights), or name a --trial"
-            raise InvalidInput(
-                file=run.path,
-                key="the choice",
-                found="none",
-                rule=f"a trial that meets the rule: {choice.rule}{near}",
-                fix=fix,
-            )
-        return by_id[choice.id]
-    if trial_id not in by_id:
+def _chosen_trial(run: Run) -> Trial:
+    """Return the trial that the run's rule chooses."""
+    choice = run.front.choice
+    if choice.id is None:
+        nearest = f"; nearest is {choice.nearest}" if choice.nearest else ""
+        raise InvalidInput(
+            file=run.path,
+            key="the choice",
+            found="none",
+            rule=f"a trial that meets the rule: {choice.rule}{nearest}",
+            fix="run more trials, choose by another rule (--max-regression, --knee, --weights), "
+            "or name a --trial",
+        )
+    return run.by_id[choice.id]
+
+
+def _done_trial(run: Run, trial_id: str) -> Trial:
+    """Return the trial with an id, which must be done."""
+    trial = run.by_id.get(trial_id)
+    if trial is None:
         raise InvalidInput(
             file=run.path,
             key="--trial",
             found=trial_id,
-            rule=f"one of: {', '.join(by_id)}",
+            rule=f"one of: {', '.join(run.by_id)}",
             fix="name a trial of this run",
         )
-    trial = by_id[trial_id]
     if trial.status != "done":
-        found = f"{trial_id} is {trial.status}" + (f": {trial.why}" if trial.why else "")
+        reason = f": {trial.why}" if trial.why else ""
         raise InvalidInput(
             file=run.path,
             key="--trial",
-            found=found,
-            rule="a trial that is done, and so was scored",
+            found=f"{trial_id} is {trial.status}{reason}",
+            rule="a trial that is done and was scored",
             fix="name another trial",
         )
     return trial
+
+
+def _proxy_result(run: Run, trial: Trial) -> ProxyResult:
+    """Return the size and the scores of a done trial."""
+    assert trial.scorecard is not None
+    assert run.base is not None
+    recipe, scores = trial.recipe, trial.scorecard.report
+    held_out = [member for member in scores.members if member.name.startswith("held_out_")]
+    return ProxyResult(
+        parameters=run.base.parameters,
+        tokens=recipe.tokens,
+        batch_tokens=recipe.batch_tokens,
+        seq_len=recipe.seq_len,
+        domain=scores.domain,
+        domain_se=scores.domain_se,
+        general=scores.general,
+        general_se=scores.general_se,
+        epochs=trial.epochs_by_source,
+        held_out={member.name: member.change for member in held_out},
+    )

@@ -1,55 +1,86 @@
-"""What the full run needs and takes: memory of a GPU, hours, money."""
+"""Estimates for the full run: memory per GPU, hours and cost."""
 
 from sweepcp.config.model_dimensions import ModelDimensions
 from sweepcp.config.recipe import Recipe
-from sweepcp.config.target import Target
+from sweepcp.config.target import ComputeSettings, Target
 from sweepcp.promote.bundle import Expense, Memory
 
+OFFLOADED_STATES = {
+    "none": (),
+    "optimizer": ("master", "gradients", "optimizer"),
+    "all": ("weights", "master", "gradients", "optimizer"),
+}
+"""Value of `offload` → model states that DeepSpeed keeps in host memory."""
 
-def estimate_memory(shape: ModelDimensions, target: Target) -> Memory:
-    """Bytes on one GPU under ZeRO-3, an estimate but for the model states.
 
-    States: weights in the precision of the run, fp32 master weights, gradients and two AdamW moments, each over all
-    GPUs (18 bytes a parameter in bf16, as DeepSpeed's `estimate_zero3_model_states_mem_needs` has it). Activations of
-    a layer: 34 · sequence · micro batch · hidden bytes in 16 bits, 5 · heads · sequence² · micro batch more where the
-    attention keeps its scores (Korthikanti et al. 2022, arXiv 2205.05198, eq. 2; made for another MLP). Logits: in the
-    precision of the run with their gradients, and the same in fp32.
+def estimate_memory(dimensions: ModelDimensions, target: Target) -> Memory:
+    """Estimate the bytes per GPU under ZeRO-3, and per node of host memory.
+
+    Model states are weights in the precision of the run, fp32 master weights, fp32 gradients and
+    two fp32 AdamW moments, sharded over all GPUs: 18 bytes per parameter in bf16, as in DeepSpeed's
+    `estimate_zero3_model_states_mem_needs`. The largest module is gathered with its gradients. The
+    logits are counted in the precision of the run and in fp32, with their gradients each.
     """
-    world, compute = target.hardware.world_size, target.compute
-    width = 2 if compute.precision == "bf16" else 4
-    share = -(-shape.parameter_count // world)
-    tokens = compute.micro_batch * target.seq_len
-    layer = 34 * tokens * shape.hidden_size
-    if compute.attention == "eager":
-        layer += 5 * shape.num_attention_heads * target.seq_len * tokens
-    layer = layer * width // 2
-    kept = 2 * tokens * shape.hidden_size * width // 2 * shape.num_hidden_layers
+    compute, world_size = target.compute, target.hardware.world_size
+    width = _bytes_per_value(compute)
+    shard = -(-dimensions.parameter_count // world_size)
     states = {
-        "weights": width * share,
-        "master": 4 * share,
-        "gradients": 4 * share,
-        "optimizer": 8 * share,
+        "weights": width * shard,
+        "master": 4 * shard,
+        "gradients": 4 * shard,
+        "optimizer": 8 * shard,
     }
-    waiting = {"none": (), "optimizer": ("master", "gradients", "optimizer"), "all": tuple(states)}[
-        compute.offload
-    ]
+    offloaded = OFFLOADED_STATES[compute.offload]
+    on_gpu = {name: 0 if name in offloaded else size for name, size in states.items()}
+    tokens = compute.micro_batch * target.seq_len
     return Memory(
-        **{name: 0 if name in waiting else size for name, size in states.items()},
-        gathered=2 * width * shape.largest_module_parameters,
-        activations=kept + layer if compute.recompute else layer * shape.num_hidden_layers,
-        logits=tokens * shape.vocab_size * (2 * width + 8),
-        host=sum(states[name] for name in waiting) * target.hardware.per_node,
+        **on_gpu,
+        gathered=2 * width * dimensions.largest_module_parameters,
+        activations=_activation_bytes(dimensions, target),
+        logits=tokens * dimensions.vocab_size * (2 * width + 8),
+        host=sum(states[name] for name in offloaded) * target.hardware.per_node,
     )
 
 
-def estimate_expense(shape: ModelDimensions, recipe: Recipe, target: Target) -> Expense:
-    """FLOPs of the run, and the hours that they take at the stated utilisation of the stated peak."""
+def estimate_expense(dimensions: ModelDimensions, recipe: Recipe, target: Target) -> Expense:
+    """Estimate the FLOPs of a run, and its hours and cost at the target's MFU.
+
+    Hours are None if the target does not state the peak of its devices; cost is None if it does not
+    state their price, either.
+    """
     hardware = target.hardware
-    flops = shape.flops_per_token(recipe.seq_len) * recipe.tokens
-    hours = None
+    flops = dimensions.flops_per_token(recipe.seq_len) * recipe.tokens
+    hours = device_hours = usd = None
     if hardware.peak_tflops is not None:
-        hours = flops / (hardware.world_size * hardware.peak_tflops * 1e12 * hardware.mfu) / 3600
-    device_hours = None if hours is None else hours * hardware.world_size
-    price = hardware.usd_per_hour
-    usd = None if device_hours is None or price is None else device_hours * price
+        peak_flops = hardware.world_size * hardware.peak_tflops * 1e12
+        hours = flops / (peak_flops * hardware.mfu) / 3600
+        device_hours = hours * hardware.world_size
+        if hardware.usd_per_hour is not None:
+            usd = device_hours * hardware.usd_per_hour
     return Expense(flops=flops, mfu=hardware.mfu, hours=hours, device_hours=device_hours, usd=usd)
+
+
+def _activation_bytes(dimensions: ModelDimensions, target: Target) -> int:
+    """Estimate the activations of one forward pass in bytes per GPU.
+
+    A layer has 34 · sequence · micro batch · hidden bytes in 16 bits, and 5 · heads · sequence² ·
+    micro batch more if the attention materialises its scores (Korthikanti et al. 2022, arXiv
+    2205.05198, eq. 2; derived for an ungated MLP). With recomputation the inputs of all layers are
+    kept, and the activations of one.
+    """
+    compute, layers = target.compute, dimensions.num_hidden_layers
+    width = _bytes_per_value(compute)
+    tokens = compute.micro_batch * target.seq_len
+    layer = 34 * tokens * dimensions.hidden_size
+    if compute.attention == "eager":
+        layer += 5 * dimensions.num_attention_heads * target.seq_len * tokens
+    # The formula is for values of 2 bytes.
+    layer = layer * width // 2
+    if not compute.recompute:
+        return layer * layers
+    layer_input = 2 * tokens * dimensions.hidden_size * width // 2
+    return layer_input * layers + layer
+
+
+def _bytes_per_value(compute: ComputeSettings) -> int:
+    return 2 if compute.precision == "bf16" else 4

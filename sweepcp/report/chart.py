@@ -31,7 +31,7 @@ MARKS = {
 
 @dataclass(frozen=True)
 class Series:
-    """Numbers that are drawn in one style. `colour` and `mark` are keys of `COLOURS` and `MARKS`."""
+    """Numbers drawn in one style. `colour` and `mark` are keys of `COLOURS` and `MARKS`."""
 
     name: str
     """Entry in the legend; a series without a name has none."""

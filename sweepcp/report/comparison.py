@@ -70,9 +70,7 @@ def _matched_panel(pairs: Sequence[TrialPair], names: tuple[str, str]) -> Panel:
     return Panel(Axis(f"{names[0]}, %"), Axis(f"{names[1]}, %"), series)
 
 
-def _notes(
-    run: Run, other: Run, names: tuple[str, str], pairs: Sequence[TrialPair]
-) -> list[str]:
+def _notes(run: Run, other: Run, names: tuple[str, str], pairs: Sequence[TrialPair]) -> list[str]:
     # One reference point for both: hypervolumes above different points cannot be compared.
     reference = run.experiment.choose.reference
     volume = hypervolume(score_matrix(front_trials(other)), reference)
@@ -80,9 +78,9 @@ def _notes(
         f"Hypervolume above the reference point of {names[0]}: {names[0]} "
         f"{run.front.hypervolume:.1f} %², {names[1]} {volume:.1f} %²."
     ]
-    differences = json_differences(_compared_settings(run), _compared_settings(other))
+    differences = json_differences(before=_compared_settings(run), after=_compared_settings(other))
     if differences:
-        notes.append(f"The experiments differ in {'; '.join(differences)}")
+        notes.append(f"The experiments differ in {'; '.join(differences)}.")
     else:
         notes.append("The experiments are the same.")
     if pairs:
@@ -98,7 +96,7 @@ def _compared_settings(run: Run) -> dict[str, object]:
 
 
 def _matched_trials(run: Run, other: Run) -> list[TrialPair]:
-    """Return pairs of done trials at the same point of the space, the first ones of each run."""
+    """Return pairs of done trials at the same point of the space."""
     # Reversed, so that of several trials at a point the first one stays in the dictionary.
     by_point = {_point_key(trial): trial for trial in reversed(other.done)}
     keys = [_point_key(trial) for trial in run.done]

@@ -65,7 +65,13 @@ def tolerance_chart(run: Run) -> Chart:
         if trials:
             values = [value_of(trial) for trial in trials]
             series = [
-                Series("the choice", [*bounds, end], [*values, values[-1]], "steps", "front"),
+                Series(
+                    "the choice",
+                    [*bounds, end],
+                    [*values, values[-1]],
+                    draw="steps",
+                    colour="front",
+                ),
                 Series(
                     "changes of the choice",
                     bounds,
@@ -122,5 +128,7 @@ def _front_notes(run: Run, labels: TrialLabels) -> list[str]:
         )
     unscored = len(run.trials) - len(run.done)
     if unscored:
-        notes.append(f"Not shown, because they have no score: {unscored} of {len(run.trials)} trials.")
+        notes.append(
+            f"Not shown, because they have no score: {unscored} of {len(run.trials)} trials."
+        )
     return notes

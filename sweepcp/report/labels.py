@@ -1,5 +1,6 @@
 """Short texts about trials and about the choice, with units, for charts and page."""
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
 from sweepcp.config.recipe import Recipe
@@ -21,6 +22,10 @@ class TrialLabels(NamedTuple):
     certainty: FrontCertainty | None
     hover: dict[str, str]
     """Trial → its hover text."""
+
+    def hover_of(self, trials: Iterable[Trial]) -> list[str]:
+        """Return the hover texts of trials."""
+        return [self.hover[trial.id] for trial in trials]
 
 
 def trial_labels(run: Run, certainty: FrontCertainty | None) -> TrialLabels:

@@ -1,6 +1,7 @@
-"""The page of a run that goes on, served on the loopback address: `sweepcp watch`."""
+"""Server of the report page of a running search, on the loopback address: `sweepcp watch`."""
 
 import json
+import logging
 import threading
 from collections.abc import Callable
 from contextlib import suppress
@@ -15,99 +16,121 @@ from sweepcp.report.sections import progress_text
 from sweepcp.report.views import RunView, load_run
 from sweepcp.util.json_values import digest
 
+logger = logging.getLogger(__name__)
 ADDRESS = "127.0.0.1"
 
 
 class WatchedRun:
-    """A run folder that is read at every request, by one of them at a time."""
+    """A run folder that is read at every request, by one request at a time.
+
+    Raises:
+        InvalidInput: The folder is no run folder.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.busy = threading.Lock()
-        self.made: tuple[str, str] = ("", "")
+        self._lock = threading.Lock()
+        self._rendered: tuple[str, str] = ("", "")
         load_run(path)
 
-    def now(self) -> dict[str, str]:
-        """How far the search is, and a stamp that changes when the page does: a trial has begun or ended."""
-        with self.busy:
+    def status(self) -> dict[str, str]:
+        """Return the progress of the search, and the stamp of the current page."""
+        with self._lock:
             run = load_run(self.path)
-            return {"stamp": self._stamp(run), "progress": progress_text(run)}
+            return {"stamp": _stamp(run), "progress": progress_text(run)}
 
     def page(self) -> str:
-        """The page of what is in the folder now."""
-        with self.busy:
+        """Return the current page; it is rendered again only if its stamp has changed."""
+        with self._lock:
             run = load_run(self.path)
-            stamp = self._stamp(run)
-            if self.made[0] != stamp:
-                self.made = (stamp, render_page(run, stamp))
-            return self.made[1]
-
-    def _stamp(self, run: RunView) -> str:
-        return digest(
-            [
-                run.experiment.model_dump(mode="json"),
-                run.state,
-                run.base is None,
-                [t.finished for t in run.trials],
-                list(run.unfinished),
-            ]
-        )
+            stamp = _stamp(run)
+            if self._rendered[0] != stamp:
+                self._rendered = (stamp, render_page(run, stamp))
+            return self._rendered[1]
 
 
-def serve(path: Path, port: int, say: Callable[[str], None]) -> None:
-    """Serve the page until SIGINT. Raises `BadInput` for a folder that is no run, and a port that is taken."""
-    with make_server(path, port) as running:
-        say(f"http://{ADDRESS}:{running.server_address[1]}/   {path}; Ctrl-C ends it")
+class PageHandler(BaseHTTPRequestHandler):
+    """Serves the page at `/` and the status of the search at `/now`."""
+
+    watched: WatchedRun
+
+    def do_GET(self) -> None:
+        """Answer a request."""
+        # A page of another site can make the browser send requests here (DNS rebinding), but not
+        # with this host's name.
+        if urlsplit(f"//{self.headers.get('Host', '')}").hostname not in (ADDRESS, "localhost"):
+            self.send_error(
+                HTTPStatus.FORBIDDEN, "only the machine that serves this page may read it"
+            )
+        elif self.path == "/":
+            self._send("text/html", self.watched.page)
+        elif self.path == "/now":
+            self._send("application/json", lambda: json.dumps(self.watched.status()))
+        else:
+            self.send_error(HTTPStatus.NOT_FOUND)
+
+    def log_message(self, *_: object) -> None:
+        """Log no requests: the page asks every two seconds."""
+
+    def _send(self, media_type: str, make_body: Callable[[], str]) -> None:
         try:
-            running.serve_forever()
+            body = make_body().encode()
+        except InvalidInput as error:
+            self.send_error(HTTPStatus.INTERNAL_SERVER_ERROR, "the run cannot be read", str(error))
+            return
+        self.send_response(HTTPStatus.OK)
+        self.send_header("Content-Type", f"{media_type}; charset=utf-8")
+        self.send_header("Content-Length", str(len(body)))
+        self.send_header("Cache-Control", "no-store")
+        self.end_headers()
+        # The browser may have closed the connection.
+        with suppress(ConnectionError):
+            self.wfile.write(body)
+
+
+def serve(path: Path, port: int) -> None:
+    """Serve the page of a run until SIGINT.
+
+    Args:
+        path: The run folder.
+        port: A port of the loopback address; 0 for any free one.
+
+    Raises:
+        InvalidInput: The folder is no run folder, or the port is taken.
+    """
+    with make_server(path, port) as server:
+        logger.info(
+            "http://%s:%d/   %s; press Ctrl-C to stop", ADDRESS, server.server_address[1], path
+        )
+        try:
+            server.serve_forever()
         except KeyboardInterrupt:
-            say("ended")
+            logger.info("stopped")
 
 
 def make_server(path: Path, port: int) -> ThreadingHTTPServer:
-    """A server of the page at `/`, and at `/now` of how far the search is, that answers to this machine only."""
-    watched = WatchedRun(path)
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            if urlsplit(f"//{self.headers.get('Host', '')}").hostname not in (ADDRESS, "localhost"):
-                self.send_error(
-                    HTTPStatus.FORBIDDEN, "this page is for the machine that it runs on"
-                )
-            elif self.path == "/":
-                self._send("text/html", watched.page)
-            elif self.path == "/now":
-                self._send("application/json", lambda: json.dumps(watched.now()))
-            else:
-                self.send_error(HTTPStatus.NOT_FOUND)
-
-        def _send(self, kind: str, make: Callable[[], str]) -> None:
-            try:
-                body = make().encode()
-            except InvalidInput as error:
-                self.send_error(
-                    HTTPStatus.INTERNAL_SERVER_ERROR, "the run cannot be read", str(error)
-                )
-                return
-            self.send_response(HTTPStatus.OK)
-            self.send_header("Content-Type", f"{kind}; charset=utf-8")
-            self.send_header("Content-Length", str(len(body)))
-            self.send_header("Cache-Control", "no-store")
-            self.end_headers()
-            with suppress(ConnectionError):  # the reader may have gone
-                self.wfile.write(body)
-
-        def log_message(self, *_: object) -> None:
-            """Requests are not worth a line."""
-
+    """Return a server of the page that only this machine can reach, see `serve`."""
+    handler = type("Handler", (PageHandler,), {"watched": WatchedRun(path)})
     try:
-        return ThreadingHTTPServer((ADDRESS, port), Handler)
+        return ThreadingHTTPServer((ADDRESS, port), handler)
     except OSError as error:
-        fix = "name another port, or 0 for any that is free"
         raise InvalidInput(
             file="watch",
             key="--port",
             found=port,
             rule=f"a port that is free ({error.strerror})",
-            fix=fix,
+            fix="name another port, or 0 for any that is free",
         ) from None
+
+
+def _stamp(run: RunView) -> str:
+    """Return a digest that changes when a trial begins or ends, and so when the page changes."""
+    return digest(
+        [
+            run.experiment.model_dump(mode="json"),
+            run.state,
+            run.base is None,
+            [trial.finished for trial in run.trials],
+            list(run.unfinished),
+        ]
+    )

@@ -1,7 +1,6 @@
 """Parts that several charts share: axes, the points of trials by outcome, and the front's edge."""
 
 from collections.abc import Callable, Iterable, Sequence
-from operator import attrgetter
 from typing import NamedTuple
 
 from sweepcp.report.chart import Axis, Series
@@ -10,9 +9,6 @@ from sweepcp.runs.run_folder import Run
 from sweepcp.runs.trial import Trial
 from sweepcp.runs.uncertainty import FrontCertainty
 
-domain_of: Callable[[Trial], float] = attrgetter("domain")
-general_of: Callable[[Trial], float] = attrgetter("general")
-"""The scores of a done trial on the selection half, in %."""
 DOMAIN_AXIS = Axis("domain change, %")
 GENERAL_AXIS = Axis("general change, %")
 LR_FRACTION_AXIS = Axis("LR fraction", log=True)
@@ -29,6 +25,23 @@ class OutcomeGroup(NamedTuple):
     name: str
     colour: str
     trials: list[Trial]
+
+    @property
+    def on_front(self) -> bool:
+        """Whether the trials are on the front."""
+        return self.colour in ("front", "chosen")
+
+
+def domain_of(trial: Trial) -> float:
+    """Return the domain score of a done trial on the selection half, in %."""
+    assert trial.domain is not None
+    return trial.domain
+
+
+def general_of(trial: Trial) -> float:
+    """Return the general score of a done trial on the selection half, in %."""
+    assert trial.general is not None
+    return trial.general
 
 
 def lr_fraction_of(trial: Trial) -> float:
@@ -78,7 +91,9 @@ def group_by_outcome(
 
     groups = [
         OutcomeGroup("dominated", "other", [t for t in dominated if t.id not in possible]),
-        OutcomeGroup("possibly on the front", "possible", [t for t in dominated if t.id in possible]),
+        OutcomeGroup(
+            "possibly on the front", "possible", [t for t in dominated if t.id in possible]
+        ),
         OutcomeGroup(
             "on the front", "front", [t for t in trials if t.id in front and t.id != chosen]
         ),
@@ -116,23 +131,28 @@ def point_series(
         for members, is_anchor in ((others, False), (anchors, True)):
             if not members:
                 continue
-            scores = []
-            if errors and group.colour in ("front", "chosen"):
-                scores = [trial.scorecard.select for trial in members if trial.scorecard]
+            name = f"{group.name}, anchor" if is_anchor else group.name
+            x_error, y_error = _errors_of(members) if errors and group.on_front else ([], [])
             series.append(
                 Series(
-                    f"{group.name}, anchor" if is_anchor else group.name,
-                    [x(trial) for trial in members],
-                    [y(trial) for trial in members],
+                    name,
+                    x=[x(trial) for trial in members],
+                    y=[y(trial) for trial in members],
                     colour=group.colour,
                     mark=_mark_of(group, is_anchor=is_anchor),
-                    hover=[labels.hover[trial.id] for trial in members],
-                    x_error=[score.general_se for score in scores],
-                    y_error=[score.domain_se for score in scores],
+                    hover=labels.hover_of(members),
+                    x_error=x_error,
+                    y_error=y_error,
                     faint=group.name == "dominated",
                 )
             )
     return series
+
+
+def _errors_of(trials: Sequence[Trial]) -> tuple[list[float], list[float]]:
+    """Return the standard errors of the general scores and of the domain scores."""
+    scores = [trial.scorecard.select for trial in trials if trial.scorecard]
+    return [score.general_se for score in scores], [score.domain_se for score in scores]
 
 
 def _mark_of(group: OutcomeGroup, *, is_anchor: bool) -> str:

@@ -15,9 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, Self, TypeVar
-
-from pydantic import ValidationError
+from typing import Any, Literal, Self
 
 from sweepcp.config.choice import ChoiceRule
 from sweepcp.config.experiment import Experiment
@@ -28,11 +26,10 @@ from sweepcp.runs.trial import BaseRecord, Trial, TrialOutcome
 from sweepcp.scoring.scorecard import write_items
 from sweepcp.util.files import write_json, write_text
 from sweepcp.util.locks import exclusive_lock, is_locked
-from sweepcp.util.records import Record
+from sweepcp.util.records import Record, read_record
 
 EXPERIMENT_FILE = "experiment.json"
 LOCK_FILE = "driver.lock"
-R = TypeVar("R", bound=Record)
 
 
 class ExperimentRecord(Record):
@@ -255,37 +252,21 @@ def _read_experiment(file: Path) -> tuple[Experiment, dict[str, str]]:
             fix="name a folder that `sweepcp search --out` wrote",
         )
     fix = "restore the file from a backup, or search into a new folder"
-    record = _read_record(ExperimentRecord, file, fix)
+    record = read_record(ExperimentRecord, file, fix=fix)
     return validate(Experiment, record.experiment, file), record.texts
 
 
 def _read_base(file: Path) -> BaseRecord:
-    return _read_record(
-        BaseRecord, file, "restore the file from a backup, or remove it to score the base again"
+    return read_record(
+        BaseRecord, file, fix="restore the file from a backup, or remove it to score the base again"
     )
 
 
 def _read_trial(file: Path) -> Trial:
-    return _read_record(
+    return read_record(
         Trial,
         file,
-        f"restore the file from a backup, or remove {file.parent} to run the trial again",
-    )
-
-
-def _read_record(kind: type[R], file: Path, fix: str) -> R:
-    try:
-        return kind.model_validate_json(file.read_bytes())
-    except OSError as error:
-        found = str(error.strerror)
-    except ValidationError as error:
-        found = " ".join(str(error).splitlines()[:3])
-    raise InvalidInput(
-        file=file,
-        key="the record",
-        found=found,
-        rule="a complete record of this version of sweepcp",
-        fix=fix,
+        fix=f"restore the file from a backup, or remove {file.parent} to run the trial again",
     )
 
 

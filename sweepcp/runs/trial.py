@@ -41,7 +41,7 @@ class TrialOutcome(Record):
 
 
 class Trial(Record):
-    """`trials/<id>/trial.json`. Written last and atomically: if it exists, the trial is finished."""
+    """`trials/<id>/trial.json`. Written last and atomically, it marks the trial as finished."""
 
     format: Literal[1] = 1
     id: str

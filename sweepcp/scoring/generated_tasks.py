@@ -49,7 +49,7 @@ def generate_tasks(suites: Suites, stores: Mapping[str, TokenStore]) -> Path | N
 
 
 def _write_task(folder: Path, member: MemberSpec, store: TokenStore) -> None:
-    documents = list(store.held_out_texts())
+    documents = list(store.held_out_documents())
     candidates = _cloze_items(documents) if member.cloze else _swap_items(documents)
     items = sorted(candidates, key=lambda item: digest(item, 64))[: member.items]
     if len(items) < (member.items or 0):

@@ -91,7 +91,9 @@ def _training_tokens(source: Source, files: ResolvedSource, base: BaseSpec) -> t
     """Return the training tokens of a source, and how they are known."""
     if source.planned_tokens is not None:
         return float(source.planned_tokens), "planned"
-    path = store_path(source_fingerprint(source, files), tokenizer_id(base))
+    path = store_path(
+        fingerprint=source_fingerprint(source, files), tokenizer_id=tokenizer_id(base)
+    )
     if (path / "store.json").exists():
         return float(TokenStore(path, source.name).tokens), "counted"
     return estimate_tokens(source, files, _token_counter(base)), "estimated"
@@ -107,7 +109,10 @@ def _token_counter(base: BaseSpec) -> Callable[[list[str]], float]:
     file = Path(base.tokenizer) / "tokenizer.json"
     if not file.is_file():
         return lambda documents: sum(len(text.encode()) for text in documents) / BYTES_PER_TOKEN
-    return Encoder(file.read_text(encoding="utf-8"), (0,), (0,), 0).count
+    encoder = Encoder(
+        tokenizer_json=file.read_text(encoding="utf-8"), prefix=(0,), suffix=(0,), vocab_size=0
+    )
+    return encoder.count
 
 
 def _warnings(plan: Plan) -> list[str]:

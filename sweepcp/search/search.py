@@ -188,7 +188,7 @@ def prepare_worker(
     visible = []
     for name, store in stores.items():
         fraction = matched_fraction(experiment, name, tokens[name])
-        visible.append(replace(store, part=fraction))
+        visible.append(replace(store, fraction=fraction))
     spec = WorkerSpec(
         base=experiment.base,
         model=_find_or_pretrain_base(experiment, fingerprints, stores, progress=progress),

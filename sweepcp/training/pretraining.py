@@ -1,4 +1,4 @@
-"""TODO training.pretraining."""
+"""Pretraining of a small base, for experiments that have no base model at hand."""
 
 import os
 import shutil
@@ -7,7 +7,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from sweepcp.config.base_model import PretrainSpec
 from sweepcp.config.recipe import Mixture, Recipe, SourceShare
@@ -24,7 +29,46 @@ def pretrain_base(
     stores: list[TokenStore],
     tokenizer: PreTrainedTokenizerBase,
 ) -> Iterator[StepMetrics]:
-    """Pretrain a base and save it with its tokenizer at `path`: complete or not at all. A row a step."""
+    """Pretrain a base and save it with its tokenizer, yielding the metrics of each step.
+
+    Args:
+        spec: Configuration of the model, mixture, tokens and optimizer settings.
+        max_lr: The peak of the schedule.
+        path: The folder to write once the last step is taken; it appears complete or not at all.
+        stores: Token stores of the experiment's sources; those outside the mixture are not used.
+        tokenizer: The one that the stores were made with.
+
+    Raises:
+        Diverged: The loss or the gradient norm of a step is not finite.
+    """
+    model = _initialize_model(spec, tokenizer)
+    recipe = pretraining_recipe(spec, stores)
+    engine = PlainEngine(model, recipe, micro_batch=None, precision="fp32")
+    yield from run_training(engine, recipe, MixtureStream(recipe, stores), max_lr=max_lr)
+    _save(model, tokenizer, path)
+
+
+def pretraining_recipe(spec: PretrainSpec, stores: list[TokenStore]) -> Recipe:
+    """Express pretraining as a recipe: the full max LR, and the shares that the spec states."""
+    known = {store.source for store in stores}
+    # A mixture needs roles and languages, which pretraining makes no use of: any will do.
+    portions = tuple(
+        SourceShare(source=name, role="general", language="en", share=share)
+        for name, share in spec.mixture.items()
+        if name in known
+    )
+    settings = {name: getattr(spec.training, name) for name in type(spec.training).model_fields}
+    return Recipe(
+        **settings,
+        lr_fraction=1.0,
+        mixture=Mixture(portions=portions),
+        tokens=spec.tokens,
+        seed=spec.seed,
+    )
+
+
+def _initialize_model(spec: PretrainSpec, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
+    """Build the model of a spec with random weights that its seed determines."""
     settings = dict(spec.config)
     config = AutoConfig.for_model(
         settings.pop("model_type"),
@@ -36,41 +80,25 @@ def pretrain_base(
     torch.manual_seed(spec.seed)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if device.type == "cpu":
-        os.environ.setdefault(
-            "DS_ACCELERATOR", "cpu"
-        )  # else DeepSpeed, asked by transformers, warns of it
-    model = AutoModelForCausalLM.from_config(
+        # transformers asks DeepSpeed whether ZeRO-3 is on, which otherwise warns of a missing GPU.
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    model: PreTrainedModel = AutoModelForCausalLM.from_config(
         config, attn_implementation="sdpa", dtype=torch.float32
-    ).to(device)
-    recipe = pretraining_recipe(spec, stores)
-    yield from run_training(
-        PlainEngine(model, recipe, None, "fp32"), recipe, max_lr, MixtureStream(recipe, stores)
     )
+    return model.to(device)  # type: ignore[arg-type, no-any-return]
+
+
+def _save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     work = Path(tempfile.mkdtemp(dir=path.parent, prefix=".building-"))
     try:
         model.save_pretrained(work)
         tokenizer.save_pretrained(work)
-        os.replace(work, path)
+        # A folder that is not empty cannot be replaced: then another process has saved the same
+        # base in the meantime, and that one is kept.
+        work.replace(path)
     except OSError:
-        if not (path / "config.json").exists():  # else another process was faster
+        if not (path / "config.json").exists():
             raise
     finally:
         shutil.rmtree(work, ignore_errors=True)
-
-
-def pretraining_recipe(spec: PretrainSpec, stores: list[TokenStore]) -> Recipe:
-    """Pretraining as a recipe: the whole of the max LR, shares as stated. Roles play no part in it."""
-    known = {store.source for store in stores}
-    portions = tuple(
-        SourceShare(source=name, role="general", language="en", share=share)
-        for name, share in spec.mixture.items()
-        if name in known
-    )
-    return Recipe(
-        **{name: getattr(spec.training, name) for name in type(spec.training).model_fields},
-        lr_fraction=1.0,
-        mixture=Mixture(portions=portions),
-        tokens=spec.tokens,
-        seed=spec.seed,
-    )

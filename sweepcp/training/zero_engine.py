@@ -1,8 +1,14 @@
-"""What a step of the full run runs on: DeepSpeed ZeRO-3, a part of weights, gradients and optimizer on each rank."""
+"""Training under DeepSpeed ZeRO-3: weights, gradients and optimizer are partitioned over the ranks.
+
+The API and the internals that are used here are those of DeepSpeed 0.19, which is pinned. Of a
+partitioned parameter p, `p.shape` and `p.data` are empty; `p.ds_shape` and `p.ds_numel` are those
+of the whole tensor, and `p.ds_tensor` is this rank's shard, padded so that it is equally long on
+every rank.
+"""
 
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,36 +27,37 @@ from sweepcp.training.process_group import ProcessGroup, set_rendezvous_environm
 from sweepcp.training.sharded_weights import read_weights, shard_range, write_weights
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
-"""What AdamW keeps of every element besides the weight."""
+"""What torch's AdamW keeps per element besides the weight."""
 
 
 def join_process_group(device: str) -> ProcessGroup:
-    """Join the process group of the launcher, over NCCL on `cuda` and over gloo on `cpu`."""
+    """Join the process group that the launcher started, over NCCL on `cuda` and gloo on `cpu`."""
     if device == "cpu":
+        # DeepSpeed chooses its accelerator when it is imported.
         os.environ["DS_ACCELERATOR"] = "cpu"
     import deepspeed
 
-    warnings.filterwarnings(
-        "ignore", message=".*deprecated.*", module="torch.distributed"
-    )  # what DeepSpeed calls
+    # DeepSpeed calls collectives by names that torch has deprecated.
+    warnings.filterwarnings("ignore", message=".*deprecated.*", module="torch.distributed")
     set_rendezvous_environment()
+    rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     if device == "cpu":
-        deepspeed.ops.__compatible_ops__ = {}  # gloo needs none of the ops that would be compiled here
+        # `init_distributed` asks this table whether it can compile its shared-memory collectives.
+        # Filling the table runs compilers for every op of DeepSpeed, and gloo needs none of them.
+        deepspeed.ops.__compatible_ops__ = {}
         deepspeed.init_distributed("gloo")
-        return ProcessGroup(
-            int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), torch.device("cpu")
-        )
+        return ProcessGroup(rank=rank, world_size=world_size, device=torch.device("cpu"))
     local = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
     torch.cuda.set_device(local)
     deepspeed.init_distributed("nccl")
-    return ProcessGroup(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), local)
+    return ProcessGroup(rank=rank, world_size=world_size, device=local)
 
 
 class ZeroEngine:
-    """A model and its optimizer, spread over the ranks.
+    """A model and its optimizer, partitioned over the ranks of a group.
 
-    `config` is DeepSpeed's, with every number resolved. Each rank reads its own part of each shard; in bf16 the fp32
-    master weights start from the bf16 ones.
+    Each rank reads its own shard of each tensor. In bf16 the fp32 master weights start from the
+    bf16 ones.
     """
 
     def __init__(
@@ -58,16 +65,34 @@ class ZeroEngine:
         shards: list[SafetensorsFile],
         recipe: Recipe,
         config: dict[str, Any],
+        group: ProcessGroup,
+        *,
         attention: str,
         recompute: bool,
-        ranks: ProcessGroup,
     ) -> None:
+        """Build the model, read its weights and partition its optimizer.
+
+        Args:
+            shards: The model's files; its configuration is in the same folder.
+            recipe: Optimizer settings.
+            config: DeepSpeed's configuration, with every number resolved.
+            group: The ranks, which call this together.
+            attention: Implementation of attention, by transformers' name.
+            recompute: Whether activations are checkpointed.
+
+        Raises:
+            InvalidInput: The files do not hold exactly the model's parameters.
+        """
         import deepspeed
 
-        self.ranks, self.shards = ranks, shards
+        self.group, self.shards = group, shards
         self.micro_batch = int(config["train_micro_batch_size_per_gpu"])
         dtype = torch.bfloat16 if config.get("bf16", {}).get("enabled") else torch.float32
         settings = AutoConfig.from_pretrained(shards[0].path.parent, trust_remote_code=False)
+        # zero.Init partitions each module's parameters as soon as the module is built, so the whole
+        # model is never in memory. Random initialisation would be wasted work, and transformers'
+        # own comes at the end, when there are only empty tensors left to initialise. RoPE
+        # frequencies are computed from `arange`, which zero.Init would cast to bf16.
         with (
             no_init_weights(),
             prevent_arange_dtype_change(),
@@ -76,100 +101,125 @@ class ZeroEngine:
             self.model = AutoModelForCausalLM.from_config(
                 settings, dtype=dtype, attn_implementation=attention
             )
+        # transformers ties weights where it initialises them, which was switched off.
         self.model.tie_weights()
         if recompute:
             self.model.gradient_checkpointing_enable({"use_reentrant": False})
+        # A tied parameter is here under each of its names: a file may use any of them.
         self.parameters = dict(self.model.named_parameters(remove_duplicate=False))
+        # `initialize` copies the shards into its fp32 master weights, so they are read before.
         self._load_base()
         self.engine, self.optimizer, *_ = deepspeed.initialize(
             model=self.model, optimizer=build_adamw(self.model, recipe), config=config
         )
 
-    def step(self, batch: Batch, targets: int, lr: float) -> tuple[np.ndarray, float]:
-        """One optimizer step; as `sweepcp.train.Steps` says.
-
-        DeepSpeed takes the mean over ranks and micro batches of what it is handed, so the sum of the losses times both
-        over all target tokens is handed to it, which makes that mean the loss per target token.
-        """
-        self.engine.train()
-        pieces = len(batch.input_ids) // self.micro_batch
-        losses = []
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
-        for first in range(0, len(batch.input_ids), self.micro_batch):
-            rows = slice(first, first + self.micro_batch)
-            summed = token_losses(self.engine, self.ranks.device, batch, rows).sum(1)
-            self.engine.backward(summed.sum() * (self.ranks.ranks * pieces / targets))
-            self.engine.step()
-            losses.append(summed.detach())
-        return torch.cat(losses).double().cpu().numpy(), float(self.engine.get_global_grad_norm())
-
     def _load_base(self) -> None:
-        """Read this rank's part of the model's files into the partitions."""
-        read: set[int] = set()
+        """Read this rank's shard of every tensor of the model's files."""
+        loaded: set[int] = set()
 
         def put(name: str, values: torch.Tensor) -> None:
             parameter = self.parameters[name]
             parameter.ds_tensor.data[: len(values)].copy_(values)
-            read.add(id(parameter))
+            loaded.add(id(parameter))
 
-        read_weights(
-            self.shards, {n: tuple(p.ds_shape) for n, p in self.parameters.items()}, self.ranks, put
-        )
+        shapes = {name: tuple(p.ds_shape) for name, p in self.parameters.items()}
+        read_weights(self.shards, shapes, self.group, put)
         for name, parameter in self.parameters.items():
-            if id(parameter) not in read:
-                rule = "a tensor for every parameter of the model"
-                fix = "save the model again with `save_pretrained` of this version of transformers"
+            if id(parameter) not in loaded:
                 raise InvalidInput(
-                    file=self.shards[0].path.parent, key=name, found="missing", rule=rule, fix=fix
+                    file=self.shards[0].path.parent,
+                    key=name,
+                    found="missing",
+                    rule="a tensor for every parameter of the model",
+                    fix="save the model again with `save_pretrained` of this version of "
+                    "transformers",
                 )
 
+    def step(self, batch: Batch, *, target_tokens: int, lr: float) -> tuple[np.ndarray, float]:
+        """Take one optimizer step, see `TrainingEngine.step`."""
+        self.engine.train()
+        micro_batches = len(batch.input_ids) // self.micro_batch
+        # DeepSpeed divides by the accumulation steps in `backward` and by the ranks when it reduces
+        # gradients: a mean of means, whatever the numbers of targets. Multiplying by both, and
+        # dividing by the targets of all ranks, leaves the mean per target token.
+        scale = self.group.world_size * micro_batches / target_tokens
+        for parameters in self.optimizer.param_groups:
+            parameters["lr"] = lr
+        row_losses = []
+        for first in range(0, len(batch.input_ids), self.micro_batch):
+            rows = slice(first, first + self.micro_batch)
+            summed = token_losses(self.engine, self.group.device, batch, rows).sum(1)
+            self.engine.backward(summed.sum() * scale)
+            # Counts micro batches, and updates the weights after the last one of the batch.
+            self.engine.step()
+            row_losses.append(summed.detach())
+        losses = torch.cat(row_losses).double().cpu().numpy()
+        return losses, float(self.engine.get_global_grad_norm())
+
     def save_weights(self, out: Path) -> None:
-        """Write the model in the Hugging Face format, from the fp32 masters; all ranks together."""
+        """Write the model in the Hugging Face format from the fp32 masters, all ranks together."""
         from deepspeed.utils import safe_get_full_fp32_param
 
-        write_weights(
-            self.shards,
-            out,
-            self.ranks,
-            lambda name: safe_get_full_fp32_param(self.parameters[name]),
-        )
+        def gather(name: str) -> torch.Tensor:
+            values: torch.Tensor = safe_get_full_fp32_param(self.parameters[name])
+            return values
+
+        write_weights(self.shards, out, self.group, gather)
 
     def state(self) -> Iterator[tuple[str, int, torch.Tensor]]:
-        """Name, whole size and this rank's part of the fp32 master weights and the optimizer's moments."""
+        """Iterate over the fp32 master weights and the optimizer's moments.
+
+        Yields:
+            Name, number of elements of the whole tensor, and this rank's shard, shape (elements,)
+            without padding, so that another number of ranks can read it.
+        """
         from deepspeed.utils import safe_get_local_fp32_param, safe_get_local_optimizer_state
 
         for name, parameter in self.model.named_parameters():
             size = int(parameter.ds_numel)
-            first, last = shard_range(size, self.ranks.rank, self.ranks.ranks)
+            first, last = shard_range(size, rank=self.group.rank, world_size=self.group.world_size)
             yield f"master/{name}", size, safe_get_local_fp32_param(parameter)[: last - first]
             for moment in MOMENTS:
-                yield (
-                    f"{moment}/{name}",
-                    size,
-                    safe_get_local_optimizer_state(parameter, moment)[: last - first],
-                )
+                values = safe_get_local_optimizer_state(parameter, moment)
+                yield f"{moment}/{name}", size, values[: last - first]
 
-    def set_state(self, steps: int, state: Iterator[tuple[str, torch.Tensor]]) -> None:
-        """Go back, or on, to a state after `steps` optimizer steps: parts as `state` gives them, by name."""
+    def set_state(self, state: Iterable[tuple[str, torch.Tensor]], *, steps: int) -> None:
+        """Restore a state, on all ranks together.
+
+        Args:
+            state: Name and this rank's shard of every tensor that `state` yields.
+            steps: Optimizer steps that had been taken.
+        """
         from deepspeed.utils import safe_set_local_fp32_param, safe_set_local_optimizer_state
 
-        inner = self.optimizer.optimizer
-        for flat in self.optimizer.fp32_partitioned_groups_flat:
-            inner.state[flat] = {moment: torch.zeros_like(flat) for moment in MOMENTS}
-            inner.state[flat]["step"] = torch.tensor(float(steps), device=flat.device)
+        self._fill_optimizer_state(steps)
+        # Small parameters stay gathered between steps. The prologue drops these whole copies and
+        # the epilogue gathers them again, from the restored shards.
         self.optimizer.checkpoint_event_prologue()
-        names = dict(self.model.named_parameters())
+        parameters = dict(self.model.named_parameters())
         for key, values in state:
             kind, _, name = key.partition("/")
-            parameter = names[name]
+            parameter = parameters[name]
+            # DeepSpeed sets shards of the padded length only.
             padded = torch.zeros(
-                parameter.ds_tensor.numel(), dtype=torch.float32, device=self.ranks.device
+                parameter.ds_tensor.numel(), dtype=torch.float32, device=self.group.device
             )
-            padded[: len(values)] = values.to(self.ranks.device)
+            padded[: len(values)] = values.to(self.group.device)
             if kind == "master":
+                # The weights that compute are derived from the masters only at the end of a step,
+                # so both are set.
                 parameter.ds_tensor.data.copy_(padded)
                 safe_set_local_fp32_param(parameter, padded)
             else:
                 safe_set_local_optimizer_state(parameter, padded, kind)
         self.optimizer.checkpoint_event_epilogue()
+
+    def _fill_optimizer_state(self, steps: int) -> None:
+        """Create AdamW's state, with zero moments, as it is after some steps."""
+        # torch's AdamW creates its state in its first step, and DeepSpeed can only set moments that
+        # exist. DeepSpeed hands it one flat fp32 tensor for each sub-group of parameters in place
+        # of the parameters, so the state has that key. `step` drives the bias correction.
+        adamw = self.optimizer.optimizer
+        for flat in self.optimizer.fp32_partitioned_groups_flat:
+            adamw.state[flat] = {moment: torch.zeros_like(flat) for moment in MOMENTS}
+            adamw.state[flat]["step"] = torch.tensor(float(steps), device=flat.device)

@@ -1,4 +1,4 @@
-"""What the integration tests share: the command line, and a real run of the quickstart."""
+"""What the integration tests share: the command line, a short run, and a real run of the quickstart."""
 
 import json
 import os
@@ -14,37 +14,30 @@ import yaml
 from sweepcp import load_run
 from sweepcp.runs.run_folder import Run
 from sweepcp.util.files import shipped_folder
-from tests.integration.analytic import Silent
 
-SHORT = ["--set", "budget.tokens=10_240"]
-for suite in ("domain", "general"):
-    SHORT += ["--set", f"suites.{suite}.1.items=40", "--set", f"suites.{suite}.2.items=40"]
-"""A trial of a few seconds."""
+SHORT = ["budget.tokens=10_240", "suites.domain.1.items=40", "suites.domain.2.items=40"]
+SHORT += ["suites.general.1.items=40", "suites.general.2.items=40"]
+"""Overrides for trials of 10 steps and suites of a few items: a trial takes a second or two."""
+SMALL = [*SHORT, "budget.trials=6", "base.pretrain.tokens=204_800"]
+"""Overrides for a whole search of less than a minute: the base is pretrained for 100 steps."""
 
 
-class Nobody(Silent):
-    """A view that shows nothing."""
-
-    def note(self, text: str) -> None: ...
-
-    def stage(self, name: str, done: int, of: int, text: str) -> None: ...
-
-    def trials(self, finished: int, of: int) -> None: ...
+def set_options(overrides: list[str]) -> list[str]:
+    """Overrides as options of the command line."""
+    options = []
+    for override in overrides:
+        options += ["--set", override]
+    return options
 
 
 def sweepcp(*args: object, timeout: float = 900) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "sweepcp", *map(str, args)]
-    return subprocess.run(
-        command,
-        capture_output=True,
-        text=True,
-        timeout=timeout,
-        env=os.environ | {"COLUMNS": "120"},
-    )
+    env = os.environ | {"COLUMNS": "120"}
+    return subprocess.run(command, capture_output=True, text=True, timeout=timeout, env=env)
 
 
-def together(*commands: list[object]) -> list[subprocess.CompletedProcess[str]]:
-    """Commands of sweepcp that run side by side."""
+def side_by_side(*commands: list[object]) -> list[subprocess.CompletedProcess[str]]:
+    """Commands of sweepcp that run at the same time."""
     with ThreadPoolExecutor() as pool:
         return list(pool.map(lambda args: sweepcp(*args), commands))
 
@@ -53,14 +46,8 @@ def torchrun(
     processes: int, *args: object, timeout: float = 600
 ) -> subprocess.CompletedProcess[str]:
     """Processes of a full run; `args` are a script and its arguments, or `-m sweepcp train ...`."""
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--nproc-per-node",
-        str(processes),
-        *map(str, args),
-    ]
+    command = [sys.executable, "-m", "torch.distributed.run"]
+    command += ["--nproc-per-node", str(processes), *map(str, args)]
     env = os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "120"}
     return subprocess.run(command, capture_output=True, text=True, timeout=timeout, env=env)
 
@@ -71,10 +58,10 @@ def metrics(folder: Path) -> list[dict[str, Any]]:
 
 
 @pytest.fixture(scope="session")
-def quickstart(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """What `sweepcp search` makes on this machine."""
-    out = tmp_path_factory.mktemp("runs") / "quickstart"
-    done = sweepcp("search", "--out", out)
+def small_run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A run of the quickstart with few steps and items, by the command line."""
+    out = tmp_path_factory.mktemp("runs") / "small"
+    done = sweepcp("search", "--out", out, *set_options(SMALL))
     assert done.returncode == 0, done.stderr
     assert "Choice (most domain gain, general regression ≤ 2 %)" in done.stdout
     assert "sweepcp front" in done.stdout
@@ -82,22 +69,28 @@ def quickstart(tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 
 @pytest.fixture(scope="session")
+def quickstart(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """What `sweepcp search` makes on this machine. For slow tests."""
+    out = tmp_path_factory.mktemp("runs") / "quickstart"
+    done = sweepcp("search", "--out", out)
+    assert done.returncode == 0, done.stderr
+    return load_run(out)
+
+
+@pytest.fixture(scope="session")
 def short_runs(quickstart: Run, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     """Two runs of six short trials of the quickstart, by its name and by a copy of its file elsewhere."""
     folder = tmp_path_factory.mktemp("short")
-    copy = yaml.safe_load((shipped_folder("experiments") / "quickstart.yaml").read_text()) | {
-        "name": "mine"
-    }
-    (folder / "elsewhere").mkdir()
-    (folder / "elsewhere" / "mine.yaml").write_text(yaml.safe_dump(copy).replace("'3e-3'", "3e-3"))
-    names, outs = (
-        ("quickstart", folder / "elsewhere" / "mine.yaml"),
-        [folder / "one", folder / "two"],
+    copy = yaml.safe_load((shipped_folder("experiments") / "quickstart.yaml").read_text())
+    elsewhere = folder / "elsewhere" / "mine.yaml"
+    elsewhere.parent.mkdir()
+    elsewhere.write_text(yaml.safe_dump(copy | {"name": "mine"}).replace("'3e-3'", "3e-3"))
+    outs = [folder / "one", folder / "two"]
+    options = ["--trials", 6, *set_options([*SHORT, "budget.concurrency=1"])]
+    finished = side_by_side(
+        ["search", "quickstart", "--out", outs[0], *options],
+        ["search", elsewhere, "--out", outs[1], *options],
     )
-    sets = ["--trials", 6, *SHORT, "--set", "budget.concurrency=1"]
-    ended = together(
-        *(["search", name, "--out", out, *sets] for name, out in zip(names, outs, strict=True))
-    )
-    for done in ended:
+    for done in finished:
         assert done.returncode == 0, done.stderr
     return outs

@@ -15,12 +15,13 @@ from sweepcp.data import records
 from sweepcp.data.build import build_store
 from sweepcp.data.source_files import resolve_source
 from sweepcp.util.files import shipped_folder
+from sweepcp.util.progress import NoProgress
 from tests.make import jsonl, source
 from tests.unit.test_build import BYTES, RECORDS
 
 
 def test_a_cluster_builds_the_same_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(records, "PART_BYTES", 5000)
+    monkeypatch.setattr(records, "SHARD_BYTES", 5000)
     jsonl(tmp_path / "a.jsonl", RECORDS)
     s = source()
     contents = []
@@ -30,7 +31,14 @@ def test_a_cluster_builds_the_same_store(tmp_path: Path, monkeypatch: pytest.Mon
         cluster.add_node(num_cpus=1)
         for address in (None, cluster.address):
             monkeypatch.setenv("SWEEPCP_CACHE", str(tmp_path / f"cache-{address is None}"))
-            store = build_store(s, resolve_source(s, tmp_path, ""), "bytes", lambda: BYTES, address)
+            store = build_store(
+                s,
+                resolve_source(s, folder=tmp_path),
+                tokenizer_id="bytes",
+                make_encoder=lambda: BYTES,
+                progress=NoProgress(),
+                address=address,
+            )
             contents.append(
                 [
                     (store.path / n).read_bytes()
@@ -44,7 +52,10 @@ def test_a_cluster_builds_the_same_store(tmp_path: Path, monkeypatch: pytest.Mon
 
 @pytest.fixture(scope="module")
 def catalogue(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An experiment on made listings, one of which repeats a held-out text, and on German that claims to be English."""
+    """An experiment on generated listings and on German text that is declared as English.
+
+    One listing repeats a held-out document.
+    """
     folder = tmp_path_factory.mktemp("catalogue")
     rng = random.Random(0)
     nouns, verbs = (
@@ -57,7 +68,8 @@ def catalogue(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     texts = [" ".join(sentence() for _ in range(12)) for _ in range(400)]
     valid, train = texts[:40], texts[40:]
-    leak = f"A long introduction to something else altogether: {' '.join(f'filler{n}' for n in range(60))}. {valid[3]}"
+    filler = " ".join(f"filler{n}" for n in range(60))
+    leak = f"A long introduction to something else altogether: {filler}. {valid[3]}"
     jsonl(folder / "train.jsonl", [{"text": t} for t in [*train, leak]])
     jsonl(folder / "valid.jsonl", [{"text": t} for t in valid])
     spoken = re.findall(
@@ -89,13 +101,13 @@ def test_check_names_what_is_wrong_and_its_list_drops_it(catalogue: Path):
     overlaps = catalogue / "overlaps.jsonl"
     done = sweepcp("data", "check", catalogue / "mine.yaml", "--write", overlaps)
     assert done.returncode == 1, done.stderr
-    assert "warning: web claims en, found in 0% of a sample" in done.stdout
+    assert "warning: web is declared as en, which was detected in 0% of a sample" in done.stdout
     found = [json.loads(line) for line in overlaps.read_text().splitlines()]
     assert [(f["source"], f["place"], f["overlap"]) for f in found] == [
         ("python-docs", f"{catalogue}/train.jsonl:361", 1.0)
     ]
     assert (
-        f"train.jsonl:361 (python-docs, id {found[0]['id']}) holds 100% of held_out_python-docs"
+        f"train.jsonl:361 (python-docs, id {found[0]['id']}) contains 100% of held_out_python-docs"
         in done.stdout
     )
     again = sweepcp(

@@ -53,7 +53,7 @@ def written(package: Path) -> Iterator[str]:
 
 def drawn(texts: set[str]) -> list[str]:
     """In an order that the texts themselves decide."""
-    return sorted(texts, key=lambda text: Document(text[::-1], RecordLocation("")).key)
+    return sorted(texts, key=lambda text: Document(text[::-1], RecordLocation("")).sha256)
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +85,7 @@ def corpus(
         Source(name=n, role="domain" if n == "domain" else "general", files=(f"{n}.jsonl",))
         for n in names
     )
-    return set(hidden), (sources, {s.name: resolve_source(s, folder, "") for s in sources})
+    return set(hidden), (sources, {s.name: resolve_source(s, folder=folder) for s in sources})
 
 
 def mined_texts(out: Path) -> list[str]:

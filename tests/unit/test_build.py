@@ -1,4 +1,4 @@
-"""From files to stores: what stands in them, what is counted, and what happens when a build is disturbed."""
+"""From files to token stores: their content, their counts, and builds that are disturbed."""
 
 import json
 import os
@@ -24,6 +24,7 @@ from sweepcp.data.source_files import resolve_source
 from sweepcp.data.token_store import TokenStore, read_indexed_tokens
 from sweepcp.errors import InvalidInput
 from sweepcp.models.loading import byte_tokenizer, load_encoder
+from sweepcp.util.progress import NoProgress, Progress
 from tests.make import jsonl, source, write_store
 
 BYTES = byte_encoder()
@@ -38,8 +39,15 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "cache"
 
 
-def made(s: Source, folder: Path, **more: object) -> TokenStore:
-    return build_store(s, resolve_source(s, folder, "x.yaml"), "bytes", lambda: BYTES, **more)  # type: ignore[arg-type]
+def build_bytes(s: Source, folder: Path, progress: Progress | None = None) -> TokenStore:
+    """The store of a source with the tokenizer `bytes`."""
+    return build_store(
+        s,
+        resolve_source(s, folder=folder),
+        tokenizer_id="bytes",
+        make_encoder=lambda: BYTES,
+        progress=progress or NoProgress(),
+    )
 
 
 def documents(store: TokenStore) -> list[str]:
@@ -50,16 +58,16 @@ def documents(store: TokenStore) -> list[str]:
     return [byte_tokenizer().decode(t[1:-1]) for t in tokens]
 
 
-def key(text: str) -> bytes:
-    return Document(text, RecordLocation("")).key
+def sha256(text: str) -> bytes:
+    return Document(text, RecordLocation("")).sha256
 
 
-def test_a_store_holds_every_document_once_on_the_side_of_its_hash(tmp_path: Path):
+def test_a_store_holds_every_document_once_in_the_split_of_its_hash(tmp_path: Path):
     jsonl(tmp_path / "a.jsonl", RECORDS)
-    store = made(source(near_duplicates="keep", held_out=0.1), tmp_path)
+    store = build_bytes(source(near_duplicates="keep", held_out=0.1), tmp_path)
     texts = [str(r["text"]) for r in RECORDS]
-    assert documents(store) == [t for t in texts if not is_held_out(key(t), 0.1)]
-    assert list(store.held_out_texts()) == [t for t in texts if is_held_out(key(t), 0.1)]
+    assert documents(store) == [t for t in texts if not is_held_out(sha256(t), 0.1)]
+    assert list(store.held_out_documents()) == [t for t in texts if is_held_out(sha256(t), 0.1)]
     assert store.meta["train"]["bytes"] == sum(len(t) for t in documents(store))
     assert store.tokens == store.meta["train"]["bytes"] + 2 * store.meta["train"]["documents"]
     assert not list(store.path.parent.glob(".building*"))
@@ -71,23 +79,25 @@ def test_a_store_holds_every_document_once_on_the_side_of_its_hash(tmp_path: Pat
     }
 
 
-def test_a_document_keeps_its_side_when_the_corpus_grows_and_the_share_is_met():
-    keys = [key(f"document {i}") for i in range(20000)]
-    held = [is_held_out(k, 0.05) for k in keys]
-    assert 0.04 < sum(held) / len(held) < 0.06
-    assert all(is_held_out(k, 0.1) for k, h in zip(keys, held, strict=True) if h)
+def test_a_document_keeps_its_split_when_the_corpus_grows_and_the_share_is_met():
+    hashes = [sha256(f"document {i}") for i in range(20000)]
+    held_out = [value for value in hashes if is_held_out(value, 0.05)]
+    assert 0.04 < len(held_out) / len(hashes) < 0.06
+    assert all(is_held_out(value, 0.1) for value in held_out)
 
 
-def test_parts_do_not_change_the_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_the_size_of_shards_does_not_change_the_store(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     jsonl(tmp_path / "a.jsonl", RECORDS + RECORDS[:50])
     contents = []
     for size in (1 << 20, 5000):
-        monkeypatch.setattr(records, "PART_BYTES", size)
+        monkeypatch.setattr(records, "SHARD_BYTES", size)
         monkeypatch.setattr(
-            "sweepcp.data.build.spread", lambda work, items, address: map(work, items)
+            "sweepcp.data.build.parallel_map", lambda work, items, address: map(work, items)
         )
         monkeypatch.setenv("SWEEPCP_CACHE", str(tmp_path / str(size)))
-        store = made(source(), tmp_path)
+        store = build_bytes(source(), tmp_path)
         assert store.meta["near_duplicates"] >= 50
         contents.append(
             [(store.path / n).read_bytes() for n in ("train.bin", "train.idx", "held_out.jsonl")]
@@ -104,41 +114,45 @@ def test_the_index_byte_by_byte(tmp_path: Path):
     )
     assert (store.path / "train.idx").read_bytes() == expected
     indexed = store.train()
-    assert indexed.begins(0, 6) == [0, 3, 4]
-    assert indexed.begins(1, 3) == [2]
-    assert indexed.begins(4, 2) == [0]
+    assert indexed.document_starts(0, length=6) == [0, 3, 4]
+    assert indexed.document_starts(1, length=3) == [2]
+    assert indexed.document_starts(4, length=2) == [0]
 
 
-@pytest.mark.parametrize("damage", ["magic", "cut index", "cut tokens"])
+@pytest.mark.parametrize("damage", ["magic", "truncated index", "truncated tokens"])
 def test_a_damaged_store_is_refused(tmp_path: Path, damage: str):
     store = write_store(tmp_path, "a", [[5, 6, 7], [8], [9, 10]])
     index, tokens = store.path / "train.idx", store.path / "train.bin"
     if damage == "magic":
         index.write_bytes(b"x" + index.read_bytes()[1:])
-    elif damage == "cut index":
+    elif damage == "truncated index":
         index.write_bytes(index.read_bytes()[:-1])
     else:
         tokens.write_bytes(tokens.read_bytes()[:-2])
-    with pytest.raises(InvalidInput, match="builds it again"):
+    with pytest.raises(InvalidInput, match="rebuilds it"):
         read_indexed_tokens(store.path / "train")
 
 
 def test_a_vocabulary_over_65536_is_stored_in_four_bytes(tmp_path: Path):
     jsonl(tmp_path / "a.jsonl", RECORDS[:50])
     s = source()
-    small = made(s, tmp_path)
+    small = build_bytes(s, tmp_path)
     large = build_store(
-        s, resolve_source(s, tmp_path, "x.yaml"), "large", lambda: replace(BYTES, size=65537)
+        s,
+        resolve_source(s, folder=tmp_path),
+        tokenizer_id="large",
+        make_encoder=lambda: replace(BYTES, vocab_size=65537),
+        progress=NoProgress(),
     )
     assert large.train().tokens.dtype == np.dtype("<i4")
     np.testing.assert_array_equal(large.train().tokens, small.train().tokens)
 
 
-def test_near_duplicates_are_dropped_counted_and_may_stay(tmp_path: Path):
+def test_near_duplicates_are_dropped_and_counted_or_kept(tmp_path: Path):
     text = " ".join(f"word{n}" for n in range(100))
     texts = [text, "other text", text + " more", text.upper()]
     jsonl(tmp_path / "a.jsonl", [{"text": t} for t in texts])
-    store = made(source(held_out=1e-9), tmp_path)
+    store = build_bytes(source(held_out=1e-9), tmp_path)
     assert documents(store) == texts[:2]
     assert store.meta["near_duplicates"] == 2
     assert store.meta["train"] == {
@@ -146,18 +160,18 @@ def test_near_duplicates_are_dropped_counted_and_may_stay(tmp_path: Path):
         "bytes": len(text) + 10,
         "tokens": len(text) + 14,
     }
-    assert documents(made(source(held_out=1e-9, near_duplicates="keep"), tmp_path)) == texts
+    assert documents(build_bytes(source(held_out=1e-9, near_duplicates="keep"), tmp_path)) == texts
 
 
 def test_held_out_files_are_held_out_whole_and_their_copies_are_not_trained_on(tmp_path: Path):
     jsonl(tmp_path / "a.jsonl", RECORDS[:100])
     jsonl(tmp_path / "valid.json.jsonl", RECORDS[90:110])
-    store = made(
+    store = build_bytes(
         source(files=["a.jsonl"], held_out_files=["valid.json.jsonl"], near_duplicates="drop"),
         tmp_path,
     )
     texts = [str(r["text"]) for r in RECORDS]
-    assert set(store.held_out_texts()) <= set(texts[90:110])
+    assert set(store.held_out_documents()) <= set(texts[90:110])
     assert not set(documents(store)) & set(texts[90:110])
 
 
@@ -182,63 +196,73 @@ def test_tokens_are_those_of_transformers(tmp_path: Path):
         _load_encoder(BaseSpec(path=str(folder), max_lr=1e-3))
 
 
-def test_what_did_not_change_is_not_built_again(tmp_path: Path):
+def test_an_unchanged_source_is_not_rebuilt(tmp_path: Path):
     jsonl(tmp_path / "a.jsonl", RECORDS)
-    first = made(source(), tmp_path)
+    first = build_bytes(source(), tmp_path)
     stamp = (first.path / "store.json").stat().st_mtime_ns
     again = build_store(
         source(weight=3),
-        resolve_source(source(), tmp_path, ""),
-        "bytes",
-        lambda: pytest.fail("built again"),
+        resolve_source(source(), folder=tmp_path),
+        tokenizer_id="bytes",
+        make_encoder=lambda: pytest.fail("rebuilt"),
+        progress=NoProgress(),
     )
     assert (again.path / "store.json").stat().st_mtime_ns == stamp
     jsonl(tmp_path / "a.jsonl", RECORDS[1:])
-    assert made(source(), tmp_path).path != first.path
+    assert build_bytes(source(), tmp_path).path != first.path
 
 
 def test_a_file_that_changes_while_it_is_read_is_refused(tmp_path: Path):
     path = jsonl(tmp_path / "a.jsonl", RECORDS)
 
-    def meddle(done: int, of: int) -> None:
-        os.utime(path, ns=(1, done))
+    class Meddler(NoProgress):
+        def update(self, task: str, *, done: int, total: int, detail: str = "") -> None:
+            os.utime(path, ns=(1, done))
 
-    with pytest.raises(InvalidInput, match="its files changed"):
-        made(source(), tmp_path, progress=meddle)
+    with pytest.raises(InvalidInput, match="its files changed") as error:
+        build_bytes(source(), tmp_path, Meddler())
+    assert (error.value.file, error.value.key) == (source().name, f"sources.{source().name}")
 
 
-def test_a_store_with_too_many_bad_records_is_refused_when_built_and_when_found(tmp_path: Path):
+def test_a_store_with_too_many_bad_records_is_refused_when_built_and_when_cached(tmp_path: Path):
     (tmp_path / "a.jsonl").write_text("".join(json.dumps(r) + "\n" for r in RECORDS[:99]) + "{\n")
-    assert made(source(bad_records=0.01), tmp_path).meta["bad"] == 1
+    assert build_bytes(source(bad_records=0.01), tmp_path).meta["bad"] == 1
     with pytest.raises(InvalidInput, match=r"1 of 100 records cannot be used: .*a\.jsonl:100"):
-        made(source(bad_records=0.009), tmp_path)
+        build_bytes(source(bad_records=0.009), tmp_path)
 
 
-def test_a_build_that_was_killed_goes_on_with_the_parts_that_are_left(
-    tmp_path: Path, own_cache: Path
-):
+def test_a_killed_build_resumes_with_the_shards_that_are_missing(tmp_path: Path, own_cache: Path):
     """The builder is killed with SIGKILL; its processes go with it; what they finished is kept."""
     script = tmp_path / "slow.py"
     script.write_text(
         """
 import sys, time
 from pathlib import Path
+from sweepcp.config.source import Source
 from sweepcp.data import build, records
-from sweepcp.data.encode import Encoder, byte_encoder
-from sweepcp.data.sources import Source, find
+from sweepcp.data.encoding import Encoder, byte_encoder
+from sweepcp.data.source_files import resolve_source
+from sweepcp.util.progress import NoProgress
 
-fast = Encoder.encode
+encode = Encoder.encode
 
-def slow(*args):  # in the workers, too: they import this file
+def encode_slowly(*args):
     time.sleep(0.3)
-    return fast(*args)
+    return encode(*args)
 
-Encoder.encode = slow
+# In the workers, too: they import this file.
+Encoder.encode = encode_slowly
 
 if __name__ == "__main__":
-    records.PART_BYTES = 2000
+    records.SHARD_BYTES = 2000
     source = Source(name="s", role="domain", files=("*.jsonl",))
-    build.build_store(source, find(source, Path(sys.argv[1]), ""), "bytes", byte_encoder)
+    build.build_store(
+        source,
+        resolve_source(source, folder=Path(sys.argv[1])),
+        tokenizer_id="bytes",
+        make_encoder=byte_encoder,
+        progress=NoProgress(),
+    )
 """
     )
     jsonl(tmp_path / "a.jsonl", RECORDS)
@@ -255,19 +279,24 @@ if __name__ == "__main__":
     )
     kept = {p: p.stat().st_mtime_ns for p in own_cache.glob("stores/.building-*/*.json")}
     assert len(kept) >= 3
-    seen: list[tuple[int, int]] = []
+    done_shards: list[int] = []
+
+    class Recorder(NoProgress):
+        def update(self, task: str, *, done: int, total: int, detail: str = "") -> None:
+            done_shards.append(done)
+
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(records, "PART_BYTES", 2000)
+        patch.setattr(records, "SHARD_BYTES", 2000)
         patch.setattr(build.shutil, "copyfileobj", lambda *_: pytest.fail("stop before the join"))
         with pytest.raises(pytest.fail.Exception):
-            made(source(), tmp_path, progress=lambda *pair: seen.append(pair))
+            build_bytes(source(), tmp_path, Recorder())
         assert {p: p.stat().st_mtime_ns for p in kept} == kept
-        assert seen[0][0] >= 3
+        assert done_shards[0] >= 3
         patch.undo()
-        patch.setattr(records, "PART_BYTES", 2000)
-        store = made(source(), tmp_path)
+        patch.setattr(records, "SHARD_BYTES", 2000)
+        store = build_bytes(source(), tmp_path)
     patch.setenv("SWEEPCP_CACHE", str(tmp_path / "another"))
-    undisturbed = made(source(), tmp_path)
+    undisturbed = build_bytes(source(), tmp_path)
     patch.undo()
     for name in ("train.bin", "train.idx", "held_out.jsonl"):
         assert (store.path / name).read_bytes() == (undisturbed.path / name).read_bytes()
@@ -276,8 +305,8 @@ if __name__ == "__main__":
 def test_an_error_in_another_process_arrives_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     jsonl(tmp_path / "a.jsonl", RECORDS)
     (tmp_path / "b.jsonl").write_text('{"text": "fine"}\n{"txt": "no"}\n')
-    monkeypatch.setattr(records, "PART_BYTES", 5000)
+    monkeypatch.setattr(records, "SHARD_BYTES", 5000)
     with pytest.raises(InvalidInput) as error:
-        made(source(), tmp_path)
-    assert error.value.where == f"{tmp_path}/b.jsonl:2"
+        build_bytes(source(), tmp_path)
+    assert error.value.file == f"{tmp_path}/b.jsonl:2"
     assert "set `field:`" in error.value.fix

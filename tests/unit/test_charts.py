@@ -8,11 +8,14 @@ from matplotlib.figure import Figure
 
 import sweepcp
 from sweepcp.errors import InvalidInput
-from sweepcp.report import charts
 from sweepcp.report.chart import COLOURS, Axis, Chart, Panel, Series
+from sweepcp.report.comparison import comparison_chart
+from sweepcp.report.front_charts import front_chart, tolerance_chart
 from sweepcp.report.matplotlib_figures import save_image
 from sweepcp.report.page import render_page
 from sweepcp.report.plotly_figures import plotly_figure
+from sweepcp.report.progress_charts import hypervolume_chart, training_chart
+from sweepcp.report.recipe_charts import parallel_chart, recipe_chart
 from tests.make import write_run
 
 KINDS = (
@@ -45,11 +48,11 @@ def trials_in(series: list[Series]) -> list[str]:
 
 
 def test_the_front_has_every_done_trial_once_and_the_choice_twice(run: sweepcp.RunView):
-    chart = charts.front_chart(run, run.known)
+    chart = front_chart(run, run.labels)
     done = [t for t in run.trials if t.status == "done"]
     assert run.chosen is not None
     assert trials_in(points(chart)) == sorted([t.id for t in done] + [run.chosen.id])
-    assert "Without a score and so without a place here: 3 of 24 trials." in chart.notes
+    assert "Not shown, because they have no score: 3 of 24 trials." in chart.notes
     base = next(s for s in points(chart) if s.name == "base")
     assert (base.x, base.y) == ([0.0], [0.0])
     where = {(x, y) for s in points(chart) for x, y in zip(s.x, s.y, strict=True)}
@@ -59,7 +62,7 @@ def test_the_front_has_every_done_trial_once_and_the_choice_twice(run: sweepcp.R
 def test_error_bars_of_the_front_are_its_standard_errors(run: sweepcp.RunView):
     by_place = {
         x: error
-        for s in points(charts.front_chart(run, run.known))
+        for s in points(front_chart(run, run.labels))
         if s.x_error
         for x, error in zip(s.x, s.x_error, strict=True)
     }
@@ -72,30 +75,30 @@ def test_error_bars_of_the_front_are_its_standard_errors(run: sweepcp.RunView):
 
 def test_hovering_gives_the_recipe(run: sweepcp.RunView):
     assert run.chosen is not None
-    text = run.known.hover[run.chosen.id]
+    text = run.labels.hover[run.chosen.id]
     recipe = run.chosen.recipe
     assert f"LR fraction {recipe.lr_fraction:.3g}, {100 * recipe.domain_share:.3g} % domain" in text
     assert "python-code" in text
     assert "on the front in" in text
-    assert "step 3 of 10: loss nan" in run.known.hover["0003"]
+    assert "step 3 of 10: loss nan" in run.labels.hover["0003"]
 
 
 def test_the_plane_has_every_trial(run: sweepcp.RunView):
-    chart = charts.recipe_chart(run, run.known)
+    chart = recipe_chart(run, run.labels)
     assert trials_in(points(chart)) == [t.id for t in run.trials]
     assert {s.name for s in points(chart)} >= {"diverged", "failed", "stopped"}
 
 
 def test_the_edge_of_the_front_never_rises_to_the_right(run: sweepcp.RunView):
-    stairs = charts.front_chart(run, run.known).panels[0].series[0]
+    stairs = front_chart(run, run.labels).panels[0].series[0]
     assert stairs.draw == "steps"
     assert list(stairs.x) == sorted(stairs.x, reverse=True)
     assert list(stairs.y) == sorted(stairs.y)
 
 
 def test_tolerance_is_what_the_rule_chooses_at_every_bound(run: sweepcp.RunView):
-    line = charts.tolerance_chart(run).panels[0].series[0]
-    fraction = charts.tolerance_chart(run).panels[1].series[0]
+    line = tolerance_chart(run).panels[0].series[0]
+    fraction = tolerance_chart(run).panels[1].series[0]
     for bound in np.linspace(0, line.x[-1], 50):
         choice = run.choose(max_regression=float(bound))
         at = int(np.searchsorted(line.x, bound, side="right")) - 1
@@ -107,7 +110,7 @@ def test_tolerance_is_what_the_rule_chooses_at_every_bound(run: sweepcp.RunView)
 
 
 def test_the_hypervolume_rises_to_that_of_the_front(run: sweepcp.RunView):
-    line = charts.hypervolume_chart(run).panels[0].series[0]
+    line = hypervolume_chart(run).panels[0].series[0]
     assert list(line.x) == [t.number for t in run.trials if t.status == "done"]
     assert list(line.y) == sorted(line.y)
     assert line.y[-1] == pytest.approx(run.front.hypervolume, rel=1e-12)
@@ -115,7 +118,7 @@ def test_the_hypervolume_rises_to_that_of_the_front(run: sweepcp.RunView):
 
 def test_long_curves_are_means_of_whole_windows(tmp_path: Path):
     run = sweepcp.load_run(write_run(tmp_path, 1, documents=8, steps=700))
-    chart = charts.training_chart(run)
+    chart = training_chart(run)
     loss = chart.panels[0].series[0]
     assert "Each point is the mean of up to 3 steps." in chart.notes
     assert len(loss.y) == 234
@@ -128,7 +131,7 @@ def test_a_loss_that_is_not_finite_is_a_gap(tmp_path: Path):
     folder = write_run(tmp_path, 1, documents=8)
     metrics = folder / "trials" / "0000" / "metrics.jsonl"
     metrics.write_text(metrics.read_text().replace('"loss": 1.95', '"loss": NaN'))
-    loss = charts.training_chart(sweepcp.load_run(folder)).panels[0].series[0]
+    loss = training_chart(sweepcp.load_run(folder)).panels[0].series[0]
     assert [n for n, y in enumerate(loss.y, 1) if math.isnan(y)] == [5]
 
 
@@ -142,7 +145,7 @@ def test_what_is_not_finite_is_not_drawn_and_not_an_error(tmp_path: Path):
 
 
 def test_parallel_lines_stand_where_the_values_are(run: sweepcp.RunView):
-    chart = charts.parallel_chart(run, run.known)
+    chart = parallel_chart(run, run.labels)
     labels = [label.split("\n")[0] for _, label in chart.panels[0].x.ticks]
     assert labels == ["lr_fraction", "general_share", "domain, %", "general, %"]
     heights = np.array([y for s in chart.panels[0].series for y in s.y]).reshape(-1, 5)[:, :4]
@@ -160,7 +163,7 @@ def test_axes_of_names_have_their_place_too(tmp_path: Path):
     axes = "lr_fraction: {low: 0.01, high: 1.0, scale: log}, general_share: {low: 0.0, high: 1.0}"
     space = f"{{{axes}, warmup: {{low: 0.0, high: 0.2}}, schedule: {{choices: [cosine, wsd]}}}}"
     run = sweepcp.load_run(write_run(tmp_path, 40, documents=8, space=space))
-    chart = charts.parallel_chart(run, run.known)
+    chart = parallel_chart(run, run.labels)
     labels = [label.split("\n")[0] for _, label in chart.panels[0].x.ticks]
     assert labels == [*run.experiment.space.axes, "domain, %", "general, %"]
     at = labels.index("schedule")
@@ -170,7 +173,7 @@ def test_axes_of_names_have_their_place_too(tmp_path: Path):
         for k in range(0, len(series.y), len(labels) + 1)
     }
     assert heights == {0.0, 1.0}
-    assert "schedule wsd" in "".join(run.known.hover.values())
+    assert "schedule wsd" in "".join(run.labels.hover.values())
     trend = run.trend
     assert trend is not None
     assert "schedule" not in trend.axes
@@ -184,8 +187,8 @@ def test_compared_runs_share_their_recipes(tmp_path: Path):
         sweepcp.load_run(write_run(tmp_path / name, n, documents=8))
         for name, n in (("a", 5), ("b", 7))
     )
-    chart = charts.comparison_chart(one, two, ["budget.trials: 5 → 7"])
-    assert "Differs: budget.trials: 5 → 7" in chart.notes
+    chart = comparison_chart(one, two)
+    assert "The experiments differ in budget.trials: 5 → 7." in chart.notes
     assert (
         "5 recipes were tried in both; Spearman's rank correlation: domain 1.00, general 1.00."
         in chart.notes
@@ -196,7 +199,7 @@ def test_compared_runs_share_their_recipes(tmp_path: Path):
     empty = sweepcp.load_run(write_run(tmp_path / "c", 0))
     assert (
         "No recipe was tried in both, so only the fronts can be compared."
-        in charts.comparison_chart(one, empty, []).notes
+        in comparison_chart(one, empty).notes
     )
 
 
@@ -231,14 +234,14 @@ def test_plotly_has_the_numbers_that_the_chart_has():
 
 
 def test_an_image_is_the_same_every_time_and_names_its_kinds(run: sweepcp.RunView, tmp_path: Path):
-    chart = charts.front_chart(run, run.known)
+    chart = front_chart(run, run.labels)
     for name in ("a.svg", "b.svg", "c.png"):
         save_image(chart, tmp_path / name)
     assert (tmp_path / "a.svg").read_bytes() == (tmp_path / "b.svg").read_bytes()
     assert (tmp_path / "c.png").read_bytes().startswith(b"\x89PNG")
     with pytest.raises(InvalidInput, match=r"one of \.png, \.svg, \.pdf"):
         save_image(chart, tmp_path / "front.gif")
-    with pytest.raises(InvalidInput, match="check its folder"):
+    with pytest.raises(InvalidInput, match="create its folder"):
         save_image(chart, tmp_path / "missing" / "front.png")
 
 

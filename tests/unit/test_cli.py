@@ -1,4 +1,4 @@
-"""Wrong input ends with status 2 and one message that names file, key, value, rule and fix; nothing is written."""
+"""Invalid input exits with status 2, names file, key, value, rule and fix, and writes nothing."""
 
 import json
 import subprocess
@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from sweepcp.cli.app import main
+from sweepcp.cli import main
 from sweepcp.corpora.experiment import load_experiment
 from sweepcp.util.files import shipped_folder
 
@@ -48,7 +48,7 @@ def run(
             "python-docs: 0.9",
             ["base.pretrain.mixture", "0.9", "sum to 1", "correct the shares"],
         ),
-        ("trials: 16", "trials: 0", ["budget.trials", "0", "greater than or equal to 1"]),
+        ("trials: 16", "trials: 0", ["budget.trials", "0", "a number of at least 1"]),
         ("space: lr-mix", LOW, ["space.lr_fraction", "low 1 is below high 0.1", "swap them"]),
         (
             "python: {part: code}",
@@ -80,7 +80,7 @@ def run(
         ("name: quickstart", "name: [a", ["line", "valid YAML"]),
     ],
 )
-def test_bad_experiments(
+def test_invalid_experiments(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -108,7 +108,7 @@ def test_bad_experiments(
         (["search", "none.yaml"], ["none.yaml", "e-llama, quickstart"]),
         (["search", "--set", "budget.trails=4"], ["--set budget.trails=4", "`trials`"]),
         (["search", "--set", "budget"], ["key=value"]),
-        (["search", "--trials", "0"], ["--set budget.trials=0", "greater than or equal to 1"]),
+        (["search", "--trials", "0"], ["--set budget.trials=0", "a number of at least 1"]),
         (
             ["search", "--set", "space.lr_fraction.low=2"],
             ["--set space.lr_fraction.low=2", "low 2 is below high 1"],
@@ -122,7 +122,7 @@ def test_bad_experiments(
         ),
     ],
 )
-def test_bad_commands(
+def test_invalid_commands(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -175,7 +175,7 @@ def test_overrides_reach_every_key():
     assert experiment.suites.domain[1].items == 80
 
 
-def test_help_version_and_schema_come_without_heavy_imports(tmp_path: Path):
+def test_help_version_plan_and_schema_need_no_heavy_imports(tmp_path: Path):
     code = """
 import sys
 from sweepcp.cli import main
@@ -196,7 +196,7 @@ print("HEAVY", [m for m in ("torch", "ray", "transformers", "pandas") if m in sy
     assert "max_regression" in json.dumps(schema)
 
 
-def test_plan_shows_what_the_search_would_do(
+def test_plan_shows_the_budget_and_warnings(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     monkeypatch.setattr(sys, "argv", ["sweepcp", "plan", "e-llama"])
@@ -216,7 +216,7 @@ def test_plan_shows_what_the_search_would_do(
         assert part in text
 
 
-def test_a_base_in_a_folder_is_looked_up_from_the_file_and_not_from_here(
+def test_the_path_of_a_base_is_relative_to_the_experiment_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     (tmp_path / "model").mkdir()

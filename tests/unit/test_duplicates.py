@@ -1,4 +1,4 @@
-"""Near-duplicates and overlaps with benchmarks: what is planted is found, and next to nothing else."""
+"""Near-duplicates and overlaps with benchmarks: planted ones are found, and hardly any others."""
 
 import random
 from pathlib import Path
@@ -8,7 +8,13 @@ import pytest
 
 from sweepcp.config.source import PythonText
 from sweepcp.corpora.overlap_index import SuiteItem, write_overlap_index
-from sweepcp.data.near_duplicates import MINIMA, Signer, near_duplicates, ngrams, split_words
+from sweepcp.data.near_duplicates import (
+    MINIMA,
+    Signer,
+    find_near_duplicates,
+    ngrams,
+    split_words,
+)
 from sweepcp.data.python_text import find_modules, module_documents
 
 SIGNER = Signer()
@@ -16,14 +22,14 @@ SIGNER = Signer()
 
 @pytest.fixture(scope="module")
 def real() -> list[str]:
-    """Real English texts that differ: paragraphs of 30 words and more in the documentation of installed packages."""
+    """Distinct real English paragraphs, of 30 words and more, from documentation of packages."""
     text = PythonText(part="docs", packages=("numpy", "stdlib"))
-    pages = [page for path in find_modules(text, "", "") for page in module_documents(text, path)]
+    pages = [page for path in find_modules(text) for page in module_documents(text, path)]
     return sorted({p for page in pages for p in page.split("\n\n") if len(split_words(p)) >= 30})
 
 
 def flags(texts: list[str]) -> np.ndarray:
-    return near_duplicates(np.stack([SIGNER.sign(t) for t in texts]))
+    return find_near_duplicates(np.stack([SIGNER.sign(t) for t in texts]))
 
 
 def resemblance(one: set[str], two: set[str]) -> float:
@@ -76,7 +82,7 @@ def test_planted_near_duplicates_are_found_and_nothing_else(real: list[str]):
     assert not found[: len(distinct)].any()
 
 
-def test_the_first_of_several_copies_stays():
+def test_the_first_of_several_copies_is_kept():
     texts = ["a b c d e f g h", "x y z", "a b c d e f g h", "x y z", "x, Y z!"]
     assert flags(texts).tolist() == [False, False, True, True, True]
 

@@ -1,4 +1,4 @@
-"""Packed documents against the same documents alone, for each implementation of attention; weights of micro batches."""
+"""Packed documents score as they do alone, for each implementation of attention; micro batches."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from sweepcp.training.engine import PlainEngine, token_losses
 from tests.make import recipe, write_model
 
 ATTENTION = ("sdpa", "eager", "flash_attention_2")
-ROWS = [[7, 9, 16], [20, 12], [3, 5, 11, 13]]
+DOCUMENT_LENGTHS = [[7, 9, 16], [20, 12], [3, 5, 11, 13]]
 """Lengths of the documents of each sequence of 32 tokens."""
 
 
@@ -21,21 +21,39 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_model(tmp_path_factory.mktemp("engine") / "model")
 
 
-def packed(seed: int = 0) -> Batch:
+def packed_batch(seed: int = 0) -> Batch:
     """Three sequences of several documents each."""
-    ids = np.random.default_rng(seed).integers(0, 256, (len(ROWS), 32))
-    begins = np.zeros((len(ROWS), 33), dtype=bool)
-    for row, lengths in enumerate(ROWS):
+    rows = len(DOCUMENT_LENGTHS)
+    ids = np.random.default_rng(seed).integers(0, 256, (rows, 32))
+    begins = np.zeros((rows, 33), dtype=bool)
+    for row, lengths in enumerate(DOCUMENT_LENGTHS):
         begins[row, np.cumsum([0, *lengths])] = True
     targets = np.where(begins[:, 1:], IGNORED, np.roll(ids, -1, 1))
-    return Batch(
-        ids, targets, restarting_positions(begins[:, :-1]), np.zeros(len(ROWS), dtype=np.int32)
-    )
+    positions = restarting_positions(begins[:, :-1])
+    return Batch(ids, targets, positions, np.zeros(rows, dtype=np.int32))
+
+
+def losses_one_by_one(model: torch.nn.Module, device: torch.device, batch: Batch) -> np.ndarray:
+    """Losses of the batch's documents, each computed in a sequence of its own."""
+    losses = np.zeros(batch.input_ids.shape, dtype=np.float32)
+    for row, lengths in enumerate(DOCUMENT_LENGTHS):
+        first = 0
+        for length in lengths:
+            window = slice(row, row + 1), slice(first, first + length)
+            document = Batch(
+                batch.input_ids[window],
+                batch.targets[window],
+                batch.position_ids[window],
+                batch.source[:1],
+            )
+            losses[window] = token_losses(model, device, document, slice(None)).cpu().numpy()
+            first += length
+    return losses
 
 
 @pytest.mark.parametrize("attention", ATTENTION)
 @pytest.mark.parametrize("training", [False, True])
-def test_packed_documents_do_not_see_each_other(folder: Path, attention: str, training: bool):
+def test_packed_documents_do_not_attend_to_each_other(folder: Path, attention: str, training: bool):
     device, dtype = torch.device("cpu"), torch.float32
     if attention == "flash_attention_2":
         pytest.importorskip("flash_attn", reason="flash-attn is not installed")
@@ -46,40 +64,39 @@ def test_packed_documents_do_not_see_each_other(folder: Path, attention: str, tr
         folder, attn_implementation=attention, dtype=dtype
     ).to(device)
     model.train(training)
-    batch = packed()
+    batch = packed_batch()
+    first_document = DOCUMENT_LENGTHS[0][0]
+    changed_batch = packed_batch()
+    changed_batch.input_ids[1] = np.random.default_rng(5).integers(0, 256, 32)
+    changed_batch.input_ids[:, :first_document] = 0
     with torch.no_grad():
-        together = token_losses(model, device, batch, slice(None)).cpu().numpy()
-        apart = np.zeros_like(together)
-        for row, lengths in enumerate(ROWS):
-            for first, last in zip(np.cumsum([0, *lengths[:-1]]), np.cumsum(lengths), strict=True):
-                arrays = (batch.input_ids, batch.targets, batch.position_ids)
-                alone = Batch(
-                    *(array[row : row + 1, first:last] for array in arrays), batch.source[:1]
-                )
-                apart[row, first:last] = (
-                    token_losses(model, device, alone, slice(None)).cpu().numpy()
-                )
-        other = packed()
-        other.input_ids[1] = np.random.default_rng(5).integers(0, 256, 32)
-        other.input_ids[:, : ROWS[0][0]] = 0  # another first document, of the other rows as well
-        changed = token_losses(model, device, other, slice(None)).cpu().numpy()
-    assert np.abs(together - apart).max() < (2e-5 if dtype == torch.float32 else 0.2)
-    np.testing.assert_array_equal(together[0, ROWS[0][0] :], changed[0, ROWS[0][0] :])
-    assert np.abs(together[0, : ROWS[0][0]] - changed[0, : ROWS[0][0]]).max() > 0.1
+        packed = token_losses(model, device, batch, slice(None)).cpu().numpy()
+        alone = losses_one_by_one(model, device, batch)
+        changed = token_losses(model, device, changed_batch, slice(None)).cpu().numpy()
+    assert np.abs(packed - alone).max() < (2e-5 if dtype == torch.float32 else 0.2)
+    np.testing.assert_array_equal(packed[0, first_document:], changed[0, first_document:])
+    assert np.abs(packed[0, :first_document] - changed[0, :first_document]).max() > 0.1
 
 
-def test_micro_batches_weigh_by_their_targets(folder: Path):
-    """Weights and losses do not depend on how a batch of unequal numbers of targets is cut."""
-    batch = packed()
+def test_micro_batches_are_weighted_by_their_targets(folder: Path):
+    """Weights and losses do not depend on how a batch of unequal numbers of targets is split."""
+    batch = packed_batch()
     batch.targets[0, :20] = IGNORED
+    target_tokens = int((batch.targets != IGNORED).sum())
     results = []
-    for micro in (3, 1):
+    for micro_batch in (3, 1):
         model = AutoModelForCausalLM.from_pretrained(
             folder, attn_implementation="sdpa", dtype=torch.float32
         )
-        engine = PlainEngine(model, recipe(seq_len=32, batch_tokens=96, tokens=96), micro, "fp32")
-        losses, norm = engine.step(batch, int((batch.targets != IGNORED).sum()), 0.01)
-        results.append((losses, norm, model.lm_head.weight.detach().clone()))
-    np.testing.assert_allclose(results[0][0], results[1][0], rtol=1e-6)
-    assert results[0][1] == pytest.approx(results[1][1], rel=1e-5)
-    assert torch.allclose(results[0][2], results[1][2], atol=2e-6)
+        engine = PlainEngine(
+            model,
+            recipe(seq_len=32, batch_tokens=96, tokens=96),
+            micro_batch=micro_batch,
+            precision="fp32",
+        )
+        losses, grad_norm = engine.step(batch, target_tokens=target_tokens, lr=0.01)
+        results.append((losses, grad_norm, model.lm_head.weight.detach().clone()))
+    (whole_losses, whole_norm, whole_weights), (losses, grad_norm, weights) = results
+    np.testing.assert_allclose(whole_losses, losses, rtol=1e-6)
+    assert whole_norm == pytest.approx(grad_norm, rel=1e-5)
+    assert torch.allclose(whole_weights, weights, atol=2e-6)

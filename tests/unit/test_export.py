@@ -1,4 +1,4 @@
-"""What is written for trainers and launchers: golden files, safe text, and files that their formats accept."""
+"""Files for trainers and launchers: golden files, their headers, and their formats."""
 
 import json
 import os
@@ -13,10 +13,11 @@ import yaml
 from jsonschema import Draft202012Validator
 from torch.distributed.run import config_from_args, parse_args
 
+from sweepcp.config.site import Site
 from sweepcp.errors import InvalidInput
 from sweepcp.export.text_checks import check_file_names
 from sweepcp.export.write import LAUNCHERS, TRAINERS, choose_targets, write_export
-from tests.exports import at_fixed_places, promoted, rendered, source
+from tests.exports import at_fixed_paths, make_input, promoted, rendered
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "exports"
 PAIRS = [
@@ -33,11 +34,11 @@ CRDS = os.environ.get("SWEEPCP_CRDS")
 @pytest.fixture(scope="module")
 def e_llama(tmp_path_factory: pytest.TempPathFactory):
     """e-Llama's recipe for Llama 3.1 70B on 60 × 8 GPUs."""
-    return at_fixed_places(promoted(tmp_path_factory.mktemp("e-llama"), "llama-3.1-70b-60x8"))
+    return at_fixed_paths(promoted(tmp_path_factory.mktemp("e-llama"), "llama-3.1-70b-60x8"))
 
 
 @pytest.mark.parametrize("pair", PAIRS, ids="+".join)
-def test_files_are_the_golden_ones(e_llama, pair):
+def test_files_equal_the_golden_files(e_llama, pair):
     folder = GOLDEN / "+".join(pair)
     files = rendered(e_llama, *pair)
     if os.environ.get("SWEEPCP_WRITE_GOLDEN"):
@@ -53,13 +54,13 @@ def test_golden_files_cover_every_trainer_and_launcher():
 
 @pytest.mark.parametrize("trainer", TRAINERS)
 @pytest.mark.parametrize("launcher", LAUNCHERS)
-def test_every_pair_carries_recipe_bundle_status_and_how_to_run_it(e_llama, trainer, launcher):
+def test_every_file_states_recipe_bundle_status_and_start_command(e_llama, trainer, launcher):
     files = rendered(e_llama, trainer, launcher)
     for name, text in files.items():
         assert e_llama.bundle.recipe_id in text, name
-        assert e_llama.opened.id in text, name
+        assert e_llama.loaded.id in text, name
         assert "NOT VERIFIED" in text, name
-        assert name == "export.json" or LAUNCHERS[launcher].how(e_llama) in text, name
+        assert name == "export.json" or LAUNCHERS[launcher].start_command(e_llama) in text, name
         for secret in ("HF_TOKEN", "WANDB_API_KEY"):
             assert f"{secret}=" not in text
     for name in files:
@@ -71,28 +72,28 @@ def test_every_pair_carries_recipe_bundle_status_and_how_to_run_it(e_llama, trai
             compile(files[name], name, "exec")
 
 
-def test_a_trainer_alone_gets_torchrun_and_a_launcher_alone_our_own_train():
+def test_a_trainer_alone_gets_torchrun_and_a_launcher_alone_gets_sweepcp_train():
     assert choose_targets(["axolotl"]) == ("axolotl", "torchrun")
     assert choose_targets(["slurm"]) == ("deepspeed", "slurm")
     assert choose_targets(["kubeflow", "torchtitan"]) == ("torchtitan", "kubeflow")
 
 
 @pytest.mark.parametrize("names", [[], ["axolotl", "torchtitan"], ["slurm", "ray"], ["nanotron"]])
-def test_other_names_are_refused(names):
+def test_unknown_and_ambiguous_names_are_refused(names):
     with pytest.raises(InvalidInput, match=r"rule:.*(one of each|megatron-lm)"):
         choose_targets(names)
 
 
-def words(script: str) -> list[str]:
-    """The words of the command that a script ends with."""
+def final_command(script: str) -> list[str]:
+    """Return the words of the command that a script ends with."""
     command = script[script.index("exec ") + 5 :].replace("\\\n", " ")
     head = '$(echo "$SKYPILOT_NODE_IPS" | head -n 1)'
     return shlex.split(command.replace(head, "10.0.0.1").replace("$SKYPILOT_NODE_RANK", "0"))
 
 
 @pytest.mark.parametrize("trainer", TRAINERS)
-def test_torchrun_takes_its_arguments(e_llama, trainer):
-    python, module, run, *arguments = words(rendered(e_llama, trainer, "torchrun")["run.sh"])
+def test_torchrun_parses_its_arguments(e_llama, trainer):
+    python, module, run, *arguments = final_command(rendered(e_llama, trainer, "torchrun")["run.sh"])
     assert (python, module, run) == ("/shared/venv/bin/python", "-m", "torch.distributed.run")
     args = parse_args(arguments)
     config, _, _ = config_from_args(args)
@@ -111,7 +112,7 @@ def test_skypilot_and_kubeflow_start_the_same_command(e_llama):
     trainer = yaml.safe_load(rendered(e_llama, "torchtitan", "kubeflow")["trainjob.yaml"])["spec"][
         "trainer"
     ]
-    ours = parse_args(words(sky["run"])[3:])
+    ours = parse_args(final_command(sky["run"])[3:])
     theirs = parse_args(trainer["args"][2:])
     assert (ours.module, ours.training_script, ours.training_script_args) == (
         theirs.module,
@@ -122,33 +123,32 @@ def test_skypilot_and_kubeflow_start_the_same_command(e_llama):
     assert (trainer["numNodes"], trainer["numProcPerNode"]) == (60, 8)
 
 
-def strict(schema: dict) -> dict:
-    """A structural schema of Kubernetes as JSON schema, in which unknown fields are errors."""
+def strict_json_schema(schema: dict) -> dict:
+    """Return a structural schema of Kubernetes as a JSON schema that refuses unknown fields."""
     if schema.get("x-kubernetes-int-or-string"):
         return {"type": ["integer", "string"]}
-    found = {
+    result = {
         key: value for key, value in schema.items() if not key.startswith("x-") and key != "format"
     }
-    for key in ("properties",):
-        if key in found:
-            found[key] = {name: strict(inner) for name, inner in found[key].items()}
+    if properties := result.get("properties"):
+        result["properties"] = {name: strict_json_schema(p) for name, p in properties.items()}
     for key in ("items", "additionalProperties"):
-        if isinstance(found.get(key), dict):
-            found[key] = strict(found[key])
-    if "properties" in found and not schema.get("x-kubernetes-preserve-unknown-fields"):
-        found.setdefault("additionalProperties", False)
-    return found
+        if isinstance(result.get(key), dict):
+            result[key] = strict_json_schema(result[key])
+    if "properties" in result and not schema.get("x-kubernetes-preserve-unknown-fields"):
+        result.setdefault("additionalProperties", False)
+    return result
 
 
 @cache
-def definitions(name: str) -> dict[str, Any]:
-    """A file of more than a megabyte, for which PyYAML's own loader takes seconds."""
+def load_definition(name: str) -> dict[str, Any]:
+    """Load a CRD with libyaml: some have more than a megabyte."""
     return yaml.load((Path(str(CRDS)) / name).read_text(), yaml.CSafeLoader)
 
 
 @pytest.mark.skipif(
     CRDS is None,
-    reason="SWEEPCP_CRDS names no folder with the CRDs of KubeRay and Kubeflow Trainer",
+    reason="set SWEEPCP_CRDS to a folder with the CRDs of KubeRay and Kubeflow Trainer",
 )
 @pytest.mark.parametrize("trainer", TRAINERS)
 @pytest.mark.parametrize(
@@ -158,72 +158,73 @@ def definitions(name: str) -> dict[str, Any]:
         ("ray", "rayjob.yaml", "ray.io_rayjobs.yaml"),
     ],
 )
-def test_kubernetes_takes_the_files_with_unknown_fields_refused(
+def test_kubernetes_accepts_the_files_and_refuses_unknown_fields(
     e_llama, trainer, launcher, file, definition
 ):
     content = yaml.safe_load(rendered(e_llama, trainer, launcher)[file])
-    versions = definitions(definition)["spec"]["versions"]
+    versions = load_definition(definition)["spec"]["versions"]
     name = content["apiVersion"].split("/")[1]
     (schema,) = (v["schema"]["openAPIV3Schema"] for v in versions if v["name"] == name)
     schema["properties"]["metadata"] = {
         "type": "object",
         "x-kubernetes-preserve-unknown-fields": True,
     }
-    validator = Draft202012Validator(strict(schema))
+    validator = Draft202012Validator(strict_json_schema(schema))
     validator.validate(content)
     content["spec"]["unknown"] = 1
     assert not validator.is_valid(content)
 
 
-def test_what_torchtitan_cannot_be_is_refused(tmp_path):
-    opened = promoted(tmp_path, "llama-3.1-70b-60x8")
-    shape = opened.bundle.model.shape.model_copy(update={"num_hidden_layers": 79})
-    model = opened.bundle.model.model_copy(update={"shape": shape})
-    object.__setattr__(opened, "bundle", opened.bundle.model_copy(update={"model": model}))
-    with pytest.raises(InvalidInput, match="whose sizes torchtitan has"):
-        rendered(source(opened, tmp_path / "out"), "torchtitan")
+def test_torchtitan_refuses_models_without_a_flavor(tmp_path):
+    loaded = promoted(tmp_path, "llama-3.1-70b-60x8")
+    shape = loaded.bundle.model.shape.model_copy(update={"num_hidden_layers": 79})
+    model = loaded.bundle.model.model_copy(update={"shape": shape})
+    object.__setattr__(loaded, "bundle", loaded.bundle.model_copy(update={"model": model}))
+    with pytest.raises(InvalidInput, match="model of torchtitan's sizes"):
+        rendered(make_input(loaded, tmp_path / "out"), "torchtitan")
 
 
 @pytest.mark.parametrize("key", ["rope_theta", "rms_norm_eps"])
-def test_megatron_needs_what_it_would_take_another_value_for(tmp_path, key):
-    opened = promoted(tmp_path, "llama-3.1-70b-60x8")
-    shape = opened.bundle.model.shape.model_copy(update={key: None})
-    model = opened.bundle.model.model_copy(update={"shape": shape})
-    object.__setattr__(opened, "bundle", opened.bundle.model_copy(update={"model": model}))
+def test_megatron_refuses_unstated_values_whose_default_differs(tmp_path, key):
+    loaded = promoted(tmp_path, "llama-3.1-70b-60x8")
+    shape = loaded.bundle.model.shape.model_copy(update={key: None})
+    model = loaded.bundle.model.model_copy(update={"shape": shape})
+    object.__setattr__(loaded, "bundle", loaded.bundle.model_copy(update={"model": model}))
     with pytest.raises(InvalidInput, match=key):
-        rendered(source(opened, tmp_path / "out"), "megatron-lm")
+        rendered(make_input(loaded, tmp_path / "out"), "megatron-lm")
 
 
 def test_strict_refuses_a_difference_and_writes_nothing(tmp_path):
-    opened = promoted(tmp_path, "llama-3.1-8b-4x8")
-    made = source(opened, tmp_path / "out")
-    with pytest.raises(InvalidInput, match="documents attend to those before them"):
-        write_export(opened, ["llama-factory"], made.site, None, tmp_path / "out", (), True)
-    assert not (tmp_path / "out").exists()
-    done = write_export(opened, ["torchtitan"], made.site, None, tmp_path / "out", (), True)
-    assert done.handoff.differences == ()
+    loaded = promoted(tmp_path, "llama-3.1-8b-4x8")
+    site, out = Site(), tmp_path / "out"
+    with pytest.raises(InvalidInput, match="documents attend to earlier documents"):
+        write_export(loaded, ["llama-factory"], out, site=site, strict=True)
+    assert not out.exists()
+    export = write_export(loaded, ["torchtitan"], out, site=site, strict=True)
+    assert export.plan.differences == ()
+    assert set(export.file_names) == {path.name for path in out.iterdir()}
     with pytest.raises(InvalidInput, match="exists"):
-        write_export(opened, ["torchtitan"], made.site, None, tmp_path / "out", (), True)
+        write_export(loaded, ["torchtitan"], out, site=site, strict=True)
 
 
-def test_differences_stand_in_the_summary_and_in_the_record(e_llama):
+def test_differences_are_in_the_summary_and_in_the_record(e_llama):
     files = rendered(e_llama, "llama-factory")
-    assert "attention between documents: documents attend" in files["SUMMARY.md"]
+    assert "attention across documents: documents attend" in files["SUMMARY.md"]
     assert json.loads(files["export.json"])["differences"]["attention"].startswith(
         "documents attend"
     )
 
 
 @pytest.mark.parametrize("trainer", ["axolotl", "megatron-lm", "torchtitan"])
-def test_trackers_that_a_trainer_does_not_know_are_said(tmp_path, trainer):
-    opened = promoted(tmp_path, "llama-3.1-8b-4x8")
-    target = opened.bundle.target.model_copy(update={"tracking": ("wandb", "clearml")})
-    object.__setattr__(opened, "bundle", opened.bundle.model_copy(update={"target": target}))
-    summary = rendered(source(opened, tmp_path / "out"), trainer)["SUMMARY.md"]
-    assert "- trackers: it does not report to clearml" in summary
+def test_trackers_without_support_are_a_difference(tmp_path, trainer):
+    loaded = promoted(tmp_path, "llama-3.1-8b-4x8")
+    target = loaded.bundle.target.model_copy(update={"tracking": ("wandb", "clearml")})
+    object.__setattr__(loaded, "bundle", loaded.bundle.model_copy(update={"target": target}))
+    summary = rendered(make_input(loaded, tmp_path / "out"), trainer)["SUMMARY.md"]
+    assert "- experiment trackers: does not report to clearml" in summary
 
 
-def test_files_stay_in_their_folder():
+def test_file_names_outside_the_folder_are_refused():
     for name in ("../x.sh", "/etc/x", "a/b", "", "-x"):
-        with pytest.raises(ValueError, match="no plain file name"):
+        with pytest.raises(ValueError, match="not a plain file name"):
             check_file_names([name])

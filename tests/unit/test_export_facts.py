@@ -1,4 +1,4 @@
-"""Comparison of what was parsed with what the recipe says."""
+"""Comparison of a trainer's facts and settings with those of the recipe."""
 
 import math
 
@@ -11,10 +11,11 @@ from sweepcp.export.recipe_facts import (
     FACTS,
     MIX_NOT_WRITTEN,
     compare_facts,
+    compare_settings,
+    is_same,
     is_same_lr,
     recipe_facts,
 )
-from sweepcp.export.recipe_facts import is_same as same_value
 from tests.exports import promoted
 
 
@@ -22,7 +23,11 @@ def curve(steps=100, schedule="cosine", warmup=0.1, final=0.1, shift=0):
     """The LR of each step, `shift` steps late."""
 
     def lr(step):
-        return before(warmup) if step < 1 else lr_factor(step, steps, schedule, warmup, final, 0.2)
+        if step < 1:
+            return before(warmup)
+        return lr_factor(
+            step, steps=steps, schedule=schedule, warmup=warmup, final=final, decay=0.2
+        )
 
     return [lr(step - shift) for step in range(1, steps + 1)]
 
@@ -31,19 +36,19 @@ def before(warmup):
     return 0.0 if warmup else 1.0
 
 
-def wanted_curve(steps=100, schedule="cosine", warmup=0.1, final=0.1):
+def expected_curve(steps=100, schedule="cosine", warmup=0.1, final=0.1):
     return [before(warmup), *curve(steps, schedule, warmup, final)]
 
 
 @pytest.mark.parametrize("schedule", ["cosine", "linear", "wsd", "constant"])
 def test_a_curve_that_is_a_step_late_agrees_and_one_that_is_two_steps_late_does_not(schedule):
-    wanted = wanted_curve(schedule=schedule)
-    assert is_same_lr(wanted, curve(schedule=schedule)) == (True, "area +0.0000%")
-    assert is_same_lr(wanted, curve(schedule=schedule, shift=1))[0]
-    assert not is_same_lr(wanted, curve(schedule=schedule, shift=2))[0]
-    none = wanted_curve(schedule=schedule, warmup=0)
-    assert is_same_lr(none, curve(schedule=schedule, warmup=0, shift=1))[0]
-    assert not is_same_lr(none, [0.0, *curve(schedule=schedule, warmup=0)[1:]])[0]
+    expected = expected_curve(schedule=schedule)
+    assert is_same_lr(expected=expected, parsed=curve(schedule=schedule)) == (True, "area +0.0000%")
+    assert is_same_lr(expected=expected, parsed=curve(schedule=schedule, shift=1))[0]
+    assert not is_same_lr(expected=expected, parsed=curve(schedule=schedule, shift=2))[0]
+    none = expected_curve(schedule=schedule, warmup=0)
+    assert is_same_lr(expected=none, parsed=curve(schedule=schedule, warmup=0, shift=1))[0]
+    assert not is_same_lr(expected=none, parsed=[0.0, *curve(schedule=schedule, warmup=0)[1:]])[0]
 
 
 @pytest.mark.parametrize(
@@ -60,7 +65,7 @@ def test_a_curve_that_is_a_step_late_agrees_and_one_that_is_two_steps_late_does_
     ids=["final", "warmup", "schedule", "peak", "last", "nan", "short"],
 )
 def test_other_curves_do_not_agree(found):
-    agrees, why = is_same_lr(wanted_curve(), found)
+    agrees, why = is_same_lr(expected=expected_curve(), parsed=found)
     assert not agrees
     assert why
 
@@ -68,7 +73,7 @@ def test_other_curves_do_not_agree(found):
 def test_the_step_that_differs_is_named():
     found = curve()
     found[40] *= 1.2
-    assert is_same_lr(wanted_curve(), found)[1].startswith("step 41: 0.7")
+    assert is_same_lr(expected=expected_curve(), parsed=found)[1].startswith("step 41: 0.7")
 
 
 @given(
@@ -78,21 +83,21 @@ def test_the_step_that_differs_is_named():
     st.floats(0, 0.5),
 )
 def test_agreement_does_not_depend_on_the_length(steps, schedule, warmup, final):
-    wanted = wanted_curve(steps, schedule, warmup, final)
-    assert is_same_lr(wanted, curve(steps, schedule, warmup, final, shift=1))[0]
-    assert not is_same_lr(wanted, [1.01 * lr for lr in wanted[1:]])[0]
+    expected = expected_curve(steps, schedule, warmup, final)
+    assert is_same_lr(expected=expected, parsed=curve(steps, schedule, warmup, final, shift=1))[0]
+    assert not is_same_lr(expected=expected, parsed=[1.01 * lr for lr in expected[1:]])[0]
 
 
 def test_the_same_value_is_of_the_same_kind():
-    assert same_value(1, 1.0)
-    assert same_value(0.1 + 0.2, 0.3)
-    assert not same_value(True, 1)
-    assert not same_value("1", 1)
-    assert not same_value(1e-8, 1.0001e-8)
-    assert same_value({"a": [1, 2.0]}, {"a": [1, 2]})
-    assert not same_value({"a": 1}, {"a": 1, "b": 2})
-    assert not same_value([1, 2], [1])
-    assert not same_value(None, False)
+    assert is_same(1, 1.0)
+    assert is_same(0.1 + 0.2, 0.3)
+    assert not is_same(True, 1)
+    assert not is_same("1", 1)
+    assert not is_same(1e-8, 1.0001e-8)
+    assert is_same({"a": [1, 2.0]}, {"a": [1, 2]})
+    assert not is_same({"a": 1}, {"a": 1, "b": 2})
+    assert not is_same([1, 2], [1])
+    assert not is_same(None, False)
 
 
 def test_every_fact_is_compared_and_a_missing_one_disagrees(tmp_path):

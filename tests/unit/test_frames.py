@@ -4,7 +4,7 @@ import pandas as pd
 import pytest
 
 import sweepcp
-from sweepcp.report.frames import MEMBER, STEP, TRIAL
+from sweepcp.report.frames import MEMBER_COLUMNS, STEP_COLUMNS, TRIAL_COLUMNS
 from tests.make import step_rows, write_run
 
 
@@ -47,9 +47,9 @@ def test_frames_of_several_runs_concatenate(tmp_path: Path):
 def test_an_empty_run_has_the_columns(tmp_path: Path):
     run = sweepcp.load_run(write_run(tmp_path / "run", 0))
     for frame, columns in (
-        (run.to_pandas(), TRIAL),
-        (run.members_to_pandas(), MEMBER),
-        (run.steps_to_pandas(), STEP),
+        (run.to_pandas(), TRIAL_COLUMNS),
+        (run.members_to_pandas(), MEMBER_COLUMNS),
+        (run.steps_to_pandas(), STEP_COLUMNS),
     ):
         assert len(frame) == 0
         assert set(columns) <= set(frame.columns)

@@ -1,4 +1,4 @@
-"""A run's tokens written out: the stream's, in its order, with what is not trained on left out."""
+"""The tokens of a run as a data set: those of the stream, in its order, with labels."""
 
 import json
 
@@ -14,7 +14,7 @@ from tests.make import recipe, write_store
 
 @pytest.fixture
 def stores(tmp_path):
-    """Sources of documents of many lengths, of one token too."""
+    """Sources of documents of 1 to 29 tokens."""
     rng = np.random.default_rng(1)
     texts = {
         name: [rng.integers(low, low + 9, n).tolist() for n in rng.integers(1, 30, 80)]
@@ -27,7 +27,7 @@ SOURCES = (("code", 10), ("docs", 50))
 RECIPE = recipe(tokens=16 * 8 * 4, batch_tokens=16 * 8, seq_len=16)
 
 
-def test_sequences_are_those_of_the_stream_with_labels_where_their_token_stands(stores):
+def test_sequences_are_those_of_the_stream_with_a_label_at_its_own_token(stores):
     rows = list(generate_rows(list(range(1, 5)), RECIPE, tuple(stores), "sequences"))
     stream = MixtureStream(RECIPE, stores)
     batches = [stream.batch(step) for step in range(1, 5)]
@@ -37,12 +37,11 @@ def test_sequences_are_those_of_the_stream_with_labels_where_their_token_stands(
     labels = np.array([r["labels"] for r in rows])
     assert np.array_equal(labels[:, 1:], np.concatenate([b.targets[:, :-1] for b in batches]))
     assert (labels[:, 0] == IGNORED).all()
-    assert (
-        np.concatenate([b.targets for b in batches]) == IGNORED
-    ).sum() > 20  # documents do begin within sequences
+    # Documents do begin within sequences.
+    assert (np.concatenate([b.targets for b in batches]) == IGNORED).sum() > 20
 
 
-def test_documents_are_the_pieces_of_sequences_and_fill_them_again(stores):
+def test_documents_in_a_row_are_the_sequences(stores):
     rows = list(generate_rows([1, 2], RECIPE, tuple(stores), "documents"))
     stream = MixtureStream(RECIPE, stores)
     tokens = np.concatenate([stream.batch(step).input_ids.ravel() for step in (1, 2)])
@@ -56,7 +55,7 @@ def test_documents_are_the_pieces_of_sequences_and_fill_them_again(stores):
         assert labels[0] == IGNORED or len(ids) == 1
 
 
-def test_pieces_by_hand(stores):
+def test_document_spans_by_hand(stores):
     batch = MixtureStream(RECIPE, stores).batch(1)
     batch.position_ids[0] = [5, 6, 0, 1, 2, 0, 0, *range(1, 10)]
     batch.position_ids[0][0] = 0
@@ -66,7 +65,7 @@ def test_pieces_by_hand(stores):
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_mix_on_disk_has_its_tokens_counted_and_is_written_once(stores, tmp_path, workers):
     out = tmp_path / "mix"
-    tokens = materialize_mix(RECIPE, stores, out, "sequences", workers)
+    tokens = materialize_mix(RECIPE, stores, out=out, rows="sequences", workers=workers)
     assert sum(tokens.values()) == RECIPE.tokens
     loaded = load_from_disk(str(out))
     assert np.array_equal(
@@ -77,11 +76,11 @@ def test_a_mix_on_disk_has_its_tokens_counted_and_is_written_once(stores, tmp_pa
     assert (record["rows"], record["tokens"], record["kind"]) == (32, tokens, "sequences")
     assert [path.name for path in tmp_path.iterdir() if "work" in path.name] == []
     with pytest.raises(InvalidInput, match="written once"):
-        materialize_mix(RECIPE, stores, out, "sequences", workers)
+        materialize_mix(RECIPE, stores, out=out, rows="sequences", workers=workers)
 
 
-def test_what_a_stopped_writing_left_is_written_again(stores, tmp_path):
+def test_an_incomplete_mix_is_replaced(stores, tmp_path):
     (tmp_path / "mix").mkdir()
-    (tmp_path / "mix" / "data-00000-of-00001.arrow").write_text("torn")
-    materialize_mix(RECIPE, stores, tmp_path / "mix", "documents", 1)
+    (tmp_path / "mix" / "data-00000-of-00001.arrow").write_text("truncated")
+    materialize_mix(RECIPE, stores, out=tmp_path / "mix", rows="documents", workers=1)
     assert len(load_from_disk(str(tmp_path / "mix"))) > 32

@@ -19,7 +19,8 @@ import sweepcp
 from sweepcp.corpora.experiment import load_experiment
 from sweepcp.errors import InvalidInput
 from sweepcp.report.page import render_page, write_report
-from sweepcp.report.sections import certainty_lines, experiment_text, language_table, progress_text
+from sweepcp.report.page_tables import language_table
+from sweepcp.report.sections import certainty_lines, experiment_text, progress_text
 from sweepcp.report.server import make_server
 from tests.make import write_run
 
@@ -128,16 +129,16 @@ def test_the_experiment_on_the_page_is_the_experiment(folder: Path, tmp_path: Pa
 def test_an_empty_run(tmp_path: Path):
     folder = write_run(tmp_path, 0)
     seen = read(folder)
-    assert "No trial is done: there is nothing to choose from." in seen.words
+    assert "No trial is done, so there is nothing to choose from." in seen.words
     assert "interrupted: 0 of 1 trials have ended" in seen.words
     (folder / "base.json").unlink()
-    assert "the base is not scored yet" in read(folder).words
+    assert "the base has not been scored yet" in read(folder).words
 
 
 def test_one_trial_only(tmp_path: Path):
     seen = read(write_run(tmp_path, 1, documents=20))
-    assert "The choice is one of 1 trials that are done." in seen.words
-    assert "No trend: too few done trials for it." in seen.words
+    assert "The choice was made among few done trials: 1." in seen.words
+    assert "No trend is shown: it needs more done trials." in seen.words
 
 
 def test_a_null_choice_names_the_nearest(folder: Path):
@@ -145,7 +146,7 @@ def test_a_null_choice_names_the_nearest(folder: Path):
     seen = read(folder, max_regression=0.0)
     assert run.chosen is None
     assert (
-        f"No trial meets the rule. The one of least regression, {run.front.choice.nearest}"
+        f"No trial meets the rule. The trial of least regression, {run.front.choice.nearest}"
         in seen.words
     )
     assert "general regression ≤ 0 %" in seen.words
@@ -155,7 +156,7 @@ def test_a_null_choice_names_the_nearest(folder: Path):
 def test_only_failures(tmp_path: Path):
     seen = read(write_run(tmp_path, 2, t0000="failed", t0001="diverged"))
     assert "No trial is done" in seen.words
-    assert "The recipes of trials that have no score: 1 failed, 1 diverged." in seen.words
+    assert "The recipes of the trials without a score: 1 failed, 1 diverged." in seen.words
 
 
 def test_a_missed_bound_is_said_beside_the_answer(tmp_path: Path):
@@ -324,7 +325,7 @@ with locked_run(Path({str(folder)!r})):
     assert holder.stdout is not None
     holder.stdout.readline()
     assert progress_text(sweepcp.load_run(folder)) == (
-        "running: 3 of 4 trials have ended; running: 0003 at step 10 of 100"
+        "running: 3 of 4 trials have ended; in progress: 0003 at step 10 of 100"
     )
     holder.communicate("\n")
     assert sweepcp.load_run(folder).state == "interrupted"

@@ -1,4 +1,4 @@
-"""What is a document, what is left out and counted, and what is refused with its file and line."""
+"""Records and documents: what is read, left out and counted, and refused with file and line."""
 
 import gzip
 import json
@@ -21,13 +21,13 @@ RECORDS = [{"text": f"text number {n}", "n": n} for n in range(200)]
 TEXTS = [r["text"] for r in RECORDS]
 
 
-def documents(s: Source, folder: Path, tally: RecordCounts | None = None) -> list[Document]:
-    found = resolve_source(s, folder, "x.yaml")
-    return [
-        d
-        for part in split_into_shards(s, found)
-        for d in read_documents(s, found, part, tally if tally is not None else RecordCounts())
-    ]
+def documents(s: Source, folder: Path, counts: RecordCounts | None = None) -> list[Document]:
+    files = resolve_source(s, folder=folder)
+    counts = RecordCounts() if counts is None else counts
+    result: list[Document] = []
+    for shard in split_into_shards(s, files):
+        result += read_documents(s, files, shard, counts)
+    return result
 
 
 def zstd(content: bytes) -> bytes:
@@ -44,7 +44,8 @@ def test_every_kind_of_source_gives_the_same_documents(
     origin: dict[str, object] = {"files": [f"a.{kind}"]}
     if kind == "jsonl":
         (tmp_path / "a.jsonl").write_bytes(b"\xef\xbb\xbf" + lines)
-    elif kind == "jsonl.gz":  # of two members, as `cat a.gz b.gz` makes it
+    elif kind == "jsonl.gz":
+        # Of two members, as `cat a.gz b.gz` makes it.
         (tmp_path / "a.jsonl.gz").write_bytes(
             gzip.compress(lines[:1000]) + gzip.compress(lines[1000:])
         )
@@ -57,7 +58,8 @@ def test_every_kind_of_source_gives_the_same_documents(
     elif kind == "txt":
         (tmp_path / "a.txt").write_text("\n".join(TEXTS))
         origin["unit"] = "line"
-    elif kind == "hub":  # what the hub serves, from a folder in its place
+    elif kind == "hub":
+        # `datasets` reads a local folder of that name in place of the hub.
         (tmp_path / "org" / "name").mkdir(parents=True)
         (tmp_path / "org" / "name" / "train.jsonl").write_bytes(lines)
         monkeypatch.chdir(tmp_path)
@@ -69,13 +71,13 @@ def test_every_kind_of_source_gives_the_same_documents(
             "files": None,
             "saved": {"path": "set", **({} if kind == "saved" else {"split": "train"})},
         }
-    tally = RecordCounts()
-    assert [d.text for d in documents(source(**origin), tmp_path, tally)] == TEXTS
-    assert (tally.records, tally.bad) == (200, 0)
+    counts = RecordCounts()
+    assert [d.text for d in documents(source(**origin), tmp_path, counts)] == TEXTS
+    assert (counts.records, counts.bad) == (200, 0)
 
 
 @pytest.mark.parametrize("ending", ["jsonl", "parquet", "txt"])
-def test_parts_of_any_size_give_the_same_documents_and_places(
+def test_shards_of_any_size_give_the_same_documents_and_locations(
     tmp_path: Path, ending: str, monkeypatch: pytest.MonkeyPatch
 ):
     if ending == "jsonl":
@@ -89,17 +91,17 @@ def test_parts_of_any_size_give_the_same_documents_and_places(
             pa.Table.from_pylist(RECORDS), tmp_path / "a.parquet", row_group_size=7
         )
     s = source(files=[f"a.{ending}"], unit="line")
-    whole = [(d.text, str(d.place)) for d in documents(s, tmp_path)]
+    whole = [(d.text, str(d.location)) for d in documents(s, tmp_path)]
     assert [text for text, _ in whole] == TEXTS
     for size in (1, 17, 38, 39, 100, 1000):
-        monkeypatch.setattr(records, "PART_BYTES", size)
-        assert [(d.text, str(d.place)) for d in documents(s, tmp_path)] == whole
+        monkeypatch.setattr(records, "SHARD_BYTES", size)
+        assert [(d.text, str(d.location)) for d in documents(s, tmp_path)] == whole
 
 
-def test_places_name_file_and_line(tmp_path: Path):
+def test_locations_name_file_and_line(tmp_path: Path):
     jsonl(tmp_path / "a.jsonl", RECORDS)
-    found = [str(d.place) for d in documents(source(), tmp_path)]
-    assert found == [f"{tmp_path}/a.jsonl:{n}" for n in range(1, 201)]
+    locations = [str(d.location) for d in documents(source(), tmp_path)]
+    assert locations == [f"{tmp_path}/a.jsonl:{n}" for n in range(1, 201)]
     assert str(RecordLocation("org/name", "row", 4, 10)) == "org/name: row 15"
 
 
@@ -110,15 +112,15 @@ def test_paragraphs_and_files(tmp_path: Path):
     ]
     paragraphs = documents(source(files=["a.txt"], unit="paragraph"), tmp_path)
     assert [d.text for d in paragraphs] == ["one\ntwo", "three"]
-    assert [str(d.place).rpartition(":")[2] for d in paragraphs] == ["1", "6"]
+    assert [str(d.location).rpartition(":")[2] for d in paragraphs] == ["1", "6"]
 
 
-def test_templates_and_nested_fields_and_how_often_each_key_was_there(tmp_path: Path):
+def test_templates_and_nested_fields_and_counts_of_each_key(tmp_path: Path):
     jsonl(tmp_path / "a.jsonl", [{"t": "Lamp", "p": {"eur": 3}}, {"t": "Cup", "p": None}])
-    tally = RecordCounts()
+    counts = RecordCounts()
     s = source(template="{t}\nPrice: {p.eur} EUR\n{weight}")
-    assert [d.text for d in documents(s, tmp_path, tally)] == ["Lamp\nPrice: 3 EUR", "Cup"]
-    assert dict(tally.used_keys) == {"t": 2, "p.eur": 1, "weight": 0}
+    assert [d.text for d in documents(s, tmp_path, counts)] == ["Lamp\nPrice: 3 EUR", "Cup"]
+    assert dict(counts.used_keys) == {"t": 2, "p.eur": 1, "weight": 0}
 
 
 def test_filters_count_what_they_leave_out(tmp_path: Path):
@@ -126,7 +128,7 @@ def test_filters_count_what_they_leave_out(tmp_path: Path):
     english = "The dog runs across the street and is happy about the lovely weather this morning."
     texts = ["short", english, german, english + " buy now", "x " * 400, "lorem " + english]
     jsonl(tmp_path / "a.jsonl", [{"text": t} for t in texts])
-    excluded = Document(texts[-1], RecordLocation("")).key.hex()[:16]
+    excluded = Document(texts[-1], RecordLocation("")).id
     jsonl(tmp_path / "out.json", [{"id": excluded}])
     filters = {
         "min_chars": 10,
@@ -135,23 +137,23 @@ def test_filters_count_what_they_leave_out(tmp_path: Path):
         "drop": r"buy\s+now",
         "keep": "dog",
     }
-    tally = RecordCounts()
+    counts = RecordCounts()
     s = source(files=["a.jsonl"], filters=filters, exclude="out.json")
-    assert [d.text for d in documents(s, tmp_path, tally)] == [english]
-    assert dict(tally.left_out) == {
+    assert [d.text for d in documents(s, tmp_path, counts)] == [english]
+    assert dict(counts.left_out) == {
         "min_chars": 1,
         "max_chars": 1,
         "keep": 1,
         "drop": 1,
         "excluded": 1,
     }
-    tally = RecordCounts()
+    counts = RecordCounts()
     documents(
         source(files=["a.jsonl"], filters={"languages": ["en"], "min_chars": 50, "max_chars": 500}),
         tmp_path,
-        tally,
+        counts,
     )
-    assert tally.left_out["language de"] == 1
+    assert counts.left_out["language de"] == 1
 
 
 BAD = [
@@ -175,22 +177,22 @@ def test_a_bad_record_is_named_or_skipped_and_counted(
     (tmp_path / "a.jsonl").write_bytes(b'{"text": "fine"}\n\n' + line + b'\n{"text": "good"}\n')
     with pytest.raises(InvalidInput) as error:
         documents(source(max_document_bytes=50), tmp_path)
-    assert error.value.where == f"{tmp_path}/a.jsonl:3"
+    assert error.value.file == f"{tmp_path}/a.jsonl:3"
     assert error.value.key == key
-    assert found in str(error.value.value)
+    assert found in str(error.value.found)
     assert "bad_records: 0.001" in error.value.fix
-    tally = RecordCounts()
+    counts = RecordCounts()
     s = source(max_document_bytes=50, bad_records=0.4)
-    assert [d.text for d in documents(s, tmp_path, tally)] == ["fine", "good"]
-    assert (tally.records, tally.bad) == (3, 1)
-    assert tally.examples[0].startswith(f"{tmp_path}/a.jsonl:3: {key}")
-    check_bad_records(s, tally)
+    assert [d.text for d in documents(s, tmp_path, counts)] == ["fine", "good"]
+    assert (counts.records, counts.bad) == (3, 1)
+    assert counts.examples[0].startswith(f"{tmp_path}/a.jsonl:3: {key}")
+    check_bad_records(s, counts)
     with pytest.raises(InvalidInput, match="1 of 3 records cannot be used"):
-        check_bad_records(source(bad_records=0.3), tally)
+        check_bad_records(source(bad_records=0.3), counts)
 
 
 @pytest.mark.parametrize("ending", ["gz", "zst"])
-@pytest.mark.parametrize("damage", ["cut", "scratched"])
+@pytest.mark.parametrize("damage", ["truncated", "overwritten"])
 def test_a_damaged_archive_is_refused(tmp_path: Path, ending: str, damage: str):
     lines = "".join(
         json.dumps({"text": f"{n * 7919 % 10007} of {n}"}) + "\n" for n in range(20000)
@@ -199,36 +201,41 @@ def test_a_damaged_archive_is_refused(tmp_path: Path, ending: str, damage: str):
     half = len(content) // 2
     broken = (
         content[:half]
-        if damage == "cut"
-        else content[:half] + b"scratch!" * 4 + content[half + 32 :]
+        if damage == "truncated"
+        else content[:half] + b"damaged!" * 4 + content[half + 32 :]
     )
     (tmp_path / f"a.jsonl.{ending}").write_bytes(broken)
     with pytest.raises(InvalidInput) as error:
         documents(source(files=[f"a.jsonl.{ending}"], bad_records=1), tmp_path)
-    assert f"a.jsonl.{ending}" in error.value.where
-    assert "read to its end" in error.value.rule or "Expecting" in str(error.value.value)
+    assert f"a.jsonl.{ending}" in error.value.file
+    assert "read to its end" in error.value.rule or "Expecting" in str(error.value.found)
 
 
 def test_a_template_whose_keys_no_record_has_is_refused(tmp_path: Path):
     jsonl(tmp_path / "a.jsonl", RECORDS)
     with pytest.raises(InvalidInput, match="one of the template's keys") as error:
         documents(source(template="{title}"), tmp_path)
-    assert error.value.where == f"{tmp_path}/a.jsonl:1"
+    assert error.value.file == f"{tmp_path}/a.jsonl:1"
 
 
-def test_parquet_that_is_none_or_has_no_such_column(tmp_path: Path):
+def test_a_file_that_is_not_parquet_or_lacks_the_column(tmp_path: Path):
     (tmp_path / "a.parquet").write_bytes(b"PAR1 not really")
-    with pytest.raises(InvalidInput, match="a Parquet file"):
+    with pytest.raises(InvalidInput, match="a Parquet file") as error:
         documents(source(files=["a.parquet"]), tmp_path)
+    assert error.value.file == f"{tmp_path}/a.parquet"
     pa.parquet.write_table(pa.table({"body": ["one"]}), tmp_path / "a.parquet")
-    with pytest.raises(InvalidInput, match="the columns"):
+    with pytest.raises(InvalidInput, match="the columns") as error:
         documents(source(files=["a.parquet"]), tmp_path)
+    assert error.value.file == f"{tmp_path}/a.parquet"
 
 
 def test_a_folder_that_datasets_did_not_write(tmp_path: Path):
     (tmp_path / "set").mkdir()
-    with pytest.raises(InvalidInput, match="save_to_disk"):
+    with pytest.raises(InvalidInput, match="save_to_disk") as error:
         documents(source(files=None, saved={"path": "set"}), tmp_path)
+    assert error.value.file == f"{tmp_path}/set"
+    assert error.value.key == f"sources.{source().name}.saved"
     DatasetDict(a=Dataset.from_list(RECORDS)).save_to_disk(tmp_path / "several")
-    with pytest.raises(InvalidInput, match="several splits: a"):
+    with pytest.raises(InvalidInput, match="several splits: a") as error:
         documents(source(files=None, saved={"path": "several"}), tmp_path)
+    assert error.value.key == f"sources.{source().name}.saved.split"

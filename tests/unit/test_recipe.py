@@ -6,19 +6,16 @@ from tests.make import mixture, recipe
 
 
 def test_shares_by_role_and_language():
-    portions = [
-        ("a", "domain", "en", 0.4),
-        ("b", "general", "en", 0.45),
-        ("c", "general", "de", 0.15),
-    ]
-    m = Mixture(
-        portions=tuple(
-            SourceShare(source=s, role=r, language=lang, share=x) for s, r, lang, x in portions
+    mixed = Mixture(
+        portions=(
+            SourceShare(source="a", role="domain", language="en", share=0.4),
+            SourceShare(source="b", role="general", language="en", share=0.45),
+            SourceShare(source="c", role="general", language="de", share=0.15),
         )
-    )  # type: ignore[arg-type]
-    assert m.share("domain") == pytest.approx(0.4)
-    assert m.share("general") == pytest.approx(0.6)
-    assert m.non_english_share == pytest.approx(0.25)
+    )
+    assert mixed.share("domain") == pytest.approx(0.4)
+    assert mixed.share("general") == pytest.approx(0.6)
+    assert mixed.non_english_share == pytest.approx(0.25)
     assert mixture(0.0).non_english_share == 0.0
 
 
@@ -38,7 +35,8 @@ def test_id_depends_on_every_field_and_survives_a_file():
         {"warmup": 0.2},
         {"cross_documents": True},
     ]
-    assert len({recipe(**c).id for c in changes} | {first.id}) == len(changes) + 1
+    ids = {first.id} | {recipe(**change).id for change in changes}
+    assert len(ids) == len(changes) + 1
 
 
 def test_id_is_the_same_in_every_version():
@@ -53,7 +51,7 @@ def test_id_is_the_same_in_every_version():
         ({"lr_fraction": 0.0}, "greater than 0"),
     ],
 )
-def test_what_does_not_fit_is_refused_with_the_fix(changes: dict[str, object], message: str):
+def test_an_invalid_recipe_is_refused_with_the_fix(changes: dict[str, object], message: str):
     with pytest.raises(ValidationError, match=message):
         recipe(**changes)
 

@@ -49,7 +49,7 @@ def test_matched_trials_repeat_as_the_target_does():
 
 
 def test_a_stream_over_matched_parts_repeats_as_often(tmp_path: Path):
-    stores = [write_store(tmp_path, n, [list(range(4001))], part=0.01) for n in ("code", "docs")]
+    stores = [write_store(tmp_path, n, [list(range(4001))], fraction=0.01) for n in ("code", "docs")]
     stream = MixtureStream(
         recipe(tokens=8 * 50), stores
     )  # 50 sequences of each source, 10 blocks of 1,000
@@ -119,6 +119,6 @@ def test_tokens_are_estimated_from_a_sample(tmp_path: Path, kind: str):
         read.append(len(some))
         return float(sum(map(len, some)))
 
-    estimate = estimate_tokens(s, resolve_source(s, tmp_path, ""), count)
+    estimate = estimate_tokens(s, resolve_source(s, folder=tmp_path), count)
     assert estimate == pytest.approx(0.9 * sum(map(len, texts)), rel=0.03)
     assert sum(read) < 3000

@@ -68,7 +68,7 @@ def test_a_trial_that_always_loses_is_never_on_the_front(tmp_path: Path):
     assert sure is not None
     assert sure.on_front == {"0000": 1.0, "0001": 0.0}
     assert sure.chosen == {"0000": 1.0, "0001": 0.0}
-    assert (sure.none, sure.within) == (0.0, 1.0)
+    assert (sure.no_choice, sure.within_bound) == (0.0, 1.0)
 
 
 def test_how_often_a_trial_is_on_the_front_follows_the_normal_law(tmp_path: Path):
@@ -95,13 +95,13 @@ def test_how_often_the_bound_holds_is_of_the_other_half(tmp_path: Path):
     assert sure is not None
     assert sure.chosen == {"0000": 1.0}  # on the half that is chosen on nothing is uncertain
     kept = NormalDist().cdf((card.report.general + 1.0) / card.report.general_se)
-    assert sure.within == pytest.approx(kept, abs=0.07)
+    assert sure.within_bound == pytest.approx(kept, abs=0.07)
 
 
 def test_a_null_choice_is_counted(tmp_path: Path):
     sure = estimate_certainty(run_of(tmp_path, [measured(5, -3)]))
     assert sure is not None
-    assert (sure.none, sure.within, sure.on_front) == (1.0, None, {"0000": 1.0})
+    assert (sure.no_choice, sure.within_bound, sure.on_front) == (1.0, None, {"0000": 1.0})
 
 
 def test_without_items_nothing_is_said(tmp_path: Path):

@@ -1,4 +1,5 @@
 import math
+from typing import Any
 
 import pytest
 
@@ -7,8 +8,9 @@ from tests.make import recipe
 
 
 def curve(schedule: str, **changes: float) -> list[float]:
-    settings = {"warmup": 0.1, "final": 0.1, "decay": 0.2} | changes
-    return [lr_factor(n, 100, schedule, **settings) for n in range(1, 101)]  # type: ignore[arg-type]
+    settings: dict[str, Any] = {"warmup": 0.1, "final": 0.1, "decay": 0.2} | changes
+    settings |= {"steps": 100, "schedule": schedule}
+    return [lr_factor(step, **settings) for step in range(1, 101)]
 
 
 def test_cosine_is_what_the_formula_gives_by_hand():
@@ -48,12 +50,12 @@ def test_first_step_moves_and_last_step_ends(schedule: str, warmup: float):
 def test_steps_outside_the_run_are_refused():
     for step in (0, 101):
         with pytest.raises(ValueError, match="not within 1 to 100"):
-            lr_factor(step, 100, "cosine", 0.1, 0.1, 0.2)
+            lr_factor(step, steps=100, schedule="cosine", warmup=0.1, final=0.1, decay=0.2)
 
 
 def test_recipe_scales_the_curve_by_its_fraction_of_the_max_lr():
-    r = recipe(lr_fraction=0.1, warmup=0.1, final_fraction=0.1)
-    assert r.steps == 10
-    assert r.lr(1, 3e-3) == pytest.approx(3e-4)
-    assert r.lr(10, 3e-3) == pytest.approx(3e-5)
-    assert math.isclose(r.lr(2, 3e-3), 3e-4 * (0.1 + 0.9 * (1 + math.cos(math.pi / 9)) / 2))
+    scaled = recipe(lr_fraction=0.1, warmup=0.1, final_fraction=0.1)
+    assert scaled.steps == 10
+    assert scaled.lr(1, 3e-3) == pytest.approx(3e-4)
+    assert scaled.lr(10, 3e-3) == pytest.approx(3e-5)
+    assert math.isclose(scaled.lr(2, 3e-3), 3e-4 * (0.1 + 0.9 * (1 + math.cos(math.pi / 9)) / 2))

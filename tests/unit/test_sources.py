@@ -8,17 +8,16 @@ from sweepcp.config.source import PythonText, Source
 from sweepcp.data.documents import RecordCounts, read_documents
 from sweepcp.data.records import split_into_shards
 from sweepcp.data.source_files import resolve_source, source_fingerprint
-from sweepcp.errors import InvalidInput
+from sweepcp.errors import InvalidInput, located
 from tests.make import jsonl, source
 
 
 def texts(s: Source, folder: Path) -> list[str]:
-    found = resolve_source(s, folder, "x.yaml")
-    return [
-        d.text
-        for part in split_into_shards(s, found)
-        for d in read_documents(s, found, part, RecordCounts())
-    ]
+    files = resolve_source(s, folder=folder)
+    documents = []
+    for shard in split_into_shards(s, files):
+        documents += [d.text for d in read_documents(s, files, shard, RecordCounts())]
+    return documents
 
 
 def test_documents_come_in_the_order_of_sorted_files(tmp_path: Path):
@@ -28,27 +27,36 @@ def test_documents_come_in_the_order_of_sorted_files(tmp_path: Path):
 
 
 @pytest.mark.parametrize(
-    ("changes", "rule"),
+    ("changes", "key", "rule"),
     [
-        ({"files": ["none.jsonl"]}, "a file, or a folder of files, below"),
-        ({"files": ["a.csv"]}, "a file ends in .jsonl"),
-        ({"files": ["empty.jsonl"]}, "this one is empty"),
-        ({"files": ["loop.jsonl"]}, "leads nowhere, or to itself"),
-        ({"files": ["round"]}, "leads back to a folder above it"),
-        ({"files": ["fine.jsonl", "fine*.jsonl"]}, "a file is read once"),
+        ({"files": ["none.jsonl"]}, "files", "a file, or a folder of files, below"),
+        ({"files": ["a.csv"]}, "files", "a file ends in .jsonl"),
+        ({"files": ["empty.jsonl"]}, "files", "these are empty"),
+        ({"files": ["loop.jsonl"]}, "files", "leads nowhere, or to itself"),
+        ({"files": ["round"]}, "files", "lead back to a folder above them"),
+        ({"files": ["fine.jsonl", "fine*.jsonl"]}, "files", "a file is named once"),
         (
             {"files": ["fine.jsonl"], "held_out_files": ["./fine.jsonl"]},
+            "held_out_files",
             "trained on or held out, not both",
         ),
-        ({"files": ["fine.jsonl"], "exclude": "no.jsonl"}, "an existing path"),
-        ({"files": None, "saved": {"path": "no"}}, "an existing path"),
+        (
+            {"files": ["fine.jsonl"], "held_out_files": ["none.jsonl"]},
+            "held_out_files",
+            "a file, or a folder of files, below",
+        ),
+        ({"files": ["fine.jsonl"], "exclude": "no.jsonl"}, "exclude", "an existing path"),
+        ({"files": None, "saved": {"path": "no"}}, "saved.path", "an existing path"),
         (
             {"files": None, "python": {"part": "code", "packages": ["no_such_package"]}},
+            "python.packages",
             "an importable package",
         ),
     ],
 )
-def test_unusable_sources_are_refused(tmp_path: Path, changes: dict[str, object], rule: str):
+def test_unusable_sources_are_refused(
+    tmp_path: Path, changes: dict[str, object], key: str, rule: str
+):
     (tmp_path / "a.csv").write_text("a")
     (tmp_path / "empty.jsonl").touch()
     (tmp_path / "loop.jsonl").symlink_to(tmp_path / "loop.jsonl")
@@ -56,10 +64,11 @@ def test_unusable_sources_are_refused(tmp_path: Path, changes: dict[str, object]
     (tmp_path / "round" / "again").symlink_to(tmp_path / "round")
     jsonl(tmp_path / "round" / "a.jsonl", [{"text": "one"}])
     jsonl(tmp_path / "fine.jsonl", [{"text": "one"}])
-    with pytest.raises(InvalidInput) as error:
-        resolve_source(source(**changes), tmp_path, "x.yaml")
+    with pytest.raises(InvalidInput) as error, located("x.yaml", "sources.s"):
+        resolve_source(source(**changes), folder=tmp_path)
     assert rule in error.value.rule
-    assert error.value.where == "x.yaml"
+    assert error.value.file == "x.yaml"
+    assert error.value.key == f"sources.s.{key}"
     assert error.value.fix
 
 
@@ -67,14 +76,13 @@ def test_an_unreadable_file_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyP
     path = jsonl(tmp_path / "a.jsonl", [{"text": "one"}])
 
     def refuse(self: Path, *_: object, **__: object) -> None:
-        raise PermissionError(
-            13, "Permission denied", str(self)
-        )  # root may read everything: rights alone do not do
+        # Permissions do not stop root, who may run this.
+        raise PermissionError(13, "Permission denied", str(self))
 
     monkeypatch.setattr(Path, "open", refuse)
     with pytest.raises(InvalidInput, match="Permission denied") as error:
-        resolve_source(source(), tmp_path, "x.yaml")
-    assert str(path) == error.value.value
+        resolve_source(source(), folder=tmp_path)
+    assert str(path) == error.value.found
 
 
 @pytest.mark.parametrize(
@@ -93,7 +101,7 @@ def test_contradictory_sources_are_refused(changes: dict[str, object], message: 
         source(**changes)
 
 
-def test_folders_are_read_whole_and_other_files_are_named(tmp_path: Path):
+def test_folders_are_read_whole_and_other_files_are_listed_as_skipped(tmp_path: Path):
     (tmp_path / "d" / "inner").mkdir(parents=True)
     (tmp_path / "elsewhere").mkdir()
     jsonl(tmp_path / "d" / "inner" / "a.jsonl", [{"text": "one"}])
@@ -102,27 +110,27 @@ def test_folders_are_read_whole_and_other_files_are_named(tmp_path: Path):
     (tmp_path / "d" / ".hidden.txt").write_text("no")
     (tmp_path / "elsewhere" / "c.txt").write_text("three")
     (tmp_path / "d" / "link").symlink_to(tmp_path / "elsewhere")
-    found = resolve_source(source(files=["d"]), tmp_path, "x.yaml")
-    assert [p.name for p in found.paths] == ["b.txt", "a.jsonl", "c.txt"]
-    assert [p.name for p in found.passed_over] == ["README.md"]
+    files = resolve_source(source(files=["d"]), folder=tmp_path)
+    assert [p.name for p in files.paths] == ["b.txt", "a.jsonl", "c.txt"]
+    assert [p.name for p in files.skipped] == ["README.md"]
 
 
 def test_python_text_is_split_into_docs_and_code():
-    found = {}
+    content = {}
     for part in ("docs", "code"):
         s = source(files=None, python={"part": part, "packages": ["json"]})
-        found[part] = "\n".join(texts(s, Path()))
-    assert "JSON (JavaScript Object Notation)" in found["docs"]
-    assert "JSON (JavaScript Object Notation)" not in found["code"]
-    assert "def dumps(" in found["code"]
-    assert "def dumps(" not in found["docs"]
+        content[part] = "\n".join(texts(s, Path()))
+    assert "JSON (JavaScript Object Notation)" in content["docs"]
+    assert "JSON (JavaScript Object Notation)" not in content["code"]
+    assert "def dumps(" in content["code"]
+    assert "def dumps(" not in content["docs"]
 
 
 def test_standard_library_code_does_not_carry_the_documentation():
-    paths = resolve_source(source(files=None, python={"part": "code"}), Path(), "x.yaml").paths
+    paths = resolve_source(source(files=None, python={"part": "code"}), folder=Path()).paths
     assert not [p for p in paths if "pydoc_data" in p.parts or "test" in p.parts]
     assert PythonText(part="code").packages == ("stdlib",)
-    docs = resolve_source(source(files=None, python={"part": "docs"}), Path(), "x.yaml").paths
+    docs = resolve_source(source(files=None, python={"part": "docs"}), folder=Path()).paths
     assert docs[-1].parts[-2:] == ("pydoc_data", "topics.py")
 
 
@@ -132,7 +140,7 @@ def test_fingerprint_changes_with_the_files_and_the_way_of_reading(tmp_path: Pat
 
     def stamp(**changes: object) -> str:
         s = source(files=["a.jsonl"], **changes)
-        return source_fingerprint(s, resolve_source(s, tmp_path, "x.yaml"))
+        return source_fingerprint(s, resolve_source(s, folder=tmp_path))
 
     first = stamp()
     assert stamp() == stamp(weight=2, max_epochs=1, role="general", bad_records=0.1) == first

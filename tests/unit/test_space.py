@@ -1,3 +1,5 @@
+import json
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -22,21 +24,21 @@ SOURCES = [
 ]
 
 
-def shares(*args: float) -> dict[str, float]:
-    return {p.source: p.share for p in mixture_from_weights(SOURCES, *args).portions}
+def shares(general_share: float, non_english_share: float | None = None) -> dict[str, float]:
+    mixture = mixture_from_weights(
+        SOURCES, general_share=general_share, non_english_share=non_english_share
+    )
+    return {portion.source: portion.share for portion in mixture.portions}
 
 
 def test_a_role_is_split_by_weight():
-    got = shares(0.4)
     expected = {"code": 0.45, "reviews": 0.15, "web": 0.4 * 2 / 6, "netz": 0.2, "toile": 0.4 / 6}
-    assert got == pytest.approx(expected)
+    assert shares(0.4) == pytest.approx(expected)
 
 
 def test_the_general_half_is_first_split_by_language():
-    got = shares(0.5, 0.1)
-    assert got == pytest.approx(
-        {"code": 0.375, "reviews": 0.125, "web": 0.45, "netz": 0.0375, "toile": 0.0125}
-    )
+    expected = {"code": 0.375, "reviews": 0.125, "web": 0.45, "netz": 0.0375, "toile": 0.0125}
+    assert shares(0.5, 0.1) == pytest.approx(expected)
 
 
 def test_all_domain_and_all_general_are_exact():
@@ -46,12 +48,12 @@ def test_all_domain_and_all_general_are_exact():
 
 def test_a_share_without_a_source_is_refused():
     with pytest.raises(ValueError, match=r"a share of 0\.5 has no source"):
-        mixture_from_weights(SOURCES[:2], 0.5)
+        mixture_from_weights(SOURCES[:2], general_share=0.5)
 
 
 @pytest.mark.parametrize("scale", ["linear", "log", "sqrt"])
 @given(unit=st.floats(0, 1))
-def test_scales_go_there_and_back(scale: str, unit: float):
+def test_a_scale_and_its_inverse_round_trip(scale: str, unit: float):
     axis = Range(low=0.01, high=1.0, scale=scale)  # type: ignore[arg-type]
     value = axis.from_unit(unit)
     assert axis.low <= value <= axis.high
@@ -79,21 +81,20 @@ def test_ends_of_a_range_are_exact_and_zero_is_reached():
         ({"anchors": [{"lr_fraction": 5.0, "general_share": 0.5}]}, "outside its axis"),
     ],
 )
-def test_impossible_spaces_are_refused(content: dict[str, object], message: str):
-    import json
-
-    base = {"lr_fraction": {"low": 0.01, "high": 1}, "general_share": {"low": 0, "high": 1}}
+def test_invalid_spaces_are_refused(content: dict[str, object], message: str):
+    valid = {"lr_fraction": {"low": 0.01, "high": 1}, "general_share": {"low": 0, "high": 1}}
     with pytest.raises(ValidationError, match=message):
-        Space.model_validate_json(json.dumps(base | content))
+        Space.model_validate_json(json.dumps(valid | content))
 
 
 def test_a_point_becomes_a_recipe():
     training = TrainingSettings(seq_len=4, batch_tokens=8, warmup=0.3)
     point = {"lr_fraction": 0.2, "general_share": 0.5, "non_english_share": 0.1, "schedule": "wsd"}
-    r = recipe_at(point, SOURCES, training, 80, seed=7)  # type: ignore[arg-type]
-    assert (r.lr_fraction, r.schedule, r.warmup, r.seed, r.tokens) == (0.2, "wsd", 0.3, 7, 80)
-    assert r.general_share == pytest.approx(0.5)
-    assert r.mixture.non_english_share == pytest.approx(0.1)
+    recipe = recipe_at(point, SOURCES, training, tokens=80, seed=7)  # type: ignore[arg-type]
+    assert (recipe.lr_fraction, recipe.schedule, recipe.warmup) == (0.2, "wsd", 0.3)
+    assert (recipe.seed, recipe.tokens) == (7, 80)
+    assert recipe.general_share == pytest.approx(0.5)
+    assert recipe.mixture.non_english_share == pytest.approx(0.1)
 
 
 def test_choices_hold_their_values_only():

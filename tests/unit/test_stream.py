@@ -14,7 +14,10 @@ from tests.make import mixture, recipe, write_store
 def firsts(source: SourceSequences, numbers: range) -> list[int]:
     tokens = np.zeros((len(numbers), source.seq_len + 1), dtype=np.int64)
     source.read(
-        np.array(numbers), tokens, np.zeros(tokens.shape, dtype=bool), np.arange(len(numbers))
+        np.array(numbers),
+        rows=np.arange(len(numbers)),
+        tokens=tokens,
+        starts=np.zeros(tokens.shape, dtype=bool),
     )
     return [int(t) for t in tokens[:, 0]]
 
@@ -26,14 +29,14 @@ def test_sequences_cover_each_block_once_an_epoch_in_new_orders(tmp_path: Path):
     epochs = [firsts(source, range(e * 10, e * 10 + 10)) for e in range(3)]
     assert all(sorted(e) == list(range(1, 41, 4)) for e in epochs)
     assert epochs[0] != epochs[1] != epochs[2]
-    assert epochs[0] == firsts(SourceSequences(store, 4, 0), range(10))
-    assert epochs[0] != firsts(SourceSequences(store, 4, 1), range(10))
+    assert epochs[0] == firsts(SourceSequences(store, seq_len=4, seed=0), range(10))
+    assert epochs[0] != firsts(SourceSequences(store, seq_len=4, seed=1), range(10))
     across = firsts(source, range(5, 15))
     assert across == epochs[0][5:] + epochs[1][:5]
 
 
-def test_a_part_of_a_store_is_the_same_blocks_in_every_epoch(tmp_path: Path):
-    store = write_store(tmp_path, "code", [list(range(1, 402))], part=0.1)
+def test_a_fraction_of_a_store_is_the_same_blocks_in_every_epoch(tmp_path: Path):
+    store = write_store(tmp_path, "code", [list(range(1, 402))], fraction=0.1)
     source = SourceSequences(store, seq_len=4, seed=0)
     assert (source.blocks, source.all_blocks) == (10, 100)
     first, second = firsts(source, range(10)), firsts(source, range(10, 20))
@@ -48,13 +51,13 @@ def test_targets_are_the_next_tokens_and_stop_at_documents(tmp_path: Path):
     store = write_store(tmp_path, "code", documents)
     r = recipe(mixture=mixture(0.0), tokens=32)
     batch = MixtureStream(r, [store]).batch(1)
-    for inputs, targets, places in zip(
+    for inputs, targets, positions in zip(
         batch.input_ids, batch.targets, batch.position_ids, strict=True
     ):
         for i in range(3):
             following = int(inputs[i + 1])
             assert targets[i] == (IGNORED if following == 100 else following)
-            assert places[i + 1] == (0 if following == 100 else places[i] + 1)
+            assert positions[i + 1] == (0 if following == 100 else positions[i] + 1)
 
 
 def test_crossing_documents_keeps_every_target(tmp_path: Path):
@@ -84,10 +87,11 @@ def test_a_batch_is_a_function_of_seed_and_step(stores: list[TokenStore]):
 
 
 @pytest.mark.parametrize("step", [2, 30, 57, 77])
-def test_a_run_resumed_at_any_step_reads_on_as_if_never_stopped(
+def test_a_run_resumed_at_any_step_reads_what_an_uninterrupted_one_reads(
     stores: list[TokenStore], step: int
 ):
-    r = recipe(tokens=8 * 80)  # 80 steps: the second source's fourth epoch
+    # 80 steps reach the fourth epoch of both sources.
+    r = recipe(tokens=8 * 80)
     whole = list(MixtureStream(r, stores).batches())
     resumed = list(MixtureStream(r, stores).batches(first=step))
     assert len(resumed) == 81 - step
@@ -99,14 +103,15 @@ def test_a_run_resumed_at_any_step_reads_on_as_if_never_stopped(
     assert seen[:25].tolist() != seen[25:50].tolist()
 
 
-@pytest.mark.parametrize("ranks", [1, 2, 3, 8])
-def test_the_ranks_rows_together_are_the_whole_batch(stores: list[TokenStore], ranks: int):
-    r = recipe(
-        batch_tokens=40, tokens=400
-    )  # ten sequences a step: 3 and 8 ranks get unequal shares
+@pytest.mark.parametrize("world_size", [1, 2, 3, 8])
+def test_the_rows_of_all_ranks_are_the_whole_batch(stores: list[TokenStore], world_size: int):
+    # Ten sequences per step: 3 and 8 ranks get different numbers of them.
+    r = recipe(batch_tokens=40, tokens=400)
     for step in (1, 2, 9):
         whole = MixtureStream(r, stores).batch(step)
-        rows = [MixtureStream(r, stores).batch(step, rank, ranks) for rank in range(ranks)]
+        rows = [
+            MixtureStream(r, stores).batch(step, rank, world_size) for rank in range(world_size)
+        ]
         for name in ("input_ids", "targets", "position_ids", "source"):
             np.testing.assert_array_equal(
                 np.concatenate([getattr(b, name) for b in rows]), getattr(whole, name)
@@ -114,10 +119,16 @@ def test_the_ranks_rows_together_are_the_whole_batch(stores: list[TokenStore], r
 
 
 @pytest.mark.parametrize("workers", [1, 2, 3])
-def test_the_workers_batches_in_turn_are_the_rank_s(stores: list[TokenStore], workers: int):
+def test_batches_of_loader_workers_in_turn_are_those_of_the_rank(
+    stores: list[TokenStore], workers: int
+):
     r = recipe(batch_tokens=40, tokens=400)
-    whole = [b.input_ids for b in MixtureStream(r, stores).batches(3, 1, 2)]
-    turns = [MixtureStream(r, stores).batches(3, 1, 2, w, workers) for w in range(workers)]
+    steps = {"first": 3, "rank": 1, "world_size": 2}
+    whole = [b.input_ids for b in MixtureStream(r, stores).batches(**steps)]
+    turns = [
+        MixtureStream(r, stores).batches(**steps, worker=worker, workers=workers)
+        for worker in range(workers)
+    ]
     for n, expected in enumerate(whole):
         np.testing.assert_array_equal(next(turns[n % workers]).input_ids, expected)
     assert all(next(turn, None) is None for turn in turns)
@@ -128,9 +139,11 @@ def test_skipped_steps_are_passed_over(stores: list[TokenStore]):
         MixtureStream(recipe(), stores),
         MixtureStream(recipe(), stores, skipped=(3, 4, 7)),
     )
-    places = [1, 2, 5, 6, 8, 9]
-    for step, place in enumerate(places, start=1):
-        np.testing.assert_array_equal(skipping.batch(step).input_ids, plain.batch(place).input_ids)
+    for step, stream_step in enumerate([1, 2, 5, 6, 8, 9], start=1):
+        assert skipping.stream_step(step) == stream_step
+        np.testing.assert_array_equal(
+            skipping.batch(step).input_ids, plain.batch(stream_step).input_ids
+        )
 
 
 @settings(deadline=None, max_examples=25)
@@ -165,7 +178,7 @@ def test_any_mixture_covers_every_source_once_an_epoch(
 
 def test_a_source_shorter_than_a_sequence_is_refused(tmp_path: Path):
     with pytest.raises(ValueError, match="not more than one sequence of 4"):
-        SourceSequences(write_store(tmp_path, "code", [[1, 2, 3]]), 4, 0)
+        SourceSequences(write_store(tmp_path, "code", [[1, 2, 3]]), seq_len=4, seed=0)
 
 
 def test_positions_restart_at_documents_and_rows():

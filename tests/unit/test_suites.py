@@ -45,7 +45,7 @@ def test_made_items_continue_the_text_they_come_from(tmp_path: Path):
     source = store(tmp_path / "store")
     folder = generate_tasks(suites(), {"docs": source})
     assert folder is not None
-    texts = list(source.held_out_texts())
+    texts = list(source.held_out_documents())
     for name, choices in (("cloze_docs", 4), ("swap_docs", 2)):
         items = load(folder, name)
         assert len(items) == 20

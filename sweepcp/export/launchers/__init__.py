@@ -1,1 +1,1 @@
-"""One module a launcher: `write(source, handoff)` gives the files that start a trainer on the machines."""
+"""One module per launcher: `render(export_input, plan)` returns the files that start a trainer."""

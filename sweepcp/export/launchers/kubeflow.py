@@ -1,58 +1,78 @@
-"""Kubeflow Trainer: a TrainJob (trainer.kubeflow.org/v1alpha1), whose runtime starts torchrun's nodes."""
+"""Kubeflow Trainer: a TrainJob (trainer.kubeflow.org/v1alpha1)."""
+
+from typing import Any
 
 import yaml
 
+from sweepcp.config.site import Kubernetes
 from sweepcp.export.export_plan import ExportInput, ExportPlan
-from sweepcp.export.launchers import kubernetes
+from sweepcp.export.launchers.kubernetes import (
+    annotations,
+    env_entries,
+    node_resources,
+    pod_volumes,
+    require_kubernetes,
+    volume_mounts,
+)
 from sweepcp.export.launchers.shell import process_environment, shutdown_timeout, torchrun_command
 
 MANAGER = "sweepcp.export/job"
 
 
-def write(source: ExportInput, handoff: ExportPlan) -> dict[str, str]:
-    """`trainjob.yaml`. The runtime sets torchrun's number of nodes, rank and address by its PET_ variables."""
-    site = kubernetes.settings(source)
-    hardware = source.bundle.target.hardware
-    python, *arguments = torchrun_command(source, handoff, ())
-    trainer = {
-        "image": site.image,
-        "command": [python],
-        "args": arguments,
-        "env": kubernetes.variables(
-            source, site, process_environment(source, handoff) | shutdown_timeout(source)
-        ),
-        "numNodes": hardware.nodes,
-        "numProcPerNode": hardware.per_node,
-    }
-    if wanted := kubernetes.resources(source, site):
-        trainer["resourcesPerNode"] = wanted
-    pod = {
-        "terminationGracePeriodSeconds": source.site.grace,
-        "volumes": kubernetes.volumes(site),
-        "containers": [{"name": "node", "volumeMounts": kubernetes.mounts(site)}],
-    }
-    node = {"name": "node", "template": {"spec": {"template": {"spec": pod}}}}
+def render(export_input: ExportInput, plan: ExportPlan) -> dict[str, str]:
+    """Return `trainjob.yaml`."""
+    kubernetes = require_kubernetes(export_input)
     patch = {
         "manager": MANAGER,
-        "trainingRuntimeSpec": {"template": {"spec": {"replicatedJobs": [node]}}},
+        "trainingRuntimeSpec": {
+            "template": {"spec": {"replicatedJobs": [_node_patch(export_input, kubernetes)]}}
+        },
     }
     job = {
         "apiVersion": "trainer.kubeflow.org/v1alpha1",
         "kind": "TrainJob",
         "metadata": {
-            "name": source.job,
-            "namespace": site.namespace,
-            "annotations": kubernetes.about(source),
+            "name": export_input.job_name,
+            "namespace": kubernetes.namespace,
+            "annotations": annotations(export_input),
         },
         "spec": {
-            "runtimeRef": {"name": site.runtime},
-            "trainer": trainer,
+            "runtimeRef": {"name": kubernetes.runtime},
+            "trainer": _trainer(export_input, plan, kubernetes),
             "runtimePatches": [patch],
         },
     }
     return {"trainjob.yaml": yaml.safe_dump(job, sort_keys=False, width=120)}
 
 
-def how(source: ExportInput) -> str:
-    """How it is started."""
-    return f"kubectl apply -f {source.out}/trainjob.yaml"
+def start_command(export_input: ExportInput) -> str:
+    """Return the command that starts the run."""
+    return f"kubectl apply -f {export_input.out}/trainjob.yaml"
+
+
+def _trainer(export_input: ExportInput, plan: ExportPlan, kubernetes: Kubernetes) -> dict[str, Any]:
+    hardware = export_input.bundle.target.hardware
+    # The runtime sets the number of nodes, the node's rank and the address in PET_ variables, which
+    # torchrun reads, so there are no options for them.
+    python, *arguments = torchrun_command(export_input, plan, ())
+    variables = process_environment(export_input, plan) | shutdown_timeout(export_input)
+    trainer = {
+        "image": kubernetes.image,
+        "command": [python],
+        "args": arguments,
+        "env": env_entries(export_input, kubernetes, variables),
+        "numNodes": hardware.nodes,
+        "numProcPerNode": hardware.per_node,
+    }
+    if resources := node_resources(export_input, kubernetes):
+        trainer["resourcesPerNode"] = resources
+    return trainer
+
+
+def _node_patch(export_input: ExportInput, kubernetes: Kubernetes) -> dict[str, Any]:
+    pod = {
+        "terminationGracePeriodSeconds": export_input.site.grace,
+        "volumes": pod_volumes(kubernetes),
+        "containers": [{"name": "node", "volumeMounts": volume_mounts(kubernetes)}],
+    }
+    return {"name": "node", "template": {"spec": {"template": {"spec": pod}}}}

@@ -1,99 +1,96 @@
-"""What pods of all launchers on Kubernetes have in common."""
+"""Pod settings shared by the launchers on Kubernetes."""
 
 from typing import Any
 
 from sweepcp.config.safe_text import KUBERNETES_NAME_PATTERN
-from sweepcp.config.site import Kubernetes, below
+from sweepcp.config.site import Kubernetes
 from sweepcp.errors import InvalidInput
 from sweepcp.export.export_plan import ExportInput
+from sweepcp.export.launchers.shared_storage import check_shared_paths
 
-VOLUME = "shared"
+SHARED_VOLUME = "shared"
+SHM_VOLUME = "shm"
 
 
-def settings(source: ExportInput) -> Kubernetes:
-    """The site's section. Raises `BadInput` without one, for a job's name that is none there, or paths not mounted."""
-    site = source.site.kubernetes
-    if site is None:
-        rule = "a launcher on Kubernetes needs an image and a volume"
+def require_kubernetes(export_input: ExportInput) -> Kubernetes:
+    """Return the site's Kubernetes section, checked against the export.
+
+    Raises:
+        InvalidInput: The section or its Secret is missing, the job's name is not valid on
+            Kubernetes, or a path is not on the mounted storage.
+    """
+    site = export_input.site
+    if site.kubernetes is None:
         raise InvalidInput(
-            file=source.where,
             key="kubernetes",
             found=None,
-            rule=rule,
-            fix="add `kubernetes:` to the file, and name it by --site",
+            rule="a launcher on Kubernetes needs an image and a volume",
+            fix="add `kubernetes:` to a site file, and pass the file with --site",
         )
-    if not KUBERNETES_NAME_PATTERN.fullmatch(source.job):
-        key = "job" if source.site.job else "name"
-        rule = "a name of RFC 1123 and RFC 1035: at most 63 of a-z, 0-9 and `-`, beginning with a letter"
+    if not KUBERNETES_NAME_PATTERN.fullmatch(export_input.job_name):
         raise InvalidInput(
-            file=source.where,
-            key=key,
-            found=source.job,
-            rule=rule,
+            key="job" if site.job else "name",
+            found=export_input.job_name,
+            rule="a name of RFC 1123 and RFC 1035: "
+            "at most 63 of a-z, 0-9 and `-`, beginning with a letter",
             fix="set `job:` in the site file",
         )
-    if source.site.secrets and site.secret is None:
-        rule = "secrets come from a Secret of the cluster"
+    if site.secrets and site.kubernetes.secret is None:
         raise InvalidInput(
-            file=source.where,
             key="kubernetes.secret",
             found=None,
-            rule=rule,
-            fix="name it, with a key for each of `secrets`",
+            rule="`secrets` are read from a Secret of the cluster",
+            fix="set it to the name of a Secret that has a key for each of `secrets`",
         )
-    on_nodes(source, site.mount)
-    return site
+    check_shared_paths(export_input, site.kubernetes.mount)
+    return site.kubernetes
 
 
-def on_nodes(source: ExportInput, mount: str) -> None:
-    """Everything that the job reads and writes is on the storage that the nodes mount."""
-    paths = {
-        "--out": str(source.out),
-        "the bundle": str(source.opened.path),
-        "model.path": source.bundle.model.path,
-    }
-    paths |= {f"corpora.{c.name}.store": c.store for c in source.bundle.corpora}
-    for key, path in paths.items():
-        if path is not None:
-            below(path, mount, source.where, key)
-
-
-def variables(
-    source: ExportInput, site: Kubernetes, values: dict[str, str]
+def env_entries(
+    export_input: ExportInput, kubernetes: Kubernetes, variables: dict[str, str]
 ) -> list[dict[str, Any]]:
-    """`env` of a container: values, and references to the Secret's keys."""
-    found: list[dict[str, Any]] = [{"name": n, "value": v} for n, v in values.items()]
-    secrets = {
-        name: {"secretKeyRef": {"name": site.secret, "key": name}} for name in source.site.secrets
-    }
-    return found + [{"name": name, "valueFrom": place} for name, place in secrets.items()]
+    """Return a container's `env`: plain values, then references to the keys of the Secret."""
+    entries: list[dict[str, Any]] = [
+        {"name": name, "value": value} for name, value in variables.items()
+    ]
+    for name in export_input.site.secrets:
+        reference = {"secretKeyRef": {"name": kubernetes.secret, "key": name}}
+        entries.append({"name": name, "valueFrom": reference})
+    return entries
 
 
-def resources(source: ExportInput, site: Kubernetes) -> dict[str, Any]:
-    """Requests and limits of a node's pod."""
-    wanted: dict[str, Any] = {}
-    if site.cpus is not None:
-        wanted["cpu"] = str(site.cpus)
-    if site.memory is not None:
-        wanted["memory"] = site.memory
-    if source.on_gpu:
-        wanted["nvidia.com/gpu"] = str(source.bundle.target.hardware.per_node)
-    return {"requests": wanted, "limits": dict(wanted)} if wanted else {}
+def node_resources(export_input: ExportInput, kubernetes: Kubernetes) -> dict[str, Any]:
+    """Return requests and limits of the pod of a node; empty if nothing is stated."""
+    amounts: dict[str, Any] = {}
+    if kubernetes.cpus is not None:
+        amounts["cpu"] = str(kubernetes.cpus)
+    if kubernetes.memory is not None:
+        amounts["memory"] = kubernetes.memory
+    if export_input.on_gpu:
+        amounts["nvidia.com/gpu"] = str(export_input.bundle.target.hardware.per_node)
+    return {"requests": amounts, "limits": dict(amounts)} if amounts else {}
 
 
-def volumes(site: Kubernetes) -> list[dict[str, Any]]:
-    """The shared storage, and memory for NCCL and data loaders to share, of which a container has 64 MiB otherwise."""
+def pod_volumes(kubernetes: Kubernetes) -> list[dict[str, Any]]:
+    """Return the volumes of a pod: the shared storage, and memory for NCCL and data loaders."""
+    # Without a volume of its own, /dev/shm of a container has 64 MiB.
     return [
-        {"name": VOLUME, "persistentVolumeClaim": {"claimName": site.claim}},
-        {"name": "shm", "emptyDir": {"medium": "Memory"}},
+        {"name": SHARED_VOLUME, "persistentVolumeClaim": {"claimName": kubernetes.claim}},
+        {"name": SHM_VOLUME, "emptyDir": {"medium": "Memory"}},
     ]
 
 
-def mounts(site: Kubernetes) -> list[dict[str, Any]]:
-    """Where a container finds them."""
-    return [{"name": VOLUME, "mountPath": site.mount}, {"name": "shm", "mountPath": "/dev/shm"}]
+def volume_mounts(kubernetes: Kubernetes) -> list[dict[str, Any]]:
+    """Return where a container mounts the volumes of `pod_volumes`."""
+    return [
+        {"name": SHARED_VOLUME, "mountPath": kubernetes.mount},
+        {"name": SHM_VOLUME, "mountPath": "/dev/shm"},
+    ]
 
 
-def about(source: ExportInput) -> dict[str, str]:
-    """Annotations that say where an object comes from."""
-    return {"sweepcp/recipe": source.bundle.recipe_id, "sweepcp/bundle": source.opened.id}
+def annotations(export_input: ExportInput) -> dict[str, str]:
+    """Return annotations that identify recipe and bundle."""
+    return {
+        "sweepcp/recipe": export_input.bundle.recipe_id,
+        "sweepcp/bundle": export_input.loaded.id,
+    }

@@ -1,4 +1,4 @@
-"""Ray: a script of Ray Train, and a RayJob of KubeRay that runs it on a cluster of its own."""
+"""Ray: a Ray Train script, and a KubeRay RayJob that runs it on its own cluster."""
 
 import json
 from string import Template
@@ -6,9 +6,17 @@ from typing import Any
 
 import yaml
 
+from sweepcp.config.site import Kubernetes
 from sweepcp.export.export_plan import ExportInput, ExportPlan
-from sweepcp.export.launchers import kubernetes
-from sweepcp.export.launchers.shell import PORT, RESTARTS, process_environment
+from sweepcp.export.launchers.kubernetes import (
+    annotations,
+    env_entries,
+    node_resources,
+    pod_volumes,
+    require_kubernetes,
+    volume_mounts,
+)
+from sweepcp.export.launchers.shell import MAX_RESTARTS, RENDEZVOUS_PORT, process_environment
 
 SCRIPT = Template("""\
 import os
@@ -40,7 +48,7 @@ def worker():
             runpy.run_path(sys.argv[0], run_name="__main__")
     except SystemExit as end:
         if end.code:
-            raise RuntimeError(f"{sys.argv[0]} ended with status {end.code}") from None
+            raise RuntimeError(f"{sys.argv[0]} exited with status {end.code}") from None
 
 
 if __name__ == "__main__":
@@ -57,79 +65,97 @@ if __name__ == "__main__":
 """)
 
 
-def write(source: ExportInput, handoff: ExportPlan) -> dict[str, str]:
-    """`ray_train.py`, and `rayjob.yaml` where the site has Kubernetes."""
-    hardware = source.bundle.target.hardware
+def render(export_input: ExportInput, plan: ExportPlan) -> dict[str, str]:
+    """Return `ray_train.py`, and `rayjob.yaml` if the site has Kubernetes."""
     script = SCRIPT.substitute(
-        command=json.dumps(list(handoff.command)),
-        port=PORT,
-        workers=hardware.world_size,
-        gpu=source.on_gpu,
-        job=json.dumps(source.job),
-        storage=json.dumps(f"{source.out}/ray"),
-        restarts=RESTARTS,
+        command=json.dumps(list(plan.command)),
+        port=RENDEZVOUS_PORT,
+        workers=export_input.bundle.target.hardware.world_size,
+        gpu=export_input.on_gpu,
+        job=json.dumps(export_input.job_name),
+        storage=json.dumps(f"{export_input.out}/ray"),
+        restarts=MAX_RESTARTS,
     )
     files = {"ray_train.py": script}
-    if source.site.kubernetes is not None:
-        files["rayjob.yaml"] = yaml.safe_dump(_job(source, handoff), sort_keys=False, width=120)
+    if export_input.site.kubernetes is not None:
+        job = _ray_job(export_input, plan, require_kubernetes(export_input))
+        files["rayjob.yaml"] = yaml.safe_dump(job, sort_keys=False, width=120)
     return files
 
 
-def how(source: ExportInput) -> str:
-    """How it is started."""
-    if source.site.kubernetes is not None:
-        return f"kubectl apply -f {source.out}/rayjob.yaml"
-    return f"{source.site.python} {source.out}/ray_train.py"
+def start_command(export_input: ExportInput) -> str:
+    """Return the command that starts the run."""
+    if export_input.site.kubernetes is not None:
+        return f"kubectl apply -f {export_input.out}/rayjob.yaml"
+    return _script_command(export_input)
 
 
-def _job(source: ExportInput, handoff: ExportPlan) -> dict[str, Any]:
-    site, hardware = kubernetes.settings(source), source.bundle.target.hardware
+def _script_command(export_input: ExportInput) -> str:
+    return f"{export_input.site.python} {export_input.out}/ray_train.py"
 
-    def pod(name: str, wanted: dict[str, Any]) -> dict[str, Any]:
-        container: dict[str, Any] = {
-            "name": name,
-            "image": site.image,
-            "env": kubernetes.variables(source, site, process_environment(source, handoff)),
-            "volumeMounts": kubernetes.mounts(site),
-        }
-        if wanted:
-            container["resources"] = wanted
-        grace = source.site.grace
-        volumes = kubernetes.volumes(site)
-        return {
-            "spec": {
-                "terminationGracePeriodSeconds": grace,
-                "containers": [container],
-                "volumes": volumes,
-            }
-        }
 
-    slots = {} if source.on_gpu else {"num-cpus": str(hardware.per_node)}
-    cluster = {
-        "headGroupSpec": {"rayStartParams": {"num-cpus": "0"}, "template": pod("head", {})},
-        "workerGroupSpecs": [
-            {
-                "groupName": "nodes",
-                "replicas": hardware.nodes,
-                "minReplicas": hardware.nodes,
-                "maxReplicas": hardware.nodes,
-                "rayStartParams": slots,
-                "template": pod("node", kubernetes.resources(source, site)),
-            }
-        ],
-    }
+def _ray_job(export_input: ExportInput, plan: ExportPlan, kubernetes: Kubernetes) -> dict[str, Any]:
     return {
         "apiVersion": "ray.io/v1",
         "kind": "RayJob",
         "metadata": {
-            "name": source.job,
-            "namespace": site.namespace,
-            "annotations": kubernetes.about(source),
+            "name": export_input.job_name,
+            "namespace": kubernetes.namespace,
+            "annotations": annotations(export_input),
         },
         "spec": {
-            "entrypoint": f"{source.site.python} {source.out}/ray_train.py",
-            "backoffLimit": RESTARTS,
+            "entrypoint": _script_command(export_input),
+            "backoffLimit": MAX_RESTARTS,
             "shutdownAfterJobFinishes": True,
-            "rayClusterSpec": cluster,
+            "rayClusterSpec": _ray_cluster(export_input, plan, kubernetes),
         },
+    }
+
+
+def _ray_cluster(
+    export_input: ExportInput, plan: ExportPlan, kubernetes: Kubernetes
+) -> dict[str, Any]:
+    hardware = export_input.bundle.target.hardware
+    head = _container("head", export_input, plan, kubernetes)
+    node = _container("node", export_input, plan, kubernetes)
+    if resources := node_resources(export_input, kubernetes):
+        node["resources"] = resources
+    # Ray Train places one worker per GPU or CPU. The head has no CPUs, so no worker runs there.
+    slots = {} if export_input.on_gpu else {"num-cpus": str(hardware.per_node)}
+    node_group = {
+        "groupName": "nodes",
+        "replicas": hardware.nodes,
+        "minReplicas": hardware.nodes,
+        "maxReplicas": hardware.nodes,
+        "rayStartParams": slots,
+        "template": _pod_template(export_input, kubernetes, node),
+    }
+    head_group = {
+        "rayStartParams": {"num-cpus": "0"},
+        "template": _pod_template(export_input, kubernetes, head),
+    }
+    return {"headGroupSpec": head_group, "workerGroupSpecs": [node_group]}
+
+
+def _container(
+    name: str, export_input: ExportInput, plan: ExportPlan, kubernetes: Kubernetes
+) -> dict[str, Any]:
+    variables = process_environment(export_input, plan)
+    return {
+        "name": name,
+        "image": kubernetes.image,
+        "env": env_entries(export_input, kubernetes, variables),
+        "volumeMounts": volume_mounts(kubernetes),
+    }
+
+
+def _pod_template(
+    export_input: ExportInput, kubernetes: Kubernetes, container: dict[str, Any]
+) -> dict[str, Any]:
+    return {
+        "spec": {
+            "terminationGracePeriodSeconds": export_input.site.grace,
+            "containers": [container],
+            "volumes": pod_volumes(kubernetes),
+        }
     }

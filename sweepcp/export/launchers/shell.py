@@ -1,63 +1,75 @@
-"""Shell scripts: words that are quoted, and the variables among them."""
+"""Shell scripts and commands: quoting, environment variables, torchrun."""
 
 import shlex
 from collections.abc import Iterable
 
 from sweepcp.export.export_plan import ExportInput, ExportPlan, ShellVariable
 
-PORT = 29500
-RESTARTS = 3
-"""After so many failures torchrun gives up; each start goes on from the last checkpoint."""
+RENDEZVOUS_PORT = 29500
+MAX_RESTARTS = 3
+"""Restarts after which torchrun gives up; each resumes from the last checkpoint."""
 
 
-def quote_words(parts: Iterable[str]) -> str:
-    """Words of a command in one line, quoted."""
+def quote_words(words: Iterable[str]) -> str:
+    """Return a command in one line, with its words quoted."""
     return " ".join(
-        f'"{part}"' if isinstance(part, ShellVariable) else shlex.quote(part) for part in parts
+        f'"{word}"' if isinstance(word, ShellVariable) else shlex.quote(word) for word in words
     )
 
 
-def option_lines(parts: Iterable[str], indent: str = "") -> str:
-    """A command with an option on each line."""
+def option_lines(words: Iterable[str]) -> str:
+    """Return a command with one option and its value per line."""
     groups: list[list[str]] = []
-    for part in parts:
-        last = groups[-1] if groups else []
-        if (
-            len(last) == 1
-            and last[0].startswith("-")
-            and "=" not in last[0]
-            and not part.startswith("-")
-        ):
-            last.append(part)  # an option's value
+    for word in words:
+        if groups and _awaits_value(groups[-1]) and not word.startswith("-"):
+            groups[-1].append(word)
         else:
-            groups.append([part])
-    return f" \\\n{indent}    ".join(quote_words(group) for group in groups)
+            groups.append([word])
+    return " \\\n    ".join(quote_words(group) for group in groups)
 
 
-def process_environment(source: ExportInput, handoff: ExportPlan) -> dict[str, str]:
-    """Variables of every process."""
-    return {"OMP_NUM_THREADS": "1"} | handoff.env | source.site.env
+def process_environment(export_input: ExportInput, plan: ExportPlan) -> dict[str, str]:
+    """Return the environment variables of every process."""
+    return {"OMP_NUM_THREADS": "1"} | plan.env | export_input.site.env
 
 
-def shutdown_timeout(source: ExportInput) -> dict[str, str]:
-    """torchrun passes TERM on to its processes, and kills them after 30 s unless it is told to wait longer."""
-    return {"TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(source.site.grace)}
+def shutdown_timeout(export_input: ExportInput) -> dict[str, str]:
+    """Return the variable that gives processes the site's grace period to save after SIGTERM.
+
+    torchrun forwards SIGTERM to its processes, and by default kills them 30 s later.
+    """
+    return {"TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(export_input.site.grace)}
 
 
-def export_lines(source: ExportInput, variables: dict[str, str]) -> str:
-    """Lines that set the variables, and ask for the secrets, which come from where the job is submitted."""
-    found = [f"export {name}={shlex.quote(value)}" for name, value in variables.items()]
-    found += [
-        f': "${{{name}:?is a secret of this job: set it where the job is submitted}}"'
-        for name in source.site.secrets
-    ]
-    return "\n".join(found) + "\n"
+def export_lines(export_input: ExportInput, variables: dict[str, str]) -> str:
+    """Return lines that set the variables, and that fail where a secret is not set."""
+    lines = [f"export {name}={shlex.quote(value)}" for name, value in variables.items()]
+    message = "is a secret of this job; set it in the environment that submits the job"
+    lines += [f': "${{{name}:?{message}}}"' for name in export_input.site.secrets]
+    return "\n".join(lines) + "\n"
 
 
 def torchrun_command(
-    source: ExportInput, handoff: ExportPlan, place: Iterable[str], restarts: int = RESTARTS
+    export_input: ExportInput,
+    plan: ExportPlan,
+    node_options: Iterable[str],
+    *,
+    max_restarts: int = MAX_RESTARTS,
 ) -> list[str]:
-    """The command that starts a node's processes; `place` says where its node is among the others."""
-    python, per_node = source.site.python, source.bundle.target.hardware.per_node
-    start = [python, "-m", "torch.distributed.run", "--nproc-per-node", str(per_node), *place]
-    return [*start, "--max-restarts", str(restarts), *handoff.command]
+    """Return the command that starts the processes of one node.
+
+    Args:
+        export_input: Target and site.
+        plan: The trainer's plan, whose command every process runs.
+        node_options: torchrun's options that give the node's rank and the rendezvous.
+        max_restarts: Restarts by torchrun itself.
+    """
+    per_node = str(export_input.bundle.target.hardware.per_node)
+    torchrun = [export_input.site.python, "-m", "torch.distributed.run"]
+    options = ["--nproc-per-node", per_node, *node_options, "--max-restarts", str(max_restarts)]
+    return [*torchrun, *options, *plan.command]
+
+
+def _awaits_value(group: list[str]) -> bool:
+    """Return whether a group is a lone option whose value may follow."""
+    return len(group) == 1 and group[0].startswith("-") and "=" not in group[0]

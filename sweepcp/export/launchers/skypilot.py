@@ -1,4 +1,4 @@
-"""SkyPilot: a task for `sky jobs launch`, which finds other machines when it loses its own."""
+"""SkyPilot: a task for `sky jobs launch`, which recovers the job on other machines."""
 
 from typing import Any
 
@@ -7,82 +7,87 @@ import yaml
 from sweepcp.config.site import SkyPilot
 from sweepcp.errors import InvalidInput
 from sweepcp.export.export_plan import ExportInput, ExportPlan, ShellVariable
-from sweepcp.export.launchers.kubernetes import on_nodes
+from sweepcp.export.launchers.shared_storage import check_shared_paths
 from sweepcp.export.launchers.shell import (
-    PORT,
-    RESTARTS,
+    MAX_RESTARTS,
+    RENDEZVOUS_PORT,
     option_lines,
     process_environment,
     shutdown_timeout,
     torchrun_command,
 )
 
+HEAD_ADDRESS = ShellVariable('$(echo "$SKYPILOT_NODE_IPS" | head -n 1)')
 
-def write(source: ExportInput, handoff: ExportPlan) -> dict[str, str]:
-    """`task.yaml`. Secrets are named without a value: `sky jobs launch --secret NAME` takes it from the environment."""
-    site, hardware = _settings(source), source.bundle.target.hardware
-    resources: dict[str, Any] = {"job_recovery": {"max_restarts_on_errors": RESTARTS}}
-    if site.infra is not None:
-        resources["infra"] = site.infra
-    if source.on_gpu:
-        resources["accelerators"] = f"{site.gpu}:{hardware.per_node}"
-    if site.image is not None:
-        resources["image_id"] = f"docker:{site.image}"
-    place = ["--nnodes", str(hardware.nodes), "--node-rank", ShellVariable("$SKYPILOT_NODE_RANK")]
-    place += ["--master-addr", ShellVariable('$(echo "$SKYPILOT_NODE_IPS" | head -n 1)')]
-    place += ["--master-port", str(PORT)]
+
+class _BlockDumper(yaml.SafeDumper):
+    """Writes text of several lines as a block instead of one quoted line."""
+
+
+def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+    style = "|" if "\n" in text else None
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
+
+
+_BlockDumper.add_representer(str, _represent_text)
+
+
+def render(export_input: ExportInput, plan: ExportPlan) -> dict[str, str]:
+    """Return `task.yaml`."""
+    skypilot = _require_skypilot(export_input)
+    hardware = export_input.bundle.target.hardware
+    node_options = ["--nnodes", str(hardware.nodes)]
+    node_options += ["--node-rank", ShellVariable("$SKYPILOT_NODE_RANK")]
+    node_options += ["--master-addr", HEAD_ADDRESS, "--master-port", str(RENDEZVOUS_PORT)]
+    command = option_lines(torchrun_command(export_input, plan, node_options))
     task: dict[str, Any] = {
-        "name": source.job,
+        "name": export_input.job_name,
         "num_nodes": hardware.nodes,
-        "resources": resources,
-        "volumes": {site.mount: site.volume},
-        "envs": process_environment(source, handoff) | shutdown_timeout(source),
+        "resources": _resources(export_input, skypilot),
+        "volumes": {skypilot.mount: skypilot.volume},
+        "envs": process_environment(export_input, plan) | shutdown_timeout(export_input),
     }
-    if source.site.secrets:
-        task["secrets"] = dict.fromkeys(source.site.secrets)
-    task["run"] = (
-        f"set -euo pipefail\nexec {option_lines(torchrun_command(source, handoff, place))}\n"
-    )
-    return {"task.yaml": yaml.dump(task, Dumper=_Dumper, sort_keys=False, width=200)}
+    if export_input.site.secrets:
+        # Without values: `sky jobs launch --secret NAME` takes them from the environment.
+        task["secrets"] = dict.fromkeys(export_input.site.secrets)
+    task["run"] = f"set -euo pipefail\nexec {command}\n"
+    return {"task.yaml": yaml.dump(task, Dumper=_BlockDumper, sort_keys=False, width=200)}
 
 
-def how(source: ExportInput) -> str:
-    """How it is started."""
-    secrets = "".join(f" --secret {name}" for name in source.site.secrets)
-    return f"sky jobs launch {source.out}/task.yaml{secrets}"
+def start_command(export_input: ExportInput) -> str:
+    """Return the command that starts the run."""
+    secrets = "".join(f" --secret {name}" for name in export_input.site.secrets)
+    return f"sky jobs launch {export_input.out}/task.yaml{secrets}"
 
 
-def _settings(source: ExportInput) -> SkyPilot:
-    site = source.site.skypilot
-    if site is None:
-        rule = "SkyPilot needs a volume that all nodes mount"
+def _require_skypilot(export_input: ExportInput) -> SkyPilot:
+    """Return the site's SkyPilot section, or raise `InvalidInput`."""
+    skypilot = export_input.site.skypilot
+    if skypilot is None:
         raise InvalidInput(
-            file=source.where,
             key="skypilot",
             found=None,
-            rule=rule,
-            fix="add `skypilot:` to the file, and name it by --site",
+            rule="SkyPilot needs a volume that all nodes mount",
+            fix="add `skypilot:` to a site file, and pass the file with --site",
         )
-    if source.on_gpu and site.gpu is None:
+    if export_input.on_gpu and skypilot.gpu is None:
         raise InvalidInput(
-            file=source.where,
             key="skypilot.gpu",
             found=None,
-            rule="the GPU's name",
-            fix="add `gpu: H100`, as `sky show-gpus` says",
+            rule="the GPU's name in SkyPilot",
+            fix="add a name that `sky show-gpus` lists, such as `gpu: H100`",
         )
-    on_nodes(source, site.mount)
-    return site
+    check_shared_paths(export_input, skypilot.mount)
+    return skypilot
 
 
-class _Dumper(yaml.SafeDumper):
-    """Scripts as blocks of lines, not as one quoted line."""
-
-
-def _text(dumper: yaml.SafeDumper, value: str) -> yaml.ScalarNode:
-    return dumper.represent_scalar(
-        "tag:yaml.org,2002:str", value, style="|" if "\n" in value else None
-    )
-
-
-_Dumper.add_representer(str, _text)
+def _resources(export_input: ExportInput, skypilot: SkyPilot) -> dict[str, Any]:
+    resources: dict[str, Any] = {"job_recovery": {"max_restarts_on_errors": MAX_RESTARTS}}
+    if skypilot.infra is not None:
+        resources["infra"] = skypilot.infra
+    if export_input.on_gpu:
+        per_node = export_input.bundle.target.hardware.per_node
+        resources["accelerators"] = f"{skypilot.gpu}:{per_node}"
+    if skypilot.image is not None:
+        resources["image_id"] = f"docker:{skypilot.image}"
+    return resources

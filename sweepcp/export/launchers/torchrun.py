@@ -1,8 +1,8 @@
-"""torchrun by hand: one script, started on every node."""
+"""torchrun by hand: one script that is started on every node."""
 
 from sweepcp.export.export_plan import ExportInput, ExportPlan, ShellVariable
 from sweepcp.export.launchers.shell import (
-    PORT,
+    RENDEZVOUS_PORT,
     export_lines,
     option_lines,
     process_environment,
@@ -10,31 +10,30 @@ from sweepcp.export.launchers.shell import (
     torchrun_command,
 )
 
-
-def write(source: ExportInput, handoff: ExportPlan) -> dict[str, str]:
-    """`run.sh`. On several nodes MASTER_ADDR names one of them, the same everywhere."""
-    nodes = source.bundle.target.hardware.nodes
-    place = ["--standalone", "--nnodes", "1"]
-    ask = ""
-    if nodes > 1:
-        ask = ': "${MASTER_ADDR:?name one of the nodes, the same on all}"\n'
-        place = [
-            "--nnodes",
-            str(nodes),
-            "--rdzv-backend",
-            "c10d",
-            "--rdzv-endpoint",
-            ShellVariable(f"$MASTER_ADDR:{PORT}"),
-        ]
-        place += ["--rdzv-id", f"{source.job}-{source.bundle.recipe_id}"]
-    variables = process_environment(source, handoff) | shutdown_timeout(source)
-    command = option_lines(torchrun_command(source, handoff, place))
-    return {"run.sh": f"set -euo pipefail\n{export_lines(source, variables)}{ask}exec {command}\n"}
+REQUIRE_MASTER_ADDR = (
+    ': "${MASTER_ADDR:?set it to the address of one node, the same on all nodes}"\n'
+)
 
 
-def how(source: ExportInput) -> str:
-    """How it is started."""
-    nodes = source.bundle.target.hardware.nodes
-    return f"bash {source.out}/run.sh" + (
-        f"   (on each of {nodes} nodes, with MASTER_ADDR set)" if nodes > 1 else ""
-    )
+def render(export_input: ExportInput, plan: ExportPlan) -> dict[str, str]:
+    """Return `run.sh`. On several nodes it needs MASTER_ADDR, the address of one of them."""
+    nodes = export_input.bundle.target.hardware.nodes
+    if nodes == 1:
+        required, node_options = "", ["--standalone", "--nnodes", "1"]
+    else:
+        required = REQUIRE_MASTER_ADDR
+        endpoint = ShellVariable(f"$MASTER_ADDR:{RENDEZVOUS_PORT}")
+        rendezvous_id = f"{export_input.job_name}-{export_input.bundle.recipe_id}"
+        node_options = ["--nnodes", str(nodes), "--rdzv-backend", "c10d"]
+        node_options += ["--rdzv-endpoint", endpoint, "--rdzv-id", rendezvous_id]
+    variables = process_environment(export_input, plan) | shutdown_timeout(export_input)
+    exports = export_lines(export_input, variables)
+    command = option_lines(torchrun_command(export_input, plan, node_options))
+    return {"run.sh": f"set -euo pipefail\n{exports}{required}exec {command}\n"}
+
+
+def start_command(export_input: ExportInput) -> str:
+    """Return the command that starts the run."""
+    nodes = export_input.bundle.target.hardware.nodes
+    command = f"bash {export_input.out}/run.sh"
+    return command if nodes == 1 else f"{command}  # on each of {nodes} nodes, with MASTER_ADDR set"

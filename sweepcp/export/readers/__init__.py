@@ -1,7 +1,12 @@
-"""One script a peer, run by the Python in which it is installed: reads exported files with the peer's own parser.
+"""One script per peer that reads exported files with the peer's own parser.
 
-`python READER FOLDER... RESULT` writes to the file RESULT `peer`, name and version, and in `read` for each folder
-`settings` (key → what the peer parsed) and `facts` (what that means for the run, see `sweepcp.export.facts`), or
-`error`.
-The scripts import nothing of sweepcp but what they say.
+The scripts run in the Python in which the peer is installed:
+
+    python READER FOLDER... RESULT
+
+Each writes JSON to the file RESULT. `peer` is name and version, and `read` has one object per
+folder: `settings` (key → parsed value) and `facts` (see `sweepcp.export.recipe_facts.FACTS`), or
+`error`. If the peer is not installed, there is only `missing`, with the reason.
+
+The scripts import nothing of sweepcp, except the one that reads with sweepcp itself.
 """

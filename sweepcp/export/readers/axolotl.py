@@ -1,92 +1,131 @@
-"""Axolotl: its own loading of a configuration, the training arguments that it makes of it, and DeepSpeed's parser."""
+"""Axolotl: its own parser, the training arguments that it derives, and DeepSpeed's parser."""
 
 import json
 import os
 
-from common import answer, flat, mix_shares, plain, read_deepspeed, read_transformers
+from common import (
+    flatten,
+    mix_shares,
+    read_deepspeed,
+    run_reader,
+    to_json_value,
+    transformers_facts,
+)
 
 os.environ |= {"DS_ACCELERATOR": "cpu", "AXOLOTL_DO_NOT_TRACK": "1", "HF_HUB_OFFLINE": "1"}
 
 
-def peer():
+def load_peer():
+    """Import Axolotl, and return its version."""
     from importlib.metadata import version
 
-    import axolotl.cli.config
+    import axolotl.cli.config  # noqa: F401  (raises here if a dependency is missing)
     import axolotl.utils.config
     import transformers
     import transformers.training_args
 
-    transformers.training_args.is_torch_bf16_gpu_available = lambda: True  # nothing is trained here
+    # Nothing is trained here, so the checks for a GPU with bf16 do not apply.
+    transformers.training_args.is_torch_bf16_gpu_available = lambda: True
     axolotl.utils.config.is_torch_bf16_gpu_available = lambda: True
-    axolotl.utils.config.load_model_config = lambda cfg: (
-        transformers.LlamaConfig()
-    )  # the model may be elsewhere
+    # The model may be on another machine.
+    axolotl.utils.config.load_model_config = lambda cfg: transformers.LlamaConfig()
     return f"axolotl {version('axolotl')}"
 
 
-def read(folder, record):
+def read_folder(folder, record):
+    """Read `axolotl.yaml` and `ds_config.json`, and the mix if it has been written."""
+    world_size = record["nodes"] * record["per_node"]
+    cfg = load_config(folder / "axolotl.yaml", world_size=world_size)
+    args = training_arguments(cfg)
+    batch_size = world_size * cfg.micro_batch_size * cfg.gradient_accumulation_steps
+    if args.max_steps != cfg.max_steps or cfg.batch_size != batch_size:
+        raise ValueError(
+            f"parsed as {args.max_steps} steps of {cfg.batch_size} sequences, "
+            f"written as {cfg.max_steps} steps of {batch_size}"
+        )
+    zero_settings, deepspeed = read_deepspeed(folder / "ds_config.json", world_size)
+    facts = transformers_facts(args, deepspeed, world_size=world_size, seq_len=cfg.sequence_len)
+    facts |= data_facts(cfg, folder)
+    facts["seq_len"] = cfg.sequence_len
+    facts["model"] = cfg.base_model
+    return {"settings": config_settings(cfg, folder) | zero_settings, "facts": facts}
+
+
+def load_config(path, *, world_size):
+    """Parse a file as Axolotl does on one of `world_size` processes."""
     import axolotl.utils.distributed
     from accelerate.state import AcceleratorState
     from axolotl.cli.config import load_cfg
+
+    # State that the folder before has left.
+    AcceleratorState._reset_state(reset_partial_state=True)
+    axolotl.utils.distributed.distributed_state = None
+    os.environ["WORLD_SIZE"] = str(world_size)
+    cfg = load_cfg(str(path))
+    os.environ["WORLD_SIZE"] = "1"
+    return cfg
+
+
+def training_arguments(cfg):
+    """Return the training arguments that Axolotl's builder derives, without model and data."""
     from axolotl.core.builders import HFCausalTrainerBuilder
     from axolotl.core.training_args import AxolotlTrainingArguments
 
-    AcceleratorState._reset_state(reset_partial_state=True)  # of the folder before
-    axolotl.utils.distributed.distributed_state = None
-    path, world = folder / "ds_config.json", record["nodes"] * record["per_node"]
-    os.environ["WORLD_SIZE"] = str(world)
-    cfg = load_cfg(str(folder / "axolotl.yaml"))
-    os.environ["WORLD_SIZE"] = "1"
     builder = HFCausalTrainerBuilder.__new__(HFCausalTrainerBuilder)
     builder.cfg, builder._eval_dataset, builder._train_dataset = cfg, None, None
     kwargs, _ = builder._set_base_training_args(cfg.max_steps)
-    args = AxolotlTrainingArguments(**kwargs, use_cpu=True)
-    if (
-        args.max_steps != cfg.max_steps
-        or cfg.batch_size != world * cfg.micro_batch_size * cfg.gradient_accumulation_steps
-    ):
-        raise ValueError(
-            f"{args.max_steps} steps of {cfg.batch_size} sequences are not what the file says"
-        )
-    zero, batch = read_deepspeed(path, world)
-    facts = read_transformers(args, world, batch, cfg.sequence_len)
-    parsed = flat("", cfg.to_dict())
-    parsed |= {
-        name: plain(cfg[name]) for name in ("lr_scheduler_kwargs", "gradient_checkpointing_kwargs")
-    }
-    if plain(cfg.deepspeed) == json.loads(path.read_text(encoding="utf-8")):
-        parsed["deepspeed"] = str(path)
+    return AxolotlTrainingArguments(**kwargs, use_cpu=True)
+
+
+def config_settings(cfg, folder):
+    """Return what was parsed, by the keys of `axolotl.yaml`."""
+    settings = flatten("", cfg.to_dict())
+    # Unflattened, as they are written.
+    for name in ("lr_scheduler_kwargs", "gradient_checkpointing_kwargs"):
+        settings[name] = to_json_value(cfg[name])
+    # Axolotl replaces the path by the file's content.
+    zero_file = folder / "ds_config.json"
+    if to_json_value(cfg.deepspeed) == json.loads(zero_file.read_text(encoding="utf-8")):
+        settings["deepspeed"] = str(zero_file)
     (data,) = cfg.datasets
-    parsed |= {f"datasets.{key}": plain(value) for key, value in dict(data).items()}
-    packed = (
+    for key, value in dict(data).items():
+        settings[f"datasets.{key}"] = to_json_value(value)
+    return settings
+
+
+def data_facts(cfg, folder):
+    """Return shares, isolation of documents, and order."""
+    (data,) = cfg.datasets
+    packed_in_order = (
         cfg.sample_packing
         and cfg.sample_packing_sequentially
         and cfg.curriculum_sampling
         and cfg.min_sample_len == 1
     )
-    mix = data.path == f"{folder}/mix" and not cfg.shuffle_merged_datasets
-    shares = mix_shares(folder / "mix") if mix else {}
+    reads_mix = data.path == f"{folder}/mix" and not cfg.shuffle_merged_datasets
+    shares = mix_shares(folder / "mix") if reads_mix else {}
     if isinstance(shares, dict) and shares:
-        full_packs(cfg, folder / "mix")
-    facts |= {
-        "seq_len": cfg.sequence_len,
+        check_packs(cfg, folder / "mix")
+    isolated = packed_in_order and cfg.attn_decontaminates_packing
+    return {
         "shares": shares,
-        "attention": "within" if packed and cfg.attn_decontaminates_packing else "across",
-        "targets": "within, but for the last of each sequence",
-        "order": "the stream" if packed and mix else "shuffled",
-        "model": cfg.base_model,
+        "attention": "within" if isolated else "across",
+        "targets": "within, except for the last of each sequence",
+        "order": "stream order" if packed_in_order and reads_mix else "shuffled",
     }
-    return {"settings": parsed | zero, "facts": facts}
 
 
-def full_packs(cfg, place):
-    """Axolotl's sampler must give the sequences of the stream again: every pack full, every row in one."""
+def check_packs(cfg, mix):
+    """Raise `ValueError` unless Axolotl's sampler restores the stream's sequences.
+
+    Every pack must be full, and every row must be in one.
+    """
     import numpy as np
     from axolotl.utils.samplers.multipack import MultipackBatchSampler
     from datasets import load_from_disk
     from torch.utils.data import SequentialSampler
 
-    rows = load_from_disk(str(place))
+    rows = load_from_disk(str(mix))
     lengths = np.array([len(row) for row in rows["input_ids"]])
     capacity = cfg.micro_batch_size * cfg.sequence_len
     sampler = MultipackBatchSampler(
@@ -99,11 +138,10 @@ def full_packs(cfg, place):
         drop_last=True,
     )
     packs = [pack for batch in sampler.generate_batches() for pack in batch]
-    if any(lengths[pack].sum() != capacity for pack in packs) or sum(map(len, packs)) != len(
-        lengths
-    ):
-        raise ValueError(f"packs of {capacity} tokens are not filled by the rows of {place}")
+    all_full = all(lengths[pack].sum() == capacity for pack in packs)
+    if not all_full or sum(map(len, packs)) != len(lengths):
+        raise ValueError(f"the rows of {mix} do not fill packs of {capacity} tokens")
 
 
 if __name__ == "__main__":
-    answer(peer, read)
+    run_reader(load_peer, read_folder)

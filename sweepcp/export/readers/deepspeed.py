@@ -1,13 +1,15 @@
-"""`sweepcp train`: the bundle by sweepcp, and its configuration of DeepSpeed by DeepSpeed."""
+"""`sweepcp train`: the bundle by sweepcp, DeepSpeed's configuration by DeepSpeed."""
 
 import os
+from pathlib import Path
 
-from common import answer, read_deepspeed, stream_facts
+from common import loss_averaging, read_deepspeed, run_reader, stream_facts
 
 os.environ["DS_ACCELERATOR"] = "cpu"
 
 
-def peer():
+def load_peer():
+    """Import sweepcp and DeepSpeed, and return their versions."""
     import deepspeed
 
     import sweepcp
@@ -15,43 +17,51 @@ def peer():
     return f"sweepcp {sweepcp.__version__}, deepspeed {deepspeed.__version__}"
 
 
-def read(folder, record):
-    from pathlib import Path
+def read_folder(_folder, record):
+    """Read the bundle that `export.json` names; the trainer has no files in the folder."""
+    from sweepcp.promote.bundle import load_bundle
 
-    import torch
-
-    from sweepcp.engine import adamw
-    from sweepcp.promote.bundle import open_bundle
-
-    opened = open_bundle(Path(record["bundle"]))
-    if opened.id != record["bundle_id"]:
-        raise ValueError(f"{record['bundle']} is not the bundle that was exported")
-    bundle, recipe = opened.bundle, opened.bundle.recipe
-    settings, batch = read_deepspeed(
-        Path(record["bundle"]) / "ds_config.json", record["nodes"] * record["per_node"]
-    )
-    tiny = torch.nn.Sequential(torch.nn.Embedding(4, 4), torch.nn.RMSNorm(4), torch.nn.Linear(4, 4))
-    decayed, plain = adamw(tiny, recipe).param_groups
-    matrices = all(p.ndim >= 2 for p in decayed["params"]) and all(
-        p.ndim < 2 for p in plain["params"]
-    )
+    loaded = load_bundle(Path(record["bundle"]))
+    if loaded.id != record["bundle_id"]:
+        raise ValueError(f"{record['bundle']} is not the exported bundle")
+    bundle, recipe = loaded.bundle, loaded.bundle.recipe
+    max_lr, checkpoints = bundle.model.max_lr, bundle.target.checkpoints
+    world_size = record["nodes"] * record["per_node"]
+    settings, deepspeed = read_deepspeed(loaded.path / "ds_config.json", world_size)
     facts = stream_facts(recipe.model_dump(mode="json")) | {
         "steps": recipe.steps,
-        "lr": [recipe.lr(step, bundle.model.max_lr) for step in range(1, recipe.steps + 1)],
-        "batch": batch["sequences"] * recipe.seq_len,
-        "optimizer": [*decayed["betas"], decayed["eps"], decayed["weight_decay"]],
-        "decayed": "matrices" if matrices and plain["weight_decay"] == 0 else "something else",
-        "clip": batch["clip"],
-        "loss": "targets of the whole batch",
-        "precision": batch["precision"],
-        "order": "the stream",
+        "lr": [recipe.lr(step, max_lr) for step in range(1, recipe.steps + 1)],
+        "batch": deepspeed["sequences"] * recipe.seq_len,
+        **optimizer_facts(recipe),
+        "clip": deepspeed["clip"],
+        "loss": loss_averaging(over_batch=True),
+        "precision": deepspeed["precision"],
+        "order": "stream order",
         "seed": recipe.seed,
         "model": bundle.model.path or bundle.model.hub,
-        "checkpoints": [bundle.target.checkpoints.every, bundle.target.checkpoints.keep],
+        "checkpoints": [checkpoints.every, checkpoints.keep],
         "tracking": sorted(bundle.target.tracking),
     }
     return {"settings": settings, "facts": facts}
 
 
+def optimizer_facts(recipe):
+    """Return the facts of the optimizer that sweepcp builds for a small model."""
+    import torch
+
+    from sweepcp.training.engine import build_adamw
+
+    model = torch.nn.Sequential(
+        torch.nn.Embedding(4, 4), torch.nn.RMSNorm(4), torch.nn.Linear(4, 4)
+    )
+    decayed, undecayed = build_adamw(model, recipe).param_groups
+    only_matrices = all(p.ndim >= 2 for p in decayed["params"])
+    all_matrices = all(p.ndim < 2 for p in undecayed["params"]) and undecayed["weight_decay"] == 0
+    return {
+        "optimizer": [*decayed["betas"], decayed["eps"], decayed["weight_decay"]],
+        "decayed": "matrices" if only_matrices and all_matrices else "other parameters",
+    }
+
+
 if __name__ == "__main__":
-    answer(peer, read)
+    run_reader(load_peer, read_folder)

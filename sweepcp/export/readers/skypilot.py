@@ -1,44 +1,46 @@
-"""SkyPilot: its own schema and loading of a task."""
+"""SkyPilot: its own schema and parser of a task."""
 
-from common import answer
+from common import run_reader
 
 
-def peer():
+def load_peer():
+    """Import SkyPilot, and return its version."""
     import sky
 
     return f"skypilot {sky.__version__}"
 
 
-def read(folder, record):
+def read_folder(folder, record):
+    """Read `task.yaml`."""
     import sky
     import yaml
     from sky.utils import schemas, validator
 
-    path = folder / "task.yaml"
-    content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    unknown = set(content) - set(schemas.get_task_schema()["properties"])
+    content = yaml.safe_load((folder / "task.yaml").read_text(encoding="utf-8"))
+    schema = schemas.get_task_schema()
+    unknown = set(content) - set(schema["properties"])
     if unknown:
         raise ValueError(f"unknown keys: {sorted(unknown)}")
-    validator.get_schema_validator()(schemas.get_task_schema()).validate(content)
-    filled = content | {
-        "secrets": dict.fromkeys(content.get("secrets") or {}, "from the environment")
-    }
-    task = sky.Task.from_yaml_config(filled)
+    validator.get_schema_validator()(schema).validate(content)
+    # `sky jobs launch --secret` fills in the values before it parses the task.
+    secrets = dict.fromkeys(content.get("secrets") or {}, "from the environment")
+    task = sky.Task.from_yaml_config(content | {"secrets": secrets})
     (resources,) = task.resources
-    found = {
+    image = resources.image_id and next(iter(resources.image_id.values()))
+    settings = {
         "name": task.name,
         "nodes": task.num_nodes,
         "gpus": sum((resources.accelerators or {}).values()),
-        "image": resources.image_id and next(iter(resources.image_id.values())),
+        "image": image,
         "mounts": sorted(task.volumes or {}),
         "secrets": sorted(task.secrets),
         "recovery": resources.job_recovery,
         "run": task.run,
     }
-    if found["nodes"] != record["nodes"] or found["gpus"] not in (0, record["per_node"]):
-        raise ValueError(f"{found['nodes']} nodes of {found['gpus']} GPUs")
-    return {"settings": found, "facts": {}}
+    if settings["nodes"] != record["nodes"] or settings["gpus"] not in (0, record["per_node"]):
+        raise ValueError(f"{settings['nodes']} nodes of {settings['gpus']} GPUs")
+    return {"settings": settings, "facts": {}}
 
 
 if __name__ == "__main__":
-    answer(peer, read)
+    run_reader(load_peer, read_folder)

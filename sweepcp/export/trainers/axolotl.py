@@ -75,9 +75,7 @@ def _differences(export_input: ExportInput) -> tuple[Difference, ...]:
         ),
     ]
     if recipe.cross_documents:
-        differences.append(
-            Difference("attention", "documents do not attend to earlier documents")
-        )
+        differences.append(Difference("attention", "documents do not attend to earlier documents"))
     return tuple(differences)
 
 

@@ -82,8 +82,8 @@ def collate(rows):
 class SaveOnTerm(TrainerCallback):
     """On SIGTERM, save after the current step, at the same step on all ranks.
 
-    `enable_jit_checkpoint` is not used: it saves before what it takes for the optimizer's step. With
-    DeepSpeed that step has been taken by then, so that it would be repeated after resuming.
+    `enable_jit_checkpoint` is not used: it saves before what it takes for the optimizer's step.
+    With DeepSpeed that step has been taken by then, so it would be repeated after resuming.
     """
 
     def __init__(self):

@@ -1,4 +1,4 @@
-"""Megatron-LM: its arguments, on the token stores themselves, with tensor and pipeline parallelism."""
+"""Megatron-LM: its arguments, on the token stores, with tensor and pipeline parallelism."""
 
 from string import Template
 
@@ -47,9 +47,7 @@ def make_plan(export_input: ExportInput) -> ExportPlan:
     script = SCRIPT.substitute(
         megatron=python_literal(megatron), arguments="\n".join(f"    {line}," for line in lines)
     )
-    own_format = (
-        "Checkpoints are in Megatron-LM's own format: convert the last one before serving the model."
-    )
+    own_format = "Checkpoints have Megatron-LM's own format. Convert the last one to serve the model."
     return ExportPlan(
         files={"pretrain.py": script},
         command=(f"{export_input.out}/pretrain.py",),
@@ -60,9 +58,7 @@ def make_plan(export_input: ExportInput) -> ExportPlan:
                 "shuffled by Megatron-LM: the shares hold over the whole run, "
                 "not within one sequence at every step",
             ),
-            Difference(
-                "checkpoints", "all are kept: delete old ones before they fill the disk"
-            ),
+            Difference("checkpoints", "all are kept: delete old ones before they fill the disk"),
             *tracking_differences(export_input, ("wandb",)),
         ),
         notes=(*monitoring_notes(export_input), own_format),

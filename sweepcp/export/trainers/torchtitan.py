@@ -89,7 +89,7 @@ class StreamLoader(BaseDataLoader):
                 )
                 yield {"input": inputs, "positions": positions}, torch.tensor(batch.targets[rows])
 
-    # The state counts steps rather than micro batches, so that a run resumes on any number of ranks.
+    # The state counts steps, not micro batches, so that a run resumes on any number of ranks.
     def state_dict(self) -> dict[str, Any]:
         pieces = self.recipe.sequences // (self.ranks * self.micro_batch)
         return {"steps": self.given // pieces}
@@ -282,7 +282,12 @@ def _flavor(export_input: ExportInput) -> str:
         dimensions.num_attention_heads,
         dimensions.num_key_value_heads,
     )
-    key = (*sizes, dimensions.intermediate_size, dimensions.vocab_size, dimensions.tie_word_embeddings)
+    key = (
+        *sizes,
+        dimensions.intermediate_size,
+        dimensions.vocab_size,
+        dimensions.tie_word_embeddings,
+    )
     flavor = FLAVORS.get(key)
     if flavor is None or dimensions.model_type != "llama":
         raise InvalidInput(

@@ -1,80 +1,90 @@
 "use strict";
 
-const POLL = 2000; // milliseconds between looks at a search that goes on
+const POLL_INTERVAL = 2000; // milliseconds between requests for the status of a running search
 
-const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
+const cssVariable = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
 
-function draw() {
+function drawCharts() {
   const { texts, charts } = JSON.parse(document.getElementById("numbers").textContent);
-  for (const place of document.querySelectorAll(".plot")) {
-    const { data, layout } = charts[place.dataset.chart][place.dataset.panel];
+  for (const plot of document.querySelectorAll(".plot")) {
+    const { data, layout } = charts[plot.dataset.chart][plot.dataset.panel];
     for (const trace of data) {
       if (trace.customdata) trace.hovertext = trace.customdata.map((index) => texts[index]);
     }
-    Plotly.newPlot(place, data, { ...layout, ...dress(layout) }, { displayModeBar: false, responsive: true });
+    Plotly.newPlot(plot, data, { ...layout, ...themeLayout(layout) }, { displayModeBar: false, responsive: true });
   }
 }
 
-function dress(layout) {
-  const axis = (own) => ({ ...own, gridcolor: colour("--grid"), linecolor: colour("--line") });
+function themeLayout(layout) {
+  const themeAxis = (axis) => ({ ...axis, gridcolor: cssVariable("--grid"), linecolor: cssVariable("--line") });
   return {
-    xaxis: axis(layout.xaxis),
-    yaxis: axis(layout.yaxis),
+    xaxis: themeAxis(layout.xaxis),
+    yaxis: themeAxis(layout.yaxis),
     height: undefined,
-    font: { color: colour("--text"), family: "system-ui, sans-serif", size: 13 },
+    font: { color: cssVariable("--text"), family: "system-ui, sans-serif", size: 13 },
     paper_bgcolor: "rgba(0,0,0,0)",
     plot_bgcolor: "rgba(0,0,0,0)",
-    hoverlabel: { align: "left", bgcolor: colour("--back"), bordercolor: colour("--soft"), font: { color: colour("--text") } },
+    hoverlabel: {
+      align: "left",
+      bgcolor: cssVariable("--back"),
+      bordercolor: cssVariable("--soft"),
+      font: { color: cssVariable("--text") },
+    },
   };
 }
 
-function value(row, column, number) {
+function cellValue(row, column, isNumber) {
   const text = row.cells[column].textContent;
-  return number ? parseFloat(text.replace("−", "-").replaceAll(",", "")) : text;
+  return isNumber ? parseFloat(text.replace("−", "-").replaceAll(",", "")) : text;
 }
 
-function sort(head, direction) {
-  const table = head.closest("table");
-  const number = head.classList.contains("number");
-  const rows = [...table.tBodies[0].rows].map((row) => [value(row, head.cellIndex, number), row]);
+function sortTable(header, direction) {
+  const table = header.closest("table");
+  const isNumber = header.classList.contains("number");
+  const rows = [...table.tBodies[0].rows].map((row) => [cellValue(row, header.cellIndex, isNumber), row]);
   const sign = direction === "ascending" ? 1 : -1;
   rows.sort(([a], [b]) => {
-    if (number) return (isNaN(a) - isNaN(b)) || sign * (a - b) || 0; // what has no number stays below
+    // Empty cells stay at the end in both directions.
+    if (isNumber) return (isNaN(a) - isNaN(b)) || sign * (a - b) || 0;
     return sign * a.localeCompare(b);
   });
   table.tBodies[0].append(...rows.map(([, row]) => row));
   for (const other of table.querySelectorAll("th")) other.removeAttribute("aria-sort");
-  head.setAttribute("aria-sort", direction);
+  header.setAttribute("aria-sort", direction);
 }
 
 document.addEventListener("click", (event) => {
-  const head = event.target.closest(".sortable th");
-  if (head) sort(head, head.ariaSort === "descending" ? "ascending" : "descending");
+  const header = event.target.closest(".sortable th");
+  if (header) sortTable(header, header.ariaSort === "descending" ? "ascending" : "descending");
 });
 
-async function look(stamp) {
+async function pollStatus(stamp) {
   try {
-    const now = await (await fetch("now")).json();
-    document.getElementById("progress").textContent = now.progress;
-    if (now.stamp !== stamp) await renew();
-    stamp = now.stamp;
+    const status = await (await fetch("now")).json();
+    document.getElementById("progress").textContent = status.progress;
+    if (status.stamp !== stamp) await replacePage();
+    stamp = status.stamp;
   } catch {
-    document.getElementById("progress").textContent = "no answer from sweepcp watch: it has ended, or the run cannot be read";
+    document.getElementById("progress").textContent =
+      "sweepcp watch does not respond: it has ended, or the run cannot be read";
   }
-  setTimeout(look, POLL, stamp);
+  setTimeout(pollStatus, POLL_INTERVAL, stamp);
 }
 
-async function renew() {
-  const next = new DOMParser().parseFromString(await (await fetch("/")).text(), "text/html");
+async function replacePage() {
+  const page = new DOMParser().parseFromString(await (await fetch("/")).text(), "text/html");
   const sorted = document.querySelector(".sortable th[aria-sort]");
-  const open = document.querySelector("details").open;
-  for (const place of document.querySelectorAll(".plot")) Plotly.purge(place);
-  for (const part of ["main", "#numbers"]) document.querySelector(part).replaceWith(next.querySelector(part));
-  if (sorted) sort(document.querySelector(".sortable thead tr").cells[sorted.cellIndex], sorted.ariaSort);
-  document.querySelector("details").open = open;
-  draw();
+  const isOpen = document.querySelector("details").open;
+  // Plotly keeps references to its plots; without this they would not be freed.
+  for (const plot of document.querySelectorAll(".plot")) Plotly.purge(plot);
+  for (const selector of ["main", "#numbers"]) {
+    document.querySelector(selector).replaceWith(page.querySelector(selector));
+  }
+  if (sorted) sortTable(document.querySelector(".sortable thead tr").cells[sorted.cellIndex], sorted.ariaSort);
+  document.querySelector("details").open = isOpen;
+  drawCharts();
 }
 
-draw();
-matchMedia("(prefers-color-scheme: dark)").addEventListener("change", draw);
-if (document.body.dataset.stamp) look(document.body.dataset.stamp);
+drawCharts();
+matchMedia("(prefers-color-scheme: dark)").addEventListener("change", drawCharts);
+if (document.body.dataset.stamp) pollStatus(document.body.dataset.stamp);

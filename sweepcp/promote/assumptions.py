@@ -1,0 +1,103 @@
+"""What a promotion takes for granted, as sentences with numbers for the bundle."""
+
+from collections.abc import Iterator
+
+from sweepcp.config.recipe import Recipe
+from sweepcp.config.target import Target
+from sweepcp.promote.bundle import CorpusPlan, Memory, Model
+from sweepcp.promote.candidate import Candidate
+
+OVERRIDABLE_FIELDS = ("warmup", "final_fraction")
+"""Fields of a recipe that a target may change."""
+COMMIT_DIGITS = 40
+
+
+def transfer_assumptions(
+    candidate: Candidate,
+    target: Target,
+    *,
+    recipe: Recipe,
+    model: Model,
+    corpora: tuple[CorpusPlan, ...],
+    memory: Memory,
+) -> list[str]:
+    """Return what is assumed when a recipe is transferred to a target.
+
+    Args:
+        candidate: The recipe before translation, and the trial that it comes from.
+        target: The target of the full run.
+        recipe: The translated recipe.
+        model: The model of the full run.
+        corpora: The corpora of the full run.
+        memory: The estimated memory of the full run.
+    """
+    return [
+        *_scale_assumptions(candidate, recipe, model, corpora),
+        *_override_assumptions(candidate, target),
+        *_corpus_assumptions(corpora),
+        *_model_and_hardware_assumptions(model, target, memory),
+    ]
+
+
+def _scale_assumptions(
+    candidate: Candidate, recipe: Recipe, model: Model, corpora: tuple[CorpusPlan, ...]
+) -> Iterator[str]:
+    """Yield in what the full run differs from the trial; nothing for a published recipe."""
+    proxy = candidate.proxy
+    if proxy is None:
+        return
+    quantities = (
+        ("parameters", proxy.parameters, model.parameters),
+        ("tokens", proxy.tokens, recipe.tokens),
+        ("tokens per batch", proxy.batch_tokens, recipe.batch_tokens),
+        ("tokens per sequence", proxy.seq_len, recipe.seq_len),
+    )
+    for quantity, in_trial, in_run in quantities:
+        if in_trial != in_run:
+            yield (
+                f"{quantity}: {in_trial:,} in the trial, {in_run:,} in the full run "
+                f"({in_run / in_trial:,.3g} times); the optimum is assumed to be the same"
+            )
+    for corpus in corpora:
+        epochs = proxy.epochs.get(corpus.name, 0.0)
+        if corpus.epochs > max(1.0, 2 * epochs):
+            yield (
+                f"{corpus.name}: {epochs:.3g} epochs in the trial, {corpus.epochs:.3g} in the full "
+                "run"
+            )
+
+
+def _override_assumptions(candidate: Candidate, target: Target) -> Iterator[str]:
+    """Yield the fields of the recipe that the target changes."""
+    for name in OVERRIDABLE_FIELDS:
+        before, after = getattr(candidate.method, name), getattr(target, name)
+        if after is not None and after != before:
+            yield f"{name}: {before:g} in the recipe, changed to {after:g} by the target"
+
+
+def _corpus_assumptions(corpora: tuple[CorpusPlan, ...]) -> Iterator[str]:
+    """Yield the corpora that exceed their epoch limit, and those whose size was not counted."""
+    for corpus in corpora:
+        if corpus.epochs > corpus.max_epochs:
+            yield f"{corpus.name}: {corpus.epochs:.1f} epochs, more than {corpus.max_epochs:g}"
+    planned = [corpus.name for corpus in corpora if corpus.store is None]
+    if planned:
+        yield f"the token counts of {', '.join(planned)} are stated in the target, not counted"
+
+
+def _model_and_hardware_assumptions(model: Model, target: Target, memory: Memory) -> Iterator[str]:
+    """Yield what is assumed about the model's revision, speed and memory."""
+    hardware = target.hardware
+    if model.hub and len(model.revision or "") != COMMIT_DIGITS:
+        yield (
+            f"{model.hub}@{model.revision or 'main'} is not a commit: ranks and resumed runs may "
+            "load different weights"
+        )
+    if hardware.peak_tflops is not None:
+        yield f"hours and cost are computed with an assumed MFU of {hardware.mfu:.0%}"
+    required = memory.total / 2**30
+    if hardware.memory_gib is not None and required > hardware.memory_gib:
+        yield (
+            f"the estimated {required:.1f} GiB per GPU exceed its {hardware.memory_gib:g} GiB of "
+            "memory"
+        )
