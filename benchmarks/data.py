@@ -1,12 +1,12 @@
-"""Speed and memory of the data stage, against what a user would run instead.
+"""Speed and memory of the data stage, compared with what a user would run instead.
 
-    python benchmarks/data.py tokenise      # one core, beside datasets.map with the same fast tokenizer
-    python benchmarks/data.py stream        # tokens a second on one core, and what it adds to a step
+    python benchmarks/data.py tokenise      # one core, compared with datasets.map and its tokenizer
+    python benchmarks/data.py stream        # tokens per second on one core, and share of a step
     python benchmarks/data.py seek          # to sequence 122 million
-    python benchmarks/data.py memory        # of builds of 100 MB and 1 GB, with and without near-duplicates; minutes
+    python benchmarks/data.py memory        # builds of 100 MB and 1 GB; takes minutes
     python benchmarks/data.py all
 
-The corpora are made on the spot, of made-up words whose frequencies fall off as those of English do.
+The corpora are generated, of made-up words whose frequencies fall off as those of English do.
 """
 
 import json
@@ -18,6 +18,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from functools import partial
+from itertools import islice
 from pathlib import Path
 
 os.environ.update(
@@ -36,36 +37,41 @@ from sweepcp.data.records import split_into_shards
 from sweepcp.data.source_files import resolve_source
 from sweepcp.data.stream import MixtureStream
 from sweepcp.data.token_store import TokenStore, write_index
+from sweepcp.util.progress import NoProgress
 
 PAIRS = 7
+"""Repetitions of each measurement."""
+VOCABULARY = 50_000
 DOCUMENT_WORDS = 170
 """About 1 KB."""
 
 
 def make_corpus(path: Path, size: int) -> int:
-    """Write JSONL of about `size` bytes; returns the number of documents."""
+    """Write JSONL of about `size` bytes; return the number of documents."""
     rng = np.random.default_rng(0)
     letters = np.array(list("etaoinshrdlucmfwypvbgkjqxz"))
-    lengths = np.minimum(2 + rng.geometric(0.25, 50_000), 14)
-    vocabulary = np.array(["".join(rng.choice(letters, n, p=_falling(26))) for n in lengths])
+    lengths = np.minimum(2 + rng.geometric(0.25, VOCABULARY), 14)
+    words = ["".join(rng.choice(letters, n, p=_zipf(26))) for n in lengths]
+    vocabulary = np.array(words)
     documents = written = 0
     with path.open("w") as file:
         while written < size:
-            words = vocabulary[rng.choice(50_000, (500, DOCUMENT_WORDS), p=_falling(50_000))]
-            for row in words:
-                line = json.dumps({"text": " ".join(row)}) + "\n"
+            drawn = rng.choice(VOCABULARY, (500, DOCUMENT_WORDS), p=_zipf(VOCABULARY))
+            for document in vocabulary[drawn]:
+                line = json.dumps({"text": " ".join(document)}) + "\n"
                 written += file.write(line)
                 documents += 1
     return documents
 
 
-def _falling(count: int) -> np.ndarray:
+def _zipf(count: int) -> np.ndarray:
+    """Probabilities that fall off with the rank, as those of words do; shape (count,)."""
     weights = 1 / np.arange(1, count + 1)
     return np.asarray(weights / weights.sum())
 
 
 def make_encoder(corpus: Path) -> Encoder:
-    """A byte-level BPE of 8,000 tokens, trained on the first 5,000 documents."""
+    """Train a byte-level BPE of 8,000 tokens on the first 5,000 documents."""
     from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
     tokenizer = Tokenizer(models.BPE())
@@ -77,13 +83,18 @@ def make_encoder(corpus: Path) -> Encoder:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
     )
     with corpus.open() as file:
-        texts = [json.loads(line)["text"] for line, _ in zip(file, range(5000), strict=False)]
-    tokenizer.train_from_iterator(texts, trainer)
-    return Encoder(tokenizer.to_str(), (0,), (1,), tokenizer.get_vocab_size())
+        documents = [json.loads(line)["text"] for line in islice(file, 5000)]
+    tokenizer.train_from_iterator(documents, trainer)
+    return Encoder(
+        tokenizer_json=tokenizer.to_str(),
+        prefix=(0,),
+        suffix=(1,),
+        vocab_size=tokenizer.get_vocab_size(),
+    )
 
 
 def tokenise(folder: Path) -> None:
-    """One part of a source from JSONL to token files, against datasets.map to an Arrow file; both in one process."""
+    """Time JSONL to a shard of token files, and datasets.map to an Arrow file; in one process."""
     import datasets
     from tokenizers import Tokenizer
     from transformers import PreTrainedTokenizerFast
@@ -94,45 +105,46 @@ def tokenise(folder: Path) -> None:
     source = Source(
         name="a", role="domain", files=("corpus.jsonl",), near_duplicates="keep", held_out=1e-9
     )
-    found = resolve_source(source, folder, "")
-    (part,) = split_into_shards(source, found)
+    files = resolve_source(source, folder=folder)
+    (shard,) = split_into_shards(source, files)
     datasets.disable_caching()
-    fast = PreTrainedTokenizerFast(
-        tokenizer_object=Tokenizer.from_str(encoder.tokenizer), bos_token="<s>", eos_token="</s>"
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer.from_str(encoder.tokenizer_json),
+        bos_token="<s>",
+        eos_token="</s>",
     )
 
-    def ours() -> None:
-        build._build_shard(source, found, encoder, folder, part)
+    def build_shard() -> None:
+        build._build_shard(source, files, encoder, folder, shard)
 
-    def theirs() -> None:
+    def map_dataset() -> None:
         rows = datasets.load_dataset(
             "json", data_files=str(corpus), split="train", cache_dir=tempfile.mkdtemp(dir=folder)
         )
 
         def encode(batch: dict[str, list[str]]) -> dict[str, list[list[int]]]:
-            return {
-                "ids": fast(
-                    batch["text"], return_attention_mask=False, return_token_type_ids=False
-                )["input_ids"]
-            }
+            encoded = tokenizer(
+                batch["text"], return_attention_mask=False, return_token_type_ids=False
+            )
+            return {"ids": encoded["input_ids"]}
 
         rows.map(encode, batched=True, remove_columns=["text"])
 
     ratios, speeds = [], []
-    ours()
-    theirs()
+    build_shard()
+    map_dataset()
     for _ in range(PAIRS):
-        mine, other = _seconds(ours), _seconds(theirs)
-        ratios.append(other / mine)
-        speeds.append(12 / mine)
+        build_seconds, map_seconds = _seconds(build_shard), _seconds(map_dataset)
+        ratios.append(map_seconds / build_seconds)
+        speeds.append(12 / build_seconds)
     print(
-        f"tokenise: {documents:,} documents, 12 MB, one core: {statistics.median(speeds):.2f} MB/s; "
-        f"datasets.map takes {_spread(ratios)} times as long ({PAIRS} pairs)"
+        f"tokenise: {documents:,} documents, 12 MB, one core: "
+        f"{statistics.median(speeds):.2f} MB/s; datasets.map takes {_spread(ratios)} times as long ({PAIRS} pairs)"
     )
 
 
 def make_stores(folder: Path) -> list[TokenStore]:
-    """Three sources of ten million tokens in documents of about 600."""
+    """Write the stores of three sources, of ten million tokens in documents of about 600."""
     stores = []
     rng = np.random.default_rng(1)
     for name in ("domain", "general", "german"):
@@ -147,10 +159,11 @@ def make_stores(folder: Path) -> list[TokenStore]:
     return stores
 
 
-def make_recipe(seq_len: int, sequences: int, steps: int) -> Recipe:
+def make_recipe(*, seq_len: int, sequences: int, steps: int) -> Recipe:
     shares = (("domain", 0.5), ("general", 0.45), ("german", 0.05))
     portions = tuple(
-        SourceShare(source=n, role="domain", language="en", share=s) for n, s in shares
+        SourceShare(source=name, role="domain", language="en", share=share)
+        for name, share in shares
     )
     batch = seq_len * sequences
     return Recipe(
@@ -163,27 +176,38 @@ def make_recipe(seq_len: int, sequences: int, steps: int) -> Recipe:
 
 
 def stream(folder: Path) -> None:
-    """Batches of a mixture of three sources; and the share of a training step of a small Llama that they take."""
+    """Time the batches of a mixture of three sources, alone and as a share of a training step."""
+    stores = make_stores(folder)
+    _time_batches(stores)
+    _time_steps(stores)
+
+
+def _time_batches(stores: list[TokenStore]) -> None:
+    for sequences in (1, 32, 512):
+        recipe = make_recipe(seq_len=2048, sequences=sequences, steps=10**6)
+        mixture = MixtureStream(recipe, stores)
+        count = max(2, 2048 // sequences)
+        speeds = []
+        for repetition in range(PAIRS):
+            first = repetition * count + 1
+            started = time.perf_counter()
+            for step in range(first, first + count):
+                mixture.batch(step)
+            seconds = time.perf_counter() - started
+            speeds.append(count * recipe.batch_tokens / seconds / 1e6)
+        print(
+            f"stream: seq_len 2048, batches of {sequences} sequences, one core: "
+            f"{_spread(speeds)} million tokens/s"
+        )
+
+
+def _time_steps(stores: list[TokenStore]) -> None:
+    """Time the stream's share of a step of small Llama models."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
     from sweepcp.training.engine import PlainEngine
 
-    stores = make_stores(folder)
-    for sequences in (1, 32, 512):
-        recipe = make_recipe(2048, sequences, 10**6)
-        made, count = MixtureStream(recipe, stores), max(2, 2048 // sequences)
-        speeds = []
-        for n in range(PAIRS):
-            seconds = _seconds(
-                lambda made=made, n=n, count=count: [
-                    made.batch(n * count + i + 1) for i in range(count)
-                ]
-            )
-            speeds.append(count * recipe.batch_tokens / seconds / 1e6)
-        print(
-            f"stream: seq_len 2048, batches of {sequences} sequences, one core: {_spread(speeds)} million tokens/s"
-        )
     torch.set_num_threads(1)
     for name, width, layers, seq_len in (("0.1 M", 64, 2, 128), ("15 M", 288, 6, 128)):
         config = LlamaConfig(
@@ -194,124 +218,138 @@ def stream(folder: Path) -> None:
             num_attention_heads=width // 32,
             tie_word_embeddings=True,
         )
-        recipe = make_recipe(seq_len, 8, 1000)
-        engine = PlainEngine(
-            LlamaForCausalLM(config), recipe, micro_batch=None, precision="fp32"
-        )
-        made = MixtureStream(recipe, stores)
+        recipe = make_recipe(seq_len=seq_len, sequences=8, steps=1000)
+        engine = PlainEngine(LlamaForCausalLM(config), recipe, micro_batch=None, precision="fp32")
+        mixture = MixtureStream(recipe, stores)
         shares = []
         for step in range(1, 24):
             started = time.perf_counter()
-            batch = made.batch(step)
-            read = time.perf_counter()
+            batch = mixture.batch(step)
+            read_seconds = time.perf_counter() - started
+            # The stores hold random tokens, some of them beyond the model's vocabulary.
             for array in (batch.input_ids, batch.targets):
                 array %= config.vocab_size
-            computed = time.perf_counter()
+            started = time.perf_counter()
             engine.step(batch, target_tokens=batch.targets.size, lr=1e-4)
-            shares.append(100 * (read - started) / (time.perf_counter() - computed))
+            step_seconds = time.perf_counter() - started
+            shares.append(100 * read_seconds / step_seconds)
         print(
-            f"stream: {_spread(shares[3:])} % of a step of a model of {name} parameters, 8 × {seq_len} tokens, one core"
+            f"stream: {_spread(shares[3:])} % of a step of a model of {name} parameters, "
+            f"8 × {seq_len} tokens, one core"
         )
 
 
 def seek(_: Path) -> None:
-    """The first batch of 1,440 sequences from sequence 122 million on, of mixtures of two to eight sources."""
+    """Time the first 1,440 sequences from sequence 122 million on, of two to eight sources."""
     rng = np.random.default_rng(2)
     slowest = 0.0
-    for _n in range(200):
-        shares = rng.dirichlet([rng.choice([0.05, 0.3, 2.0])] * int(rng.integers(2, 9))).tolist()
-        slowest = max(
-            slowest, _seconds(lambda shares=shares: Apportionment(shares).take(122_000_000, 1440))
-        )
+    for _repetition in range(200):
+        count = int(rng.integers(2, 9))
+        shares = rng.dirichlet([rng.choice([0.05, 0.3, 2.0])] * count).tolist()
+        apportionment = Apportionment(shares)
+        seconds = _seconds(partial(apportionment.take, 122_000_000, length=1440))
+        slowest = max(slowest, seconds)
     print(
-        f"seek: to sequence 122,000,000 and the 1,440 after it, slowest of 200 mixtures: {1000 * slowest:.1f} ms"
+        "seek: to sequence 122,000,000 and the 1,440 after it, slowest of 200 mixtures: "
+        f"{1000 * slowest:.1f} ms"
     )
 
 
 def memory(folder: Path) -> None:
-    """Peak of a whole build: private memory of all its processes, and of the one that joins."""
-    small, large = folder / "small", folder / "large"
-    found: dict[tuple[str, str], tuple[float, float]] = {}
-    counts = {}
-    for place, size in ((small, 100_000_000), (large, 1_000_000_000)):
+    """Measure the peak memory of whole builds and of the search for near-duplicates."""
+    peaks: dict[tuple[str, str], float] = {}
+    for name, size in (("small", 100_000_000), ("large", 1_000_000_000)):
+        place = folder / name
         place.mkdir()
-        counts[place.name] = make_corpus(place / "corpus.jsonl", size)
-        for how in ("keep", "drop"):
-            found[place.name, how] = _peak([sys.executable, __file__, "--build", str(place), how])
-            everything, joining = (f"{x / 1e6:,.0f} MB" for x in found[place.name, how])
+        documents = make_corpus(place / "corpus.jsonl", size)
+        for mode in ("keep", "drop"):
+            command = [sys.executable, __file__, "--build", str(place), mode]
+            everything, joining = _peak_memory(command)
+            peaks[name, mode] = everything
             print(
-                f"memory: {size / 1e6:,.0f} MB, {counts[place.name]:,} documents, near_duplicates: {how}: "
-                f"peak {everything} in all, {joining} in the process that joins",
+                f"memory: {size / 1e6:,.0f} MB, {documents:,} documents, near_duplicates: {mode}: "
+                f"peak {everything / 1e6:,.0f} MB in all, "
+                f"{joining / 1e6:,.0f} MB in the process that joins",
                 flush=True,
             )
-    times = found["large", "keep"][0] / found["small", "keep"][0]
+    growth = peaks["large", "keep"] / peaks["small", "keep"]
     print(
-        f"memory: ten times the corpus takes {times:.2f} times the memory where near-duplicates are kept"
+        f"memory: ten times the corpus takes {growth:.2f} times the memory where near-duplicates "
+        "are kept"
     )
     few, many = 1_000_000, 3_000_000
-    grown = (_looking(folder, many) - _looking(folder, few)) / (many - few)
+    per_document = (_search_memory(folder, many) - _search_memory(folder, few)) / (many - few)
     print(
-        f"memory: looking for near-duplicates, {grown:.0f} bytes a document more; stated: {near_duplicates.MEMORY_BYTES}"
+        f"memory: near-duplicate search, {per_document:.0f} bytes more per document; "
+        f"stated: {near_duplicates.MEMORY_PER_DOCUMENT}"
     )
 
 
-def _looking(folder: Path, documents: int) -> float:
-    """Peak of a process that looks for near-duplicates among random signatures, a third of them repeated."""
+def _search_memory(folder: Path, documents: int) -> float:
+    """Peak of a near-duplicate search among random signatures, a third of which are repeated."""
     rng = np.random.default_rng(0)
-    signatures = np.memmap(
-        folder / "signatures", "<u4", "w+", shape=(documents, near_duplicates.MINIMA)
-    )
+    shape = documents, near_duplicates.MINIMA
+    signatures = np.memmap(folder / "signatures", "<u4", "w+", shape=shape)
     for first in range(0, documents, 50_000):
-        signatures[first : first + 50_000] = rng.integers(
-            0, 1 << 32, (50_000, near_duplicates.MINIMA), dtype=np.uint32
-        )
+        chunk = rng.integers(0, 1 << 32, (50_000, near_duplicates.MINIMA), dtype=np.uint32)
+        signatures[first : first + 50_000] = chunk
     signatures[: documents // 3] = signatures[documents - documents // 3 :]
     signatures.flush()
     del signatures
-    return _peak([sys.executable, __file__, "--look", str(folder / "signatures"), str(documents)])[
-        1
-    ]
+    command = [sys.executable, __file__, "--search", str(folder / "signatures"), str(documents)]
+    _, first_process = _peak_memory(command)
+    return first_process
 
 
-def _look(path: str, documents: str) -> None:
-    shape = int(documents), near_duplicates.MINIMA
-    found = near_duplicates.near_duplicates(np.memmap(path, "<u4", "r", shape=shape))
-    assert found.sum() == int(documents) // 3
+def _search_near_duplicates(path: str, documents: int) -> None:
+    shape = documents, near_duplicates.MINIMA
+    signatures = np.memmap(path, "<u4", "r", shape=shape)
+    is_duplicate = near_duplicates.find_near_duplicates(signatures)
+    assert is_duplicate.sum() == documents // 3
 
 
-def _build(folder: Path, how: str) -> None:
+def _build(folder: Path, mode: str) -> None:
     encoder = make_encoder(folder / "corpus.jsonl")
-    os.environ["SWEEPCP_CACHE"] = str(folder / f"cache-{how}")
-    source = Source(name="a", role="domain", files=("corpus.jsonl",), near_duplicates=how)  # type: ignore[arg-type]
+    os.environ["SWEEPCP_CACHE"] = str(folder / f"cache-{mode}")
+    source = Source(name="a", role="domain", files=("corpus.jsonl",), near_duplicates=mode)  # type: ignore[arg-type]
     started = time.perf_counter()
-    store = build.build_store(source, resolve_source(source, folder, ""), "bpe", lambda: encoder)
-    print(
-        f"memory: built {store.tokens:,} tokens in {time.perf_counter() - started:.0f} s",
-        flush=True,
+    store = build.build_store(
+        source,
+        resolve_source(source, folder=folder),
+        tokenizer_id="bpe",
+        make_encoder=lambda: encoder,
+        progress=NoProgress(),
     )
+    seconds = time.perf_counter() - started
+    print(f"memory: built {store.tokens:,} tokens in {seconds:.0f} s", flush=True)
 
 
-def _peak(command: list[str]) -> tuple[float, float]:
-    """Largest private memory of a command's processes together, and of the first of them, in bytes."""
+def _peak_memory(command: list[str]) -> tuple[float, float]:
+    """Peak private memory in bytes: of a command's processes together, and of the first of them."""
     started = subprocess.Popen(command)
     first = psutil.Process(started.pid)
     together = alone = 0.0
     while started.poll() is None:
         total = 0.0
         for process in (first, *first.children(recursive=True)):
-            private = _private(process.pid)
+            private = _private_memory(process.pid)
             total += private
-            alone = max(alone, private if process.pid == first.pid else 0)
+            if process.pid == first.pid:
+                alone = max(alone, private)
         together = max(together, total)
         time.sleep(0.05)
     return together, alone
 
 
-def _private(pid: int) -> float:
-    """Anonymous memory in bytes, as the kernel counts it: mapped files, which it can drop, are not in it."""
+def _private_memory(pid: int) -> float:
+    """Anonymous memory in bytes, as the kernel counts it.
+
+    Mapped files are not part of it: the kernel can drop them.
+    """
     try:
         lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-    except OSError:  # it has just ended
+    except OSError:
+        # The process has just ended.
         return 0.0
     return sum(1024.0 * int(line.split()[1]) for line in lines if line.startswith("RssAnon"))
 
@@ -327,10 +365,13 @@ def _spread(values: list[float]) -> str:
 
 
 def main() -> None:
+    # The memory stage measures these in processes of their own.
     if sys.argv[1:2] == ["--build"]:
-        return _build(Path(sys.argv[2]), sys.argv[3])
-    if sys.argv[1:2] == ["--look"]:
-        return _look(sys.argv[2], sys.argv[3])
+        _build(Path(sys.argv[2]), sys.argv[3])
+        return
+    if sys.argv[1:2] == ["--search"]:
+        _search_near_duplicates(sys.argv[2], int(sys.argv[3]))
+        return
     stages = {"tokenise": tokenise, "stream": stream, "seek": seek, "memory": memory}
     wanted = sys.argv[1] if len(sys.argv) > 1 else "all"
     if wanted != "all" and wanted not in stages:
@@ -339,7 +380,6 @@ def main() -> None:
         if wanted in (name, "all"):
             with tempfile.TemporaryDirectory(prefix="sweepcp-") as folder:
                 stage(Path(folder))
-    return None
 
 
 if __name__ == "__main__":

@@ -43,7 +43,7 @@ def promoted(folder: Path, target: str, recipe: str = "e-llama", **changes: Any)
     if changes:
         candidate = replace(candidate, method=candidate.method.model_copy(update=changes))
     loaded_target, target_file = load_target(target)
-    promote(candidate, loaded_target, target_file, folder / "bundle")
+    promote(candidate, loaded_target, file=target_file, out=folder / "bundle")
     return load_bundle(folder / "bundle")
 
 

@@ -1,7 +1,9 @@
-"""Small objects for tests."""
+"""Small objects, folders and files for tests."""
 
+import itertools
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -22,6 +24,7 @@ from sweepcp.scoring.scorecard import ItemScores, Scorecard, SplitScore, compare
 
 
 def recipe(**changes: object) -> Recipe:
+    """Return a recipe of ten steps of two sequences of four tokens."""
     values: dict[str, object] = {
         "seq_len": 4,
         "batch_tokens": 8,
@@ -33,6 +36,7 @@ def recipe(**changes: object) -> Recipe:
 
 
 def mixture(general: float) -> Mixture:
+    """Return a mixture of the sources `code` (domain) and `docs` (general)."""
     return Mixture(
         portions=(
             SourceShare(source="code", role="domain", language="python", share=1 - general),
@@ -42,16 +46,15 @@ def mixture(general: float) -> Mixture:
 
 
 def trial(number: int, domain: float | None, general: float | None, **changes: object) -> Trial:
-    """A trial with these scalars on the half that is chosen on, and one less on the other."""
+    """Return a trial with these scores on the selection half, and 1 less on the reporting half.
+
+    Without scores it is a failed trial.
+    """
     card = None
     if domain is not None and general is not None:
         card = Scorecard(
-            select=SplitScore(
-                domain=domain, domain_se=0, general=general, general_se=0, members=()
-            ),
-            report=SplitScore(
-                domain=domain - 1, domain_se=0, general=general - 1, general_se=0, members=()
-            ),
+            select=split_score(domain=domain, general=general),
+            report=split_score(domain=domain - 1, general=general - 1),
         )
     values: dict[str, object] = {
         "id": f"{number:04d}",
@@ -74,10 +77,15 @@ def trial(number: int, domain: float | None, general: float | None, **changes: o
     return Trial(**values | changes)  # type: ignore[arg-type]
 
 
+def split_score(*, domain: float, general: float) -> SplitScore:
+    """Return scores without errors and members."""
+    return SplitScore(domain=domain, domain_se=0, general=general, general_se=0, members=())
+
+
 def items(
     role: str, amount: list[float], size: list[float] | None = None, **changes: object
 ) -> ItemScores:
-    """Items that alternate between the halves, the first on the half that is chosen on."""
+    """Return items that alternate between the halves; the first is in the selection half."""
     values: dict[str, object] = {
         "name": f"held_out_{role}",
         "role": role,
@@ -92,13 +100,21 @@ def items(
 
 
 def experiment(*overrides: str, **changes: object) -> Experiment:
-    """The quickstart with overrides as on the command line, and with other values of its fields."""
+    """Return the quickstart experiment.
+
+    Args:
+        *overrides: As of `--set` on the command line.
+        **changes: Other values of its fields.
+    """
     loaded, _ = load_experiment("quickstart", overrides)
     return loaded.model_copy(update=changes)
 
 
-def answer(point: Point) -> tuple[float, float]:
-    """Domain and general change in %: along the front LR fraction is 0.3, the share moves along it."""
+def scores_at(point: Point) -> tuple[float, float]:
+    """Return the domain and general change in % at a point of the space.
+
+    The best LR fraction is 0.3 for every share; the share trades one score for the other.
+    """
     miss = 4 * abs(np.log10(float(point["lr_fraction"]) / 0.3))
     domain = 1 - float(point["general_share"])
     return 12 * domain - miss, -4 * domain**2 - miss / 2
@@ -107,133 +123,158 @@ def answer(point: Point) -> tuple[float, float]:
 def write_run(
     folder: Path,
     trials: int,
+    *,
     documents: int = 40,
     steps: int = 10,
     space: str = "lr-mix",
     **statuses: str,
 ) -> Path:
-    """A run folder of the quickstart whose scores follow `answer`, with noise of items that all trials share.
+    """Write a run folder of the quickstart whose scores follow `scores_at`.
 
-    `statuses` are those of trials that are not done: t0003="diverged".
+    Args:
+        folder: The run folder.
+        trials: Number of trials.
+        documents: Items of each suite member; all trials share the noise of the items.
+        steps: Steps in the metrics of each trial.
+        space: The search space, as of `--set space=`.
+        **statuses: Statuses of trials that are not done: `t0003="diverged"`.
     """
-    searched = experiment(f"budget.trials={max(trials, 1)}", f"space={space}")
+    run_experiment = experiment(f"budget.trials={max(trials, 1)}", f"space={space}")
     rng = np.random.default_rng(5)
-    sizes = rng.uniform(50, 150, documents)
-    noise = {name: rng.normal(0, 1.5, documents) for name in ("code", "docs", "docs_de")}
-    writer = RunWriter(folder)
-    writer.start(searched, {"python-docs": "aa", "python-code": "bb"})
-
-    def measured(domain: float, general: float) -> tuple[ItemScores, ...]:
-        found = []
-        for name, role, language, change in (
-            ("code", "domain", "python", domain),
-            ("docs", "general", "en", general),
-            ("docs_de", "general", "de", 0.8 * general),
-        ):
-            moved = change + (noise[name] * abs(change) / 10)
-            amount = (2 * sizes * (1 - moved / 100)).tolist()
-            found.append(
-                items(role, amount, sizes.tolist(), name=f"held_out_{name}", language=language)
-            )
-        right = [float(i % 4 < 2 + (domain > 5)) for i in range(documents)]
-        found.append(items("domain", right, name="quiz", unit="accuracy", language="python"))
-        return tuple(found)
-
+    measure = ItemMaker(documents, rng)
     base = BaseRecord(
         model="a base",
         parameters=111_040,
         max_lr=3e-3,
-        items=measured(0, 0),
+        items=measure(domain=0, general=0),
         versions={"torch": "2"},
     )
+    writer = RunWriter(folder)
+    writer.start(run_experiment, {"python-docs": "aa", "python-code": "bb"})
     writer.write_base(base)
-    sources = [
-        WeightedSource(name="python-docs", role="general", language="en", weight=1),
-        WeightedSource(name="python-code", role="domain", language="python", weight=1),
-    ]
     for number in range(trials):
-        point: Point = {
-            name: axis.from_unit(float(rng.uniform()))
-            if isinstance(axis, Range)
-            else axis.choices[number % 2]
-            for name, axis in searched.space.axes.items()
-        }
-        point = (
-            dict(searched.space.anchors[0]) if number == 0 and searched.space.anchors else point
-        )
-        made = recipe_at(point, sources, searched.training, tokens=1024 * steps, seed=0)
+        point = point_of_trial(run_experiment, number, rng)
         status = statuses.get(f"t{number:04d}", "done")
-        outcome = TrialOutcome(
-            status=status, items=measured(*answer(point)) if status == "done" else ()
-        )  # type: ignore[arg-type]
-        card = compare_with_base(list(outcome.items), list(base.items)) if outcome.items else None
-        record = Trial(
-            id=f"{number:04d}",
-            number=number,
-            status=status,  # type: ignore[arg-type]
-            reason=None if card else "step 3 of 10: loss nan",
-            proposed_by="anchor" if number == 0 else "tpe",
-            point=point,
-            recipe=made,
-            recipe_id=made.id,
-            domain=card.select.domain if card else None,
-            general=card.select.general if card else None,
-            scorecard=card,
-            tokens_by_source={
-                p.source: round(p.share * made.tokens) for p in made.mixture.portions
-            },
-            epochs_by_source={p.source: p.share / 10 for p in made.mixture.portions},
-            cost=Cost(
-                train_seconds=6,
-                score_seconds=3,
-                tokens=made.tokens,
-                tokens_per_second=170,
-                worker="here, CPU",
-            ),
-            versions={"torch": "2"},
-            finished="2026-01-01T00:00:00+00:00",
-        )
+        measured: tuple[ItemScores, ...] = ()
+        if status == "done":
+            domain, general = scores_at(point)
+            measured = measure(domain=domain, general=general)
+        outcome = TrialOutcome.model_validate({"status": status, "items": measured})
+        record = trial_record(run_experiment, number, point, steps=steps)
+        if measured:
+            card = compare_with_base(list(measured), list(base.items))
+            scores = {"domain": card.select.domain, "general": card.select.general}
+            record = record.model_copy(update={"scorecard": card, **scores})
+        else:
+            unscored = {"scorecard": None, "domain": None, "general": None}
+            reason = "step 3 of 10: loss nan"
+            record = record.model_copy(update={"status": status, "reason": reason, **unscored})
         writer.begin_trial(record.id)
-        writer.append_metrics(record.id, step_rows(made, steps))
+        writer.append_metrics(record.id, step_rows(record.recipe, steps))
         writer.write_trial(record, outcome)
     return folder
 
 
-def step_rows(made: Recipe, steps: int) -> list[dict[str, object]]:
-    """The first steps of a trial as its metrics file has them."""
+class ItemMaker:
+    """Makes items of three texts and a quiz with given changes against the base in %."""
+
+    def __init__(self, documents: int, rng: np.random.Generator) -> None:
+        self.documents = documents
+        self.sizes = rng.uniform(50, 150, documents)
+        self.noise = {name: rng.normal(0, 1.5, documents) for name in ("code", "docs", "docs_de")}
+
+    def __call__(self, *, domain: float, general: float) -> tuple[ItemScores, ...]:
+        right = [float(i % 4 < 2 + (domain > 5)) for i in range(self.documents)]
+        return (
+            self._text("code", "domain", language="python", change=domain),
+            self._text("docs", "general", language="en", change=general),
+            self._text("docs_de", "general", language="de", change=0.8 * general),
+            items("domain", right, name="quiz", unit="accuracy", language="python"),
+        )
+
+    def _text(self, name: str, role: str, *, language: str, change: float) -> ItemScores:
+        changes = change + (self.noise[name] * abs(change) / 10)
+        amount = (2 * self.sizes * (1 - changes / 100)).tolist()
+        return items(role, amount, self.sizes.tolist(), name=f"held_out_{name}", language=language)
+
+
+def point_of_trial(searched: Experiment, number: int, rng: np.random.Generator) -> Point:
+    """Return a random point of the space, or its first anchor for the first trial."""
+    point: Point = {}
+    for name, axis in searched.space.axes.items():
+        if isinstance(axis, Range):
+            point[name] = axis.from_unit(float(rng.uniform()))
+        else:
+            point[name] = axis.choices[number % 2]
+    anchors = searched.space.anchors
+    return dict(anchors[0]) if number == 0 and anchors else point
+
+
+def trial_record(searched: Experiment, number: int, point: Point, *, steps: int) -> Trial:
+    """Return the record of a done trial, without scores."""
+    sources = [
+        WeightedSource(name="python-docs", role="general", language="en", weight=1),
+        WeightedSource(name="python-code", role="domain", language="python", weight=1),
+    ]
+    tried = recipe_at(point, sources, searched.training, tokens=1024 * steps, seed=0)
+    portions = tried.mixture.portions
+    return trial(
+        number,
+        0.0,
+        0.0,
+        proposed_by="anchor" if number == 0 else "tpe",
+        point=point,
+        recipe=tried,
+        recipe_id=tried.id,
+        tokens_by_source={p.source: round(p.share * tried.tokens) for p in portions},
+        epochs_by_source={p.source: p.share / 10 for p in portions},
+        cost=Cost(
+            train_seconds=6,
+            score_seconds=3,
+            tokens=tried.tokens,
+            tokens_per_second=170,
+            worker="here, CPU",
+        ),
+        versions={"torch": "2"},
+    )
+
+
+def step_rows(tried: Recipe, steps: int) -> list[dict[str, object]]:
+    """Return the first steps of a trial as in its metrics file."""
     return [
         {
-            "step": n,
-            "lr": made.lr(n, 3e-3),
-            "loss": 2 - n / 100,
+            "step": step,
+            "lr": tried.lr(step, 3e-3),
+            "loss": 2 - step / 100,
             "grad_norm": 1.0,
-            "tokens": {"python-code": 1024 * n},
+            "tokens": {"python-code": 1024 * step},
         }
-        for n in range(1, steps + 1)
+        for step in range(1, steps + 1)
     ]
 
 
 def source(**changes: object) -> Source:
-    """A source of the JSONL files of a folder."""
+    """Return a source of the JSONL files of a folder; a field that is None is left out."""
     values: dict[str, object] = {"name": "s", "role": "domain", "files": ["*.jsonl"]}
-    return Source.model_validate_json(
-        json.dumps({k: v for k, v in (values | changes).items() if v is not None})
-    )
+    given = {key: value for key, value in (values | changes).items() if value is not None}
+    return Source.model_validate_json(json.dumps(given))
 
 
 def jsonl(path: Path, records: list[object]) -> Path:
-    path.write_text("".join(json.dumps(r) + "\n" for r in records))
+    """Write records as JSONL."""
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
     return path
 
 
 def write_store(
     folder: Path, name: str, documents: list[list[int]], fraction: float = 1.0
 ) -> TokenStore:
-    """A store of these training documents, token by token."""
+    """Write a token store of training documents, given as their tokens."""
     path = folder / name
     path.mkdir()
-    lengths = np.array([len(d) for d in documents], dtype=np.int32)
-    np.array([t for d in documents for t in d], dtype="<u2").tofile(path / "train.bin")
+    lengths = np.array([len(document) for document in documents], dtype=np.int32)
+    tokens = list(itertools.chain.from_iterable(documents))
+    np.array(tokens, dtype="<u2").tofile(path / "train.bin")
     with (path / "train.idx").open("wb") as file:
         write_index(file, np.dtype("<u2"), len(documents), lambda: [lengths])
     (path / "store.json").write_text(json.dumps({"train": {"tokens": int(lengths.sum())}}))
@@ -250,15 +291,21 @@ SMALL = {
 }
 
 
-def write_model(folder: Path, shard: str = "5GB", **changes: object) -> Path:
-    """A small Llama over bytes with random weights, the same every time, in shards of at most so many bytes."""
+def write_model(folder: Path, *, shard: str = "5GB", **changes: object) -> Path:
+    """Write a small Llama over bytes with random weights, the same every time.
+
+    Args:
+        folder: The folder of the model.
+        shard: Size of a file at most.
+        **changes: Other values of the configuration.
+    """
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
     from sweepcp.models.loading import byte_tokenizer
 
     torch.manual_seed(7)
-    settings = {
+    settings: dict[str, Any] = {
         "vocab_size": 258,
         "bos_token_id": 256,
         "eos_token_id": 257,
@@ -271,32 +318,34 @@ def write_model(folder: Path, shard: str = "5GB", **changes: object) -> Path:
 
 
 def write_corpora(folder: Path, model: Path) -> dict[str, TokenStore]:
-    """Stores of bytes: `code` of long documents, `docs` of short ones, 20 sequences of 32 tokens with fewer targets.
+    """Write token stores of bytes: `code` has long documents, `docs` short ones.
 
-    They say that they were made with the model's tokenizer.
+    Both record the model's tokenizer as theirs.
     """
     rng = np.random.default_rng(3)
     tokenizer = tokenizer_id(BaseSpec(path=str(model), max_lr=1.0))
     stores = {}
     for name, count, low, longest in (("code", 200, 97, 70), ("docs", 150, 65, 5)):
-        texts = [
-            rng.integers(low, low + 26, rng.integers(1, longest)).tolist() for _ in range(count)
-        ]
-        stores[name] = write_store(folder, name, [[256, *text, 257] for text in texts])
-        held_out = ["".join(map(chr, rng.integers(low, low + 26, 60).tolist())) for _ in range(24)]
-        (folder / name / "held_out.jsonl").write_text(
-            "".join(json.dumps(text) + "\n" for text in held_out)
-        )
-        meta = stores[name].meta | {
-            "tokenizer": tokenizer,
-            "held_out": {"documents": len(held_out)},
-        }
-        (folder / name / "store.json").write_text(json.dumps(meta))
-    return {name: TokenStore(folder / name, name) for name in stores}
+
+        def letters(length: int, low: int = low) -> list[int]:
+            return rng.integers(low, low + 26, length).tolist()
+
+        documents = [[256, *letters(int(rng.integers(1, longest))), 257] for _ in range(count)]
+        store = write_store(folder, name, documents)
+        held_out = ["".join(map(chr, letters(60))) for _ in range(24)]
+        jsonl(store.path / "held_out.jsonl", list(held_out))
+        meta = store.meta | {"tokenizer": tokenizer, "held_out": {"documents": len(held_out)}}
+        (store.path / "store.json").write_text(json.dumps(meta))
+        # A new object: `meta` is cached.
+        stores[name] = TokenStore(store.path, name)
+    return stores
 
 
 def target_content(folder: Path, **changes: object) -> dict[str, object]:
-    """A target of two processes on the model and corpora in a folder: 20 steps of 16 sequences of 32 tokens."""
+    """Return a target of two processes: 20 steps of 16 sequences of 32 tokens.
+
+    Its model and corpora are those of `write_bundle` in the same folder.
+    """
     return {
         "name": "small",
         "model": {"path": str(folder / "model"), "max_lr": 0.1},
@@ -315,7 +364,7 @@ def target_content(folder: Path, **changes: object) -> dict[str, object]:
 
 
 def write_bundle(folder: Path, **changes: object) -> Path:
-    """Model, corpora, a published recipe, and the bundle of both; `changes` are those of the target."""
+    """Write a model, corpora, a published recipe, a target with `changes`, and their bundle."""
     if not (folder / "model").exists():
         write_model(folder / "model")
         (folder / "stores").mkdir()

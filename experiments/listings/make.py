@@ -1,20 +1,23 @@
-"""Make a catalogue of 20,000 product listings and 20,000 reviews of them. All of it is made up.
+"""Generate an invented catalogue of 20,000 product listings and 20,000 reviews of them.
 
     python experiments/listings/make.py
 
-Writes `data/listings.jsonl` (id, language, title, category, brand, attributes, condition, price, currency, description)
-and `data/reviews.jsonl` (product, rating, text) beside this file: the same bytes every time. A tenth of the listings is
-in German. As in a real catalogue, keys are missing or null in many records. Brands, products and opinions are invented;
-what a model learns from them says how templates and mixtures work, and nothing about shops.
+Writes `data/listings.jsonl` (id, language, title, category, brand, attributes, condition, price,
+currency, description) and `data/reviews.jsonl` (product, rating, text) beside this file, with the
+same bytes in every run. A tenth of the listings is in German. As in a real catalogue, keys are
+missing or null in many records. Brands, products and opinions are invented: what a model learns
+from them shows how templates and mixtures work, and says nothing about shops.
 """
 
 import json
 import random
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 DATA = Path(__file__).parent / "data"
 LISTINGS = REVIEWS = 20_000
+MISSING_KEYS = {"price": 0.05, "description": 0.1, "attributes": 0.15, "condition": 0.2}
+"""Key → share of the listings that do not have it."""
 SYLLABLES = [
     "bra",
     "cor",
@@ -34,16 +37,44 @@ SYLLABLES = [
     "vex",
 ]
 ENDINGS = ["a", "ex", "ia", "io", "is", "on", "or", "um", "ley", "well"]
-CONDITIONS = {"en": ["new", "like new", "used", "for parts"], "de": ["neu", "wie neu", "gebraucht", "defekt"]}
+CONDITIONS = {
+    "en": ["new", "like new", "used", "for parts"],
+    "de": ["neu", "wie neu", "gebraucht", "defekt"],
+}
 COLOURS = {
     "en": ["black", "white", "navy", "olive", "red", "silver", "teal", "sand", "plum", "grey"],
-    "de": ["schwarz", "weiß", "marineblau", "oliv", "rot", "silber", "türkis", "sand", "pflaume", "grau"],
+    "de": [
+        "schwarz",
+        "weiß",
+        "marineblau",
+        "oliv",
+        "rot",
+        "silber",
+        "türkis",
+        "sand",
+        "pflaume",
+        "grau",
+    ],
 }
 
-# (path, German path, nouns, German nouns, attribute → values, lowest and highest price, use, German use)
-Kind = tuple[list[str], list[str], list[str], list[str], dict[str, list[str]], tuple[float, float], str, str]
+
+class Kind(NamedTuple):
+    """A kind of product, in English and in German."""
+
+    path: list[str]
+    german_path: list[str]
+    nouns: list[str]
+    german_nouns: list[str]
+    attributes: dict[str, list[str]]
+    """Attribute → its possible values."""
+    prices: tuple[float, float]
+    """Lowest and highest."""
+    use: str
+    german_use: str
+
+
 KINDS: list[Kind] = [
-    (
+    Kind(
         ["Home", "Lighting"],
         ["Wohnen", "Beleuchtung"],
         ["desk lamp", "floor lamp", "pendant"],
@@ -53,7 +84,7 @@ KINDS: list[Kind] = [
         "reading in the evening",
         "zum Lesen am Abend",
     ),
-    (
+    Kind(
         ["Fashion", "Shoes"],
         ["Mode", "Schuhe"],
         ["running shoe", "ankle boot", "sandal"],
@@ -63,7 +94,7 @@ KINDS: list[Kind] = [
         "long walks on gravel",
         "für lange Wege auf Kies",
     ),
-    (
+    Kind(
         ["Electronics", "Phones"],
         ["Elektronik", "Telefone"],
         ["smartphone", "cordless phone"],
@@ -73,7 +104,7 @@ KINDS: list[Kind] = [
         "calls from the train",
         "für Gespräche im Zug",
     ),
-    (
+    Kind(
         ["Electronics", "Cameras"],
         ["Elektronik", "Kameras"],
         ["rangefinder", "compact camera", "lens"],
@@ -83,7 +114,7 @@ KINDS: list[Kind] = [
         "pictures of street markets",
         "für Bilder vom Markt",
     ),
-    (
+    Kind(
         ["Sport", "Cycling"],
         ["Sport", "Fahrrad"],
         ["road bike", "saddle", "pannier"],
@@ -93,7 +124,7 @@ KINDS: list[Kind] = [
         "commuting by the river",
         "für den Weg am Fluss",
     ),
-    (
+    Kind(
         ["Media", "Books"],
         ["Medien", "Bücher"],
         ["atlas", "cookbook", "field guide"],
@@ -103,7 +134,7 @@ KINDS: list[Kind] = [
         "a quiet weekend",
         "für ein ruhiges Wochenende",
     ),
-    (
+    Kind(
         ["Toys", "Building"],
         ["Spielzeug", "Bauen"],
         ["block set", "marble run", "puzzle"],
@@ -113,7 +144,7 @@ KINDS: list[Kind] = [
         "rainy afternoons",
         "für Regentage",
     ),
-    (
+    Kind(
         ["Garden", "Tools"],
         ["Garten", "Werkzeug"],
         ["hand saw", "cordless drill", "hedge shears"],
@@ -123,7 +154,7 @@ KINDS: list[Kind] = [
         "small repairs",
         "für kleine Reparaturen",
     ),
-    (
+    Kind(
         ["Home", "Kitchen"],
         ["Wohnen", "Küche"],
         ["kettle", "cast-iron pan", "bread tin"],
@@ -133,7 +164,7 @@ KINDS: list[Kind] = [
         "breakfast for four",
         "für ein Frühstück zu viert",
     ),
-    (
+    Kind(
         ["Electronics", "Audio"],
         ["Elektronik", "Audio"],
         ["headphones", "turntable", "shelf speaker"],
@@ -143,7 +174,7 @@ KINDS: list[Kind] = [
         "old jazz records",
         "für alte Jazzplatten",
     ),
-    (
+    Kind(
         ["Fashion", "Bags"],
         ["Mode", "Taschen"],
         ["backpack", "messenger bag", "weekender"],
@@ -153,7 +184,7 @@ KINDS: list[Kind] = [
         "a night away",
         "für eine Nacht unterwegs",
     ),
-    (
+    Kind(
         ["Garden", "Plants"],
         ["Garten", "Pflanzen"],
         ["fern", "dwarf lemon", "climbing rose"],
@@ -226,72 +257,91 @@ OPINIONS = {
 }
 
 
-def make_listing(rng: random.Random, number: int, brands: list[str]) -> tuple[dict[str, Any], dict[str, str]]:
-    """A listing, and what its sentences speak of."""
+def make_listing(
+    rng: random.Random, number: int, brands: list[str]
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """Return a listing, and the words that its sentences use."""
     language = "de" if rng.random() < 0.1 else "en"
-    path, german_path, nouns, german_nouns, attributes, (low, high), use, german_use = rng.choice(KINDS)
+    is_english = language == "en"
+    kind = rng.choice(KINDS)
+    attributes, (low, high) = kind.attributes, kind.prices
     attribute = rng.choice(list(attributes))
-    spoken = {
+    words = {
         "brand": rng.choice(brands),
-        "noun": rng.choice(nouns if language == "en" else german_nouns),
+        "noun": rng.choice(kind.nouns if is_english else kind.german_nouns),
         "colour": rng.choice(COLOURS[language]),
         "attribute": attribute,
         "value": rng.choice(attributes[attribute]),
-        "use": use if language == "en" else german_use,
+        "use": kind.use if is_english else kind.german_use,
         "age": rng.choice(AGES[language]),
         "marks": rng.choice(MARKS[language]),
         "days": str(rng.randint(2, 9)),
         "count": str(rng.randint(2, 60)),
     }
-    detail = [spoken["colour"], spoken["value"], f"No. {rng.randint(100, 9999)}"]
+    detail = [words["colour"], words["value"], f"No. {rng.randint(100, 9999)}"]
     sentences = rng.sample(SENTENCES[language], rng.randint(2, 5))
     price = round(low * (high / low) ** rng.random(), 2)
+    details = ", ".join(rng.sample(detail, rng.randint(1, 3)))
     record: dict[str, Any] = {
         "id": f"L{number:05}",
         "language": language,
-        "title": f"{spoken['brand']} {spoken['noun']} {', '.join(rng.sample(detail, rng.randint(1, 3)))}",
-        "category": path if language == "en" else german_path,
-        "brand": spoken["brand"] if rng.random() < 0.8 else None,
-        "attributes": {name: rng.choice(values) for name, values in attributes.items() if rng.random() < 0.7},
+        "title": f"{words['brand']} {words['noun']} {details}",
+        "category": kind.path if is_english else kind.german_path,
+        "brand": words["brand"] if rng.random() < 0.8 else None,
+        "attributes": {
+            name: rng.choice(values) for name, values in attributes.items() if rng.random() < 0.7
+        },
         "condition": rng.choice(CONDITIONS[language]),
         "price": price,
-        "currency": rng.choice(["USD", "GBP"]) if language == "en" else "EUR",
-        "description": " ".join(s.format(**spoken) for s in sentences),
+        "currency": rng.choice(["USD", "GBP"]) if is_english else "EUR",
+        "description": " ".join(s.format(**words) for s in sentences),
     }
-    record["attributes"][attribute] = spoken["value"]
-    for key, share in (("price", 0.05), ("description", 0.1), ("attributes", 0.15), ("condition", 0.2)):
+    record["attributes"][attribute] = words["value"]
+    for key, share in MISSING_KEYS.items():
         if rng.random() < share:
             del record[key]
-    return record, spoken
+    return record, words
 
 
-def make_review(rng: random.Random, listing: dict[str, Any], spoken: dict[str, str]) -> dict[str, Any]:
-    """A review in English of a listing."""
+def make_review(
+    rng: random.Random, listing: dict[str, Any], words: dict[str, str]
+) -> dict[str, Any]:
+    """Return an English review of a listing."""
     rating = rng.choices([1, 2, 3, 4, 5], [8, 7, 15, 30, 40])[0]
     opinions = rng.sample(OPINIONS[rating], rng.randint(1, 3))
-    if rng.random() < 0.3:  # second thoughts
-        opinions.append(rng.choice(OPINIONS[min(5, max(1, rating + rng.choice([-1, 1])))]))
-    record = {"product": listing["title"], "rating": rating, "text": " ".join(o.format(**spoken) for o in opinions)}
+    # Some reviews also have an opinion of a neighbouring rating.
+    if rng.random() < 0.3:
+        neighbour = min(5, max(1, rating + rng.choice([-1, 1])))
+        opinions.append(rng.choice(OPINIONS[neighbour]))
+    text = " ".join(opinion.format(**words) for opinion in opinions)
+    record = {"product": listing["title"], "rating": rating, "text": text}
     if rng.random() < 0.06:
         record["rating"] = None
     return record
 
 
-def write(name: str, records: list[dict[str, Any]]) -> None:
+def write_jsonl(name: str, records: list[dict[str, Any]]) -> None:
+    """Write records into the data folder and print what was written."""
     DATA.mkdir(exist_ok=True)
     path = DATA / name
-    path.write_text("".join(json.dumps(r, ensure_ascii=False) + "\n" for r in records), encoding="utf-8")
-    print(f"{path}: {len(records):,} records, {path.stat().st_size / 1e6:.1f} MB, all made up")
+    lines = [json.dumps(record, ensure_ascii=False) + "\n" for record in records]
+    path.write_text("".join(lines), encoding="utf-8")
+    print(f"{path}: {len(records):,} records, {path.stat().st_size / 1e6:.1f} MB, all invented")
 
 
 def main() -> None:
+    """Write listings and reviews."""
     rng = random.Random(0)
-    names = ("".join(rng.sample(SYLLABLES, 2)).capitalize() + rng.choice(ENDINGS) for _ in range(400))
+    names: list[str] = []
+    for _ in range(400):
+        stem = "".join(rng.sample(SYLLABLES, 2)).capitalize()
+        names.append(stem + rng.choice(ENDINGS))
     brands = list(dict.fromkeys(names))
-    made = [make_listing(rng, number, brands) for number in range(LISTINGS)]
-    english = [(listing, spoken) for listing, spoken in made if listing["language"] == "en"]
-    write("listings.jsonl", [listing for listing, _ in made])
-    write("reviews.jsonl", [make_review(rng, *rng.choice(english)) for _ in range(REVIEWS)])
+    listings = [make_listing(rng, number, brands) for number in range(LISTINGS)]
+    english = [(listing, words) for listing, words in listings if listing["language"] == "en"]
+    write_jsonl("listings.jsonl", [listing for listing, _ in listings])
+    reviews = [make_review(rng, *rng.choice(english)) for _ in range(REVIEWS)]
+    write_jsonl("reviews.jsonl", reviews)
     print("next: sweepcp search experiments/listings/experiment.yaml")
 
 

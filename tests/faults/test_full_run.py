@@ -1,7 +1,7 @@
-"""A full run that is killed, signalled, damaged and moved to other numbers of ranks ends like one that never was.
+"""A full run that is killed, signalled, damaged or moved to other numbers of ranks ends the same.
 
-Long, so not part of `pytest`: run `pytest tests/faults`. Each run starts processes with DeepSpeed, which takes most of
-its time.
+Long, so not part of `pytest`: run `pytest tests/faults`. Each run starts processes with DeepSpeed,
+which takes most of its time.
 """
 
 import json
@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file
 
 from sweepcp.data.stream import MixtureStream
-from sweepcp.data.token_store import TokenStore
+from sweepcp.full_run.preflight import stores_of_bundle
 from sweepcp.promote.bundle import load_bundle
 from tests.integration.conftest import metrics, torchrun
 from tests.make import write_bundle
@@ -31,9 +31,14 @@ def train(
     return torchrun(processes, FAULTY, fault, bundle, "--out", out)
 
 
-def finished(done: subprocess.CompletedProcess[str]) -> str:
+def output_of(done: subprocess.CompletedProcess[str]) -> str:
+    """Standard output of a run that must have succeeded."""
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
+
+
+def latest(out: Path) -> str:
+    return (out / "checkpoints" / "latest").read_text().strip()
 
 
 @pytest.fixture(scope="module")
@@ -42,91 +47,95 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def whole(bundle: Path) -> Path:
+def undisturbed(bundle: Path) -> Path:
     """A run that nothing happens to."""
     out = bundle / "run"
-    finished(train(bundle, out))
+    output_of(train(bundle, out))
     return out
 
 
 @pytest.fixture(scope="module")
-def halfway(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def killed(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of which rank 1 was killed in step 12."""
-    out = tmp_path_factory.mktemp("halfway") / "run"
+    out = tmp_path_factory.mktemp("killed") / "run"
     done = train(bundle, out, fault="kill")
     assert done.returncode != 0
-    assert (out / "checkpoints" / "latest").read_text().strip() == "step-00000010"
+    assert latest(out) == "step-00000010"
     assert not (out / "scorecard.json").exists()
     return out
 
 
-def same(out: Path, whole: Path, exact: bool = True) -> None:
-    """Steps, losses and final weights are those of the run that nothing happened to."""
-    ours, theirs = metrics(out), metrics(whole)
-    assert [row["step"] for row in ours] == list(range(1, 21))
-    assert [row["tokens"] for row in ours] == [row["tokens"] for row in theirs]
-    assert [row["lr"] for row in ours] == [row["lr"] for row in theirs]
-    differences = [abs(a["loss"] - b["loss"]) for a, b in zip(ours, theirs, strict=True)]
+def check_same(out: Path, reference: Path, exact: bool = True) -> None:
+    """Steps, losses and final weights are those of the reference run."""
+    steps, expected = metrics(out), metrics(reference)
+    assert [row["step"] for row in steps] == list(range(1, 21))
+    for key in ("tokens", "lr"):
+        assert [row[key] for row in steps] == [row[key] for row in expected]
+    differences = [abs(a["loss"] - b["loss"]) for a, b in zip(steps, expected, strict=True)]
     assert max(differences) <= (0 if exact else 1e-5)
-    mine, reference = (load_file(folder / "model" / "model.safetensors") for folder in (out, whole))
-    for name in reference:
+    weights = load_file(out / "model" / "model.safetensors")
+    expected_weights = load_file(reference / "model" / "model.safetensors")
+    for name, values in expected_weights.items():
         if exact:
-            assert torch.equal(mine[name], reference[name])
+            assert torch.equal(weights[name], values)
         else:
-            assert torch.allclose(mine[name], reference[name], atol=1e-5)
+            assert torch.allclose(weights[name], values, atol=1e-5)
 
 
-def test_lr_and_mixture_of_every_step_are_the_plan(bundle: Path, whole: Path):
+def test_lr_and_mixture_of_every_step_are_the_plan(bundle: Path, undisturbed: Path):
     plan = [json.loads(line) for line in (bundle / "plan.jsonl").read_text().splitlines()]
-    assert [{key: row[key] for key in ("step", "lr", "tokens")} for row in metrics(whole)] == plan
+    steps = [{key: row[key] for key in ("step", "lr", "tokens")} for row in metrics(undisturbed)]
+    assert steps == plan
 
 
-def test_row_22_a_killed_rank(bundle: Path, whole: Path, halfway: Path, tmp_path: Path):
-    out = Path(shutil.copytree(halfway, tmp_path / "run"))
-    assert "going on after step 10 of 20" in finished(train(bundle, out))
-    same(out, whole)
+def test_row_22_a_killed_rank(bundle: Path, undisturbed: Path, killed: Path, tmp_path: Path):
+    out = Path(shutil.copytree(killed, tmp_path / "run"))
+    assert "resuming after step 10 of 20" in output_of(train(bundle, out))
+    check_same(out, undisturbed)
 
 
 @pytest.mark.parametrize("fault", ["kill-shard", "kill-manifest", "kill-pointer"])
-def test_row_23_killed_while_saving(bundle: Path, whole: Path, tmp_path: Path, fault: str):
+def test_row_23_killed_while_saving(bundle: Path, undisturbed: Path, tmp_path: Path, fault: str):
     out = tmp_path / "run"
     assert train(bundle, out, fault=fault).returncode != 0
-    said = finished(train(bundle, out))
+    output = output_of(train(bundle, out))
     if fault == "kill-pointer":
-        assert "the newest complete checkpoint is step-00000010" in said
+        assert "the newest complete checkpoint is step-00000010" in output
     else:
-        assert "going on after step 5 of 20" in said
-    same(out, whole)
+        assert "resuming after step 5 of 20" in output
+    check_same(out, undisturbed)
 
 
 def test_row_24_and_27_two_ranks_one_rank_two_ranks_through_the_epochs(
-    bundle: Path, whole: Path, tmp_path: Path
+    bundle: Path, undisturbed: Path, tmp_path: Path
 ):
-    """`docs` has 20 sequences, of which a step reads 6.4, so each stop is in another epoch of it."""
+    """`docs` has 20 sequences and a step reads 6.4 of them: each stop is in another epoch."""
     out = tmp_path / "run"
     for processes, step in ((2, 7), (1, 14)):
         done = train(bundle, out, processes, "signal")
         assert "exitcode  : 140" in done.stderr  # 128 + SIGUSR2
-        assert (out / "checkpoints" / "latest").read_text().strip() == f"step-{step:08d}"
-    assert "planned for 2 processes, running on 1: 8 micro batches a step on each" in done.stdout
-    assert "going on after step 7 of 20" in done.stdout
-    finished(train(bundle, out))
-    same(out, whole, exact=False)
+        assert latest(out) == f"step-{step:08d}"
+    message = "planned for 2 processes, running on 1: each computes 8 micro batches per step"
+    assert message in done.stdout
+    assert "resuming after step 7 of 20" in done.stdout
+    output_of(train(bundle, out))
+    check_same(out, undisturbed, exact=False)
     assert metrics(out)[6]["tokens"]["docs"] > 20 * 32
 
 
-def test_a_run_in_bf16_with_its_optimizer_on_the_host_goes_on_exactly(tmp_path: Path):
+def test_a_run_in_bf16_with_its_optimizer_on_the_host_resumes_exactly(tmp_path: Path):
     """fp32 master weights and moments are in the checkpoint, not the bf16 weights."""
     compute = {"micro_batch": 2, "precision": "bf16", "recompute": True, "offload": "optimizer"}
     bundle = write_bundle(tmp_path, compute=compute)
-    finished(train(bundle, tmp_path / "whole", processes=1))
+    output_of(train(bundle, tmp_path / "whole", processes=1))
     train(bundle, tmp_path / "run", processes=1, fault="signal")
-    assert "going on after step 7 of 20" in finished(train(bundle, tmp_path / "run", processes=1))
-    same(tmp_path / "run", tmp_path / "whole")
+    output = output_of(train(bundle, tmp_path / "run", processes=1))
+    assert "resuming after step 7 of 20" in output
+    check_same(tmp_path / "run", tmp_path / "whole")
 
 
-def test_row_25_a_lost_pointer(bundle: Path, halfway: Path, tmp_path: Path):
-    out = Path(shutil.copytree(halfway, tmp_path / "run"))
+def test_row_25_a_lost_pointer(bundle: Path, killed: Path, tmp_path: Path):
+    out = Path(shutil.copytree(killed, tmp_path / "run"))
     before = metrics(out)
     for content in (None, ""):
         pointer = out / "checkpoints" / "latest"
@@ -137,38 +146,33 @@ def test_row_25_a_lost_pointer(bundle: Path, halfway: Path, tmp_path: Path):
         assert metrics(out) == before
 
 
-def test_row_26_a_flipped_bit(bundle: Path, whole: Path, halfway: Path, tmp_path: Path):
-    out = Path(shutil.copytree(halfway, tmp_path / "run"))
+def test_row_26_a_flipped_bit(bundle: Path, undisturbed: Path, killed: Path, tmp_path: Path):
+    out = Path(shutil.copytree(killed, tmp_path / "run"))
     file = out / "checkpoints" / "step-00000010" / "rank-00001.safetensors"
     content = bytearray(file.read_bytes())
     content[len(content) // 2] ^= 1
     file.write_bytes(content)
-    said = finished(train(bundle, out))
-    assert (
-        "step-00000010 is damaged (rank-00001.safetensors); going back to the checkpoint before"
-        in said
-    )
-    assert "going on after step 5 of 20" in said
-    same(out, whole)
+    output = output_of(train(bundle, out))
+    message = "step-00000010 is damaged (rank-00001.safetensors); using the checkpoint before it"
+    assert message in output
+    assert "resuming after step 5 of 20" in output
+    check_same(out, undisturbed)
 
 
-def test_a_spike_is_gone_around_and_stays_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    bundle = write_bundle(tmp_path, spikes={"factor": 2.0, "window": 4}, checkpoints={"every": 4})
-    found = load_bundle(bundle).bundle
-    stream = MixtureStream(
-        found.recipe, [TokenStore(Path(str(c.store)), c.name) for c in found.corpora]
-    )
+def test_a_spike_is_skipped_and_stays_skipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    folder = write_bundle(tmp_path, spikes={"factor": 2.0, "window": 4}, checkpoints={"every": 4})
+    bundle = load_bundle(folder).bundle
+    stream = MixtureStream(bundle.recipe, stores_of_bundle(bundle))
     for rank in (0, 1):
         monkeypatch.setenv(f"BAD_{rank}", str(int(stream.batch(BAD, rank, 2).input_ids.sum())))
-    said = finished(train(bundle, tmp_path / "run", fault="spike"))
-    assert "back to step 8, passing over 3 steps of the stream" in said
-    manifest = json.loads(
-        (tmp_path / "run" / "checkpoints" / "step-00000020" / "manifest.json").read_text()
-    )
+    out = tmp_path / "run"
+    output = output_of(train(folder, out, fault="spike"))
+    assert "rolled back to step 8, skipping 3 steps of the stream" in output
+    manifest = json.loads((out / "checkpoints" / "step-00000020" / "manifest.json").read_text())
     assert manifest["skipped"] == [9, 10, 11]
     fed = np.zeros(2, dtype=int)
-    for row, place in zip(metrics(tmp_path / "run"), [*range(1, 9), *range(12, 24)], strict=True):
-        fed += np.bincount(stream.batch(place).source, minlength=2) * found.recipe.seq_len
+    for row, step in zip(metrics(out), [*range(1, 9), *range(12, 24)], strict=True):
+        fed += np.bincount(stream.batch(step).source, minlength=2) * bundle.recipe.seq_len
         assert row["tokens"] == dict(zip(("code", "docs"), fed.tolist(), strict=True))
 
 
@@ -176,7 +180,7 @@ def test_a_loss_that_is_not_finite_ends_the_run(bundle: Path, tmp_path: Path):
     done = train(bundle, tmp_path / "run", fault="nan")
     assert "exitcode  : 3" in done.stderr
     assert "step 12 of 20: loss nan" in done.stderr
-    assert (tmp_path / "run" / "checkpoints" / "latest").read_text().strip() == "step-00000010"
+    assert latest(tmp_path / "run") == "step-00000010"
 
 
 def test_an_alarm_stops_the_run_with_its_state_saved(tmp_path: Path):
@@ -188,12 +192,12 @@ def test_an_alarm_stops_the_run_with_its_state_saved(tmp_path: Path):
     done = train(bundle, tmp_path / "run")
     assert "exitcode  : 3" in done.stderr
     assert "held-out general" in done.stderr
-    assert (tmp_path / "run" / "checkpoints" / "latest").read_text().strip() == "step-00000003"
+    assert latest(tmp_path / "run") == "step-00000003"
 
 
-def test_another_bundle_in_the_same_folder_is_refused(bundle: Path, halfway: Path, tmp_path: Path):
+def test_another_bundle_in_the_same_folder_is_refused(bundle: Path, killed: Path, tmp_path: Path):
     other = write_bundle(tmp_path, name="other")
-    out = Path(shutil.copytree(halfway, tmp_path / "run"))
+    out = Path(shutil.copytree(killed, tmp_path / "run"))
     done = train(other, out, processes=1)
     assert "exitcode  : 2" in done.stderr
     assert "name another --out" in done.stderr

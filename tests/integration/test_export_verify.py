@@ -1,47 +1,42 @@
-"""Verification by the trainers that sweepcp itself depends on; tests/peers has the others."""
+"""Verification by the trainers that sweepcp depends on; tests/peers has the others."""
 
 import os
 import sys
 
 import pytest
 
-from tests.exports import CASES, cases_of, short, verdicts, with_each_key_altered
+from tests.exports import (
+    CASES,
+    export_alterations,
+    export_cases,
+    promoted_short,
+    verify_exports,
+)
 from tests.integration.conftest import sweepcp
 
 
 @pytest.mark.parametrize("trainer", ["hf-trainer", "deepspeed"])
-def test_what_is_exported_is_what_is_parsed(tmp_path, trainer):
-    for case, checked in zip(
-        CASES, verdicts(sys.executable, trainer, cases_of(tmp_path, trainer)), strict=True
-    ):
-        assert checked.good, (case, checked.wrong, checked.missing)
-        assert not checked.open
+def test_trainers_parse_what_was_exported(tmp_path, trainer):
+    verifications = verify_exports(sys.executable, trainer, export_cases(tmp_path, trainer))
+    for case, verification in zip(CASES, verifications, strict=True):
+        assert verification.passed, (case, verification.problems)
+        assert not verification.pending
 
 
-def test_every_key_for_the_hf_trainer_is_checked(tmp_path):
-    variants = with_each_key_altered(tmp_path / "out", short(tmp_path / "bundle"), "hf-trainer")
-    checked = dict(
-        zip(variants, verdicts(sys.executable, "hf-trainer", list(variants.values())), strict=True)
-    )
-    assert checked.pop("nothing").good
-    assert len(checked) > 40
-    assert [what for what, found in checked.items() if found.good] == []
+def test_every_altered_key_for_the_hf_trainer_is_detected(tmp_path):
+    loaded = promoted_short(tmp_path / "bundle")
+    exports = export_alterations(tmp_path / "out", loaded, "hf-trainer")
+    results = verify_exports(sys.executable, "hf-trainer", list(exports.values()))
+    verifications = dict(zip(exports, results, strict=True))
+    assert verifications.pop("nothing").passed
+    assert len(verifications) > 40
+    assert [key for key, verification in verifications.items() if verification.passed] == []
 
 
-def test_the_command_says_verified_in_every_file_of_the_trainer(tmp_path):
-    bundle, out = short(tmp_path / "bundle").path, tmp_path / "out"
-    done = sweepcp(
-        "export",
-        bundle,
-        "--to",
-        "hf-trainer",
-        "--to",
-        "slurm",
-        "--out",
-        out,
-        "--verify",
-        sys.executable,
-    )
+def test_every_file_of_a_verified_trainer_says_so(tmp_path):
+    bundle, out = promoted_short(tmp_path / "bundle").path, tmp_path / "out"
+    options = ("--to", "hf-trainer", "--to", "slurm", "--out", out, "--verify", sys.executable)
+    done = sweepcp("export", bundle, *options)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "17 facts and" in done.stdout
     for name in ("train.py", "training_args.yaml", "ds_config.json", "SUMMARY.md", "export.json"):
@@ -51,28 +46,26 @@ def test_the_command_says_verified_in_every_file_of_the_trainer(tmp_path):
     assert "sbatch --test-only" in (out / "SUMMARY.md").read_text()
 
 
-def test_the_command_fails_when_something_else_is_parsed(tmp_path):
-    """By an interpreter that changes a value before it reads it."""
+def test_the_command_fails_when_another_value_is_parsed(tmp_path):
+    # An interpreter that changes a value before the reader reads it.
     python = tmp_path / "python"
-    python.write_text(
-        f'#!/bin/sh\nsed -i "s/^weight_decay: .*/weight_decay: 0.2/" "$2"/*.yaml\nexec {sys.executable} "$@"\n'
-    )
+    alter = 'sed -i "s/^weight_decay: .*/weight_decay: 0.2/" "$2"/*.yaml'
+    python.write_text(f'#!/bin/sh\n{alter}\nexec {sys.executable} "$@"\n')
     python.chmod(0o755)
-    bundle, out = short(tmp_path / "bundle").path, tmp_path / "out"
+    bundle, out = promoted_short(tmp_path / "bundle").path, tmp_path / "out"
     relative = os.path.relpath(python)
     done = sweepcp("export", bundle, "--to", "hf-trainer", "--out", out, "--verify", relative)
     assert done.returncode == 1, done.stdout + done.stderr
     assert (
-        "the recipe says [0.9, 0.95, 1e-08, 0.1], the trainer [0.9, 0.95, 1e-08, 0.2]"
-        in done.stdout
+        "the recipe has [0.9, 0.95, 1e-08, 0.1], the trainer [0.9, 0.95, 1e-08, 0.2]" in done.stdout
     )
     assert "setting weight_decay: written 0.1, parsed 0.2" in done.stdout
     assert "NOT VERIFIED: transformers" in (out / "training_args.yaml").read_text()
-    assert "optimizer: the recipe says" in (out / "SUMMARY.md").read_text()
+    assert "weight decay: the recipe has" in (out / "SUMMARY.md").read_text()
 
 
-def test_an_interpreter_without_the_trainer_is_said(tmp_path):
-    bundle, out = short(tmp_path / "bundle").path, tmp_path / "out"
+def test_an_interpreter_without_the_trainer_is_refused(tmp_path):
+    bundle, out = promoted_short(tmp_path / "bundle").path, tmp_path / "out"
     done = sweepcp("export", bundle, "--to", "axolotl", "--out", out, "--verify", sys.executable)
     assert done.returncode == 2
     assert "No module named 'axolotl'" in done.stderr

@@ -1,4 +1,4 @@
-"""Real English text: what sympy's programmers write about mathematics, hidden among what others write about theirs."""
+"""Mining of real English text: sympy's docstrings and comments, hidden among those of others."""
 
 import gzip
 import json
@@ -15,6 +15,7 @@ from sweepcp.data.documents import Document
 from sweepcp.data.records import RecordLocation
 from sweepcp.data.source_files import ResolvedSource, resolve_source
 from sweepcp.errors import InvalidInput
+from sweepcp.util.progress import NoProgress
 from tests.make import jsonl
 
 OTHERS = (
@@ -36,23 +37,25 @@ GENERAL, CORPUS = 15_000, 50_000
 Sources = tuple[tuple[Source, ...], dict[str, ResolvedSource]]
 
 
-def written(package: Path) -> Iterator[str]:
-    """Docstrings and comments of two lines and more, of 100 characters and more, without indentation."""
+def mine_web(sources: Sources, out: Path, precision: float) -> MiningResult:
+    return mine_corpus(*sources, corpus="web", out=out, precision=precision, progress=NoProgress())
+
+
+def docstrings_and_comments(package: Path) -> Iterator[str]:
+    """Docstrings and comments of at least two lines and 100 characters, without indentation."""
     for path in sorted(package.rglob("*.py")):
         content = path.read_text(encoding="utf-8", errors="replace")
-        texts = [m.group(1) for m in DOCSTRING.finditer(content)]
-        texts += [
-            re.sub(r"^[ \t]*#+ ?", "", m.group(0), flags=re.MULTILINE)
-            for m in COMMENT.finditer(content)
-        ]
+        texts = [match.group(1) for match in DOCSTRING.finditer(content)]
+        comments = [match.group(0) for match in COMMENT.finditer(content)]
+        texts += [re.sub(r"^[ \t]*#+ ?", "", text, flags=re.MULTILINE) for text in comments]
         for text in texts:
-            short = re.sub(r"[ \t]*\n[ \t]*", "\n", text.strip())
-            if len(short) >= 100 and "icense" not in short:
-                yield short
+            dedented = re.sub(r"[ \t]*\n[ \t]*", "\n", text.strip())
+            if len(dedented) >= 100 and "icense" not in dedented:
+                yield dedented
 
 
-def drawn(texts: set[str]) -> list[str]:
-    """In an order that the texts themselves decide."""
+def in_hash_order(texts: set[str]) -> list[str]:
+    """The texts in an order that depends on nothing but themselves."""
     return sorted(texts, key=lambda text: Document(text[::-1], RecordLocation("")).sha256)
 
 
@@ -60,22 +63,22 @@ def drawn(texts: set[str]) -> list[str]:
 def kinds() -> tuple[list[str], list[str]]:
     """Documents of sympy, and of the others."""
     site = Path(sysconfig.get_path("purelib"))
-    domain = {text for text in written(site / "sympy") if len(text) >= 700}
+    domain = {text for text in docstrings_and_comments(site / "sympy") if len(text) >= 700}
     roots = [site / name for name in OTHERS if (site / name).is_dir()]
     standard = Path(sysconfig.get_path("stdlib"))
     roots += [p for p in sorted(standard.iterdir()) if p.is_dir() and p.name != "site-packages"]
-    others = {text for root in roots for text in written(root)} - domain
+    others = {text for root in roots for text in docstrings_and_comments(root)} - domain
     assert len(others) >= GENERAL + CORPUS
-    return drawn(domain), drawn(others)
+    return in_hash_order(domain), in_hash_order(others)
 
 
 def corpus(
     folder: Path, kinds: tuple[list[str], list[str]], share: float, general: bool
 ) -> tuple[set[str], Sources]:
-    """Write an experiment's texts; also the texts that are hidden."""
+    """Write the sources of an experiment; return the hidden domain texts and the sources."""
     domain, others = kinds
     hidden = domain[: round(CORPUS * share / (1 - share))]
-    mixed = drawn({*others[GENERAL : GENERAL + CORPUS], *hidden})
+    mixed = in_hash_order({*others[GENERAL : GENERAL + CORPUS], *hidden})
     assert len(mixed) >= 50_000
     names = ["domain", "web"] + ["general"] * general
     jsonl(folder / "domain.jsonl", [{"text": t} for t in domain[len(hidden) :]])
@@ -109,7 +112,7 @@ def two_per_cent(
 ) -> tuple[Path, set[str], Sources, MiningResult]:
     folder = tmp_path_factory.mktemp("mine")
     hidden, sources = corpus(folder, kinds, 0.02, general=True)
-    return folder, hidden, sources, mine_corpus(*sources, "web", folder / "out", 0.92)
+    return folder, hidden, sources, mine_web(sources, folder / "out", 0.92)
 
 
 def test_what_is_hidden_is_found_at_the_precision_that_is_predicted(
@@ -138,7 +141,7 @@ def test_a_second_run_finds_the_same_and_scores_only_what_is_missing(
     kept, missing = sorted((out / "scores").glob("0*.npy"))[:2]
     stamp = kept.stat().st_mtime_ns
     missing.unlink()
-    assert mine_corpus(*sources, "web", out, 0.92) == result
+    assert mine_web(sources, out, 0.92) == result
     assert kept.stat().st_mtime_ns == stamp
     assert {p.relative_to(out): p.read_bytes() for p in out.rglob("*.jsonl*")} == before
 
@@ -154,11 +157,9 @@ def test_labels_take_the_place_of_the_estimate(
     path.write_text(
         "".join(json.dumps(row | {"label": row["text"] in starts}) + "\n" for row in rows)
     )
-    labelled = mine_corpus(*sources, "web", folder / "out", 0.92)
+    labelled = mine_web(sources, folder / "out", 0.92)
     precision, recall = true_rates(hidden, mined_texts(folder / "out"))
-    print(
-        f"labelled: {labelled.prevalence:.4f} {labelled.prevalence_interval}, precision {precision:.3f}, {recall:.3f}"
-    )
+    print(f"true precision {precision:.3f}, recall {recall:.3f}: {labelled}")
     assert f"{len(rows)} labelled documents" in labelled.prevalence_from
     low, high = labelled.prevalence_interval
     assert low < len(hidden) / labelled.documents < high
@@ -166,7 +167,7 @@ def test_labels_take_the_place_of_the_estimate(
     assert abs(labelled.precision - precision) <= 0.1
     assert json.loads(path.read_text().splitlines()[0])["label"] is not None
     path.write_text(unlabelled)
-    assert mine_corpus(*sources, "web", folder / "out", 0.92) == result
+    assert mine_web(sources, folder / "out", 0.92) == result
 
 
 def test_a_corpus_without_domain_text_is_refused(
@@ -175,14 +176,14 @@ def test_a_corpus_without_domain_text_is_refused(
     hidden, sources = corpus(tmp_path, kinds, 0.0, general=True)
     assert not hidden
     with pytest.raises(InvalidInput, match=r"told from none|at most"):
-        mine_corpus(*sources, "web", tmp_path / "out", 0.9)
+        mine_web(sources, tmp_path / "out", 0.9)
 
 
 def test_without_other_general_text_the_corpus_stands_for_it(
     tmp_path: Path, kinds: tuple[list[str], list[str]]
 ):
     hidden, sources = corpus(tmp_path, kinds, 0.02, general=False)
-    result = mine_corpus(*sources, "web", tmp_path / "out", 0.9)
+    result = mine_web(sources, tmp_path / "out", 0.9)
     precision, recall = true_rates(hidden, mined_texts(tmp_path / "out"))
     print(f"true precision {precision:.3f}, recall {recall:.3f}: {result}")
     assert "label sample.jsonl" in result.prevalence_from

@@ -1,4 +1,4 @@
-"""The notebooks, from the first cell to the last, on runs that were just made."""
+"""The notebooks, executed from the first cell to the last on made runs."""
 
 from pathlib import Path
 
@@ -6,33 +6,36 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
-from sweepcp.runs.run_folder import Run
+from tests.make import write_run
 
 FOLDER = Path(__file__).parents[2] / "notebooks"
+NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
 
 
-@pytest.mark.parametrize("name", sorted(path.name for path in FOLDER.glob("*.ipynb")))
-def test_a_notebook_runs_to_its_end(
-    quickstart: Run, short_runs: list[Path], tmp_path: Path, name: str
-):
-    (tmp_path / "runs").mkdir()
-    (tmp_path / "runs" / "quickstart").symlink_to(quickstart.path)
-    (tmp_path / "runs" / "quickstart-seed-1").symlink_to(short_runs[0])
+def code_cells(notebook: nbformat.NotebookNode) -> list[nbformat.NotebookNode]:
+    return [cell for cell in notebook.cells if cell.cell_type == "code"]
+
+
+def shows_plot(cell: nbformat.NotebookNode) -> bool:
+    formats = [kind for output in cell.outputs for kind in output.get("data", ())]
+    return any("plotly" in kind for kind in formats)
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.name)
+def test_notebook_runs_and_draws_its_plots(tmp_path: Path, path: Path):
+    write_run(tmp_path / "runs" / "quickstart", 24, t0003="diverged")
+    write_run(tmp_path / "runs" / "quickstart-seed-1", 6)
     (tmp_path / "notebooks").mkdir()
-    notebook = nbformat.read(FOLDER / name, as_version=4)
-    NotebookClient(
-        notebook, timeout=100, resources={"metadata": {"path": str(tmp_path / "notebooks")}}
-    ).execute()
-    shown = [
-        set(o["data"]) for cell in notebook.cells for o in cell.get("outputs", ()) if "data" in o
-    ]
-    plots = sum(any("plotly" in kind for kind in kinds) for kinds in shown)
-    assert plots == sum(
-        ".plot." in cell.source for cell in notebook.cells if cell.cell_type == "code"
-    )
+    notebook = nbformat.read(path, as_version=4)
+    resources = {"metadata": {"path": str(tmp_path / "notebooks")}}
+    NotebookClient(notebook, timeout=100, resources=resources).execute()
+    cells = code_cells(notebook)
+    drawn = [cell.source for cell in cells if shows_plot(cell)]
+    assert drawn == [cell.source for cell in cells if ".plot." in cell.source]
 
 
-@pytest.mark.parametrize("path", sorted(FOLDER.glob("*.ipynb")), ids=lambda path: path.name)
-def test_a_notebook_is_stored_without_output(path: Path):
-    cells = [cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
-    assert all(cell.outputs == [] and cell.execution_count is None for cell in cells)
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.name)
+def test_notebook_is_stored_without_output(path: Path):
+    for cell in code_cells(nbformat.read(path, as_version=4)):
+        assert cell.outputs == []
+        assert cell.execution_count is None

@@ -1,4 +1,7 @@
-"""Exported files, started: on processes of this machine, stopped, started again, finished."""
+"""Exported files, started on processes of this machine, stopped, restarted and finished.
+
+Takes minutes, so it is not part of `pytest`: run `pytest tests/launchers`.
+"""
 
 import json
 import os
@@ -17,126 +20,126 @@ from sweepcp.promote.bundle import load_bundle
 from tests.integration.conftest import metrics
 from tests.make import write_bundle
 
-
-def written(folder: Path, *names: str, **changes: object) -> Path:
-    bundle = write_bundle(folder, **changes)
-    write_export(
-        load_bundle(bundle), names, Site(python=sys.executable), None, folder / "out", (), False
-    )
-    return folder / "out"
+STEPS = 20
+"""Steps of the bundle that `write_bundle` writes by default."""
 
 
-def started(out: Path, script: str = "run.sh") -> subprocess.Popen[str]:
-    command = (
-        ["bash", str(out / script)]
-        if script.endswith("sh")
-        else [sys.executable, str(out / script)]
-    )
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+def export(bundle: Path, out: Path, *names: str) -> Path:
+    """Export a bundle into a new folder, which is returned."""
+    write_export(load_bundle(bundle), names, out, site=Site(python=sys.executable))
+    return out
+
+
+def start(out: Path, script: str = "run.sh") -> subprocess.Popen[str]:
+    """Start an exported script in the background."""
+    program = "bash" if script.endswith("sh") else sys.executable
+    env = os.environ | {"COLUMNS": "120", "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
-        command, env=os.environ | {"COLUMNS": "120", "OMP_NUM_THREADS": "1"}, **pipes
+        [program, str(out / script)],
+        env=env,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
     )
 
 
-def finished(out: Path, script: str = "run.sh") -> str:
-    process = started(out, script)
-    text, _ = process.communicate(timeout=600)
-    assert process.returncode == 0, text[-4000:]
-    return text
+def run_to_end(out: Path, script: str = "run.sh") -> str:
+    """Run an exported script, which must succeed, and return its output."""
+    process = start(out, script)
+    output, _ = process.communicate(timeout=600)
+    assert process.returncode == 0, output[-4000:]
+    return output
 
 
-def stopped_after(process: subprocess.Popen[str], pattern: str) -> str:
-    """Send TERM to torchrun once it has printed a pattern; what it printed."""
-    text = ""
+def stop_after(process: subprocess.Popen[str], pattern: str) -> str:
+    """Send SIGTERM to torchrun once its output matches, and return the whole output."""
+    output = ""
     for line in process.stdout:
-        text += line
-        if re.search(pattern, text):
+        output += line
+        if re.search(pattern, output):
             process.send_signal(signal.SIGTERM)
             break
     rest, _ = process.communicate(timeout=300)
     assert process.returncode != 0
-    return text + rest
+    return output + rest
+
+
+def printed_losses(output: str) -> list[float]:
+    """Return the losses that transformers' Trainer prints, one per step."""
+    return [float(loss) for loss in re.findall(r"'loss': '?([0-9.]+)", output)]
 
 
 def test_run_sh_starts_sweepcp_train(tmp_path):
-    out = written(tmp_path, "torchrun")
-    finished(out)
+    out = export(write_bundle(tmp_path), tmp_path / "out", "torchrun")
+    run_to_end(out)
     assert (out / "run" / "scorecard.json").is_file()
 
 
 @pytest.mark.parametrize(
-    ("trainer", "last"), [("deepspeed", "scorecard.json"), ("hf-trainer", "model/config.json")]
+    ("trainer", "last_file"),
+    [("deepspeed", "scorecard.json"), ("hf-trainer", "model/config.json")],
 )
-def test_ray_train_starts_trainers_with_process_groups_of_their_own(tmp_path, trainer, last):
-    out = written(tmp_path, trainer, "ray")
-    finished(out, "ray_train.py")
-    assert (out / "run" / last).is_file()
+def test_ray_train_starts_trainers_that_join_their_own_process_groups(tmp_path, trainer, last_file):
+    out = export(write_bundle(tmp_path), tmp_path / "out", trainer, "ray")
+    run_to_end(out, "ray_train.py")
+    assert (out / "run" / last_file).is_file()
 
 
-def losses(text: str) -> list[float]:
-    return [float(loss) for loss in re.findall(r"'loss': '?([0-9.]+)", text)]
+@pytest.fixture(scope="module")
+def hf_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, list[float]]:
+    """Run the export for transformers' Trainer; returns bundle, output folder and losses."""
+    folder = tmp_path_factory.mktemp("hf")
+    bundle = write_bundle(folder)
+    out = export(bundle, folder / "out", "hf-trainer")
+    return bundle, out, printed_losses(run_to_end(out))
 
 
-def test_the_hf_trainer_takes_the_same_steps_and_goes_on_after_term(tmp_path):
-    """The first loss is that of `sweepcp train`, the last close to it: the LR is a step late. Then TERM on the way."""
-    ours = written(tmp_path, "torchrun")
-    finished(ours)
-    wanted = [row["loss"] for row in metrics(ours / "run")]
-    out = tmp_path / "hf"
-    write_export(
-        load_bundle(tmp_path / "bundle"),
-        ["hf-trainer"],
-        Site(python=sys.executable),
-        None,
-        out,
-        (),
-        False,
-    )
-    found = losses(finished(out))
-    assert len(found) == 20
-    assert found[0] == pytest.approx(wanted[0], abs=5e-4)  # it prints four digits
-    assert found[-1] == pytest.approx(wanted[-1], abs=5e-2)
+def test_the_hf_trainer_takes_the_steps_of_sweepcp_train(hf_run, tmp_path):
+    """The first loss is the same, the last one is close: the LR is one step late."""
+    bundle, out, losses = hf_run
+    ours = export(bundle, tmp_path / "out", "torchrun")
+    run_to_end(ours)
+    expected = [row["loss"] for row in metrics(ours / "run")]
+    assert len(losses) == STEPS
+    # The Trainer prints four digits.
+    assert losses[0] == pytest.approx(expected[0], abs=5e-4)
+    assert losses[-1] == pytest.approx(expected[-1], abs=5e-2)
     assert (out / "run" / "model" / "model.safetensors").is_file()
 
-    again = tmp_path / "again"
-    write_export(
-        load_bundle(tmp_path / "bundle"),
-        ["hf-trainer"],
-        Site(python=sys.executable),
-        None,
-        again,
-        (),
-        False,
-    )
-    before = losses(stopped_after(started(again), "'loss'"))
-    assert not (again / "run" / "model").exists()
-    saved = [
-        json.loads(path.read_text())["global_step"]
-        for path in again.glob("run/*/trainer_state.json")
-    ]
+
+def test_the_hf_trainer_resumes_after_sigterm(hf_run, tmp_path):
+    bundle, _, uninterrupted = hf_run
+    out = export(bundle, tmp_path / "out", "hf-trainer")
+    before = printed_losses(stop_after(start(out), "'loss'"))
+    assert not (out / "run" / "model").exists()
+    states = [json.loads(path.read_text()) for path in out.glob("run/*/trainer_state.json")]
+    saved_step = max(state["global_step"] for state in states)
     time.sleep(1)
-    after = losses(finished(again))
-    assert len(after) == 20 - max(saved)
-    assert len(before) >= max(saved) > 0
-    assert after == pytest.approx(found[max(saved) :], abs=2e-3)
+    after = printed_losses(run_to_end(out))
+    assert len(before) >= saved_step > 0
+    assert len(after) == STEPS - saved_step
+    assert after == pytest.approx(uninterrupted[saved_step:], abs=2e-3)
 
 
-def test_a_killed_rank_is_started_again_by_itself_and_goes_on(tmp_path):
-    out = written(tmp_path, "torchrun", tokens=200 * 512, checkpoints={"every": 20})
-    process = started(out)
+def test_torchrun_restarts_a_killed_rank_which_resumes(tmp_path):
+    bundle = write_bundle(tmp_path, tokens=200 * 512, checkpoints={"every": 20})
+    out = export(bundle, tmp_path / "out", "torchrun")
+    process = start(out)
     for line in process.stdout:
-        if "checkpoint at step 20" in line:
-            found = subprocess.run(
-                ["pgrep", "-f", f"sweepcp train {tmp_path}"], capture_output=True, text=True
-            )
-            ranks = [
-                pid
-                for pid in found.stdout.split()
-                if "RANK=1" in Path(f"/proc/{pid}/environ").read_text()
-            ]
-            os.kill(int(ranks[0]), signal.SIGKILL)
+        if "saved the checkpoint at step 20" in line:
+            os.kill(process_of_rank(1, tmp_path), signal.SIGKILL)
             break
     rest, _ = process.communicate(timeout=300)
     assert process.returncode == 0, rest[-4000:]
-    assert re.search(r"going on after step \d+ of 200", rest)
+    assert re.search(r"resuming after step \d+ of 200", rest)
     assert [row["step"] for row in metrics(out / "run")] == list(range(1, 201))
+
+
+def process_of_rank(rank: int, folder: Path) -> int:
+    """Return the process id of a rank of `sweepcp train` on a bundle in a folder."""
+    command = ["pgrep", "-f", f"sweepcp train {folder}"]
+    listed = subprocess.run(command, capture_output=True, text=True)
+    for pid in listed.stdout.split():
+        if f"\0RANK={rank}\0" in Path(f"/proc/{pid}/environ").read_text():
+            return int(pid)
+    raise AssertionError(f"no process of rank {rank}: {listed.stdout}")

@@ -1,4 +1,7 @@
-"""The same full run, started by each launcher. Long, so not part of `pytest`: run `pytest tests/launchers`."""
+"""The same full run, started by each launcher.
+
+Takes minutes, so it is not part of `pytest`: run `pytest tests/launchers`.
+"""
 
 import json
 import os
@@ -25,68 +28,74 @@ TRAIN = ["-m", "sweepcp", "train"]
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = write_bundle(tmp_path_factory.mktemp("launchers"))
-    done = torchrun(2, *TRAIN, folder)
-    assert done.returncode == 0, done.stderr
+    process = torchrun(2, *TRAIN, folder)
+    assert process.returncode == 0, process.stderr
     return folder
 
 
 def free_port() -> str:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return str(free.getsockname()[1])
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        return str(unused.getsockname()[1])
 
 
-def same(out: Path, bundle: Path, exact: bool = True) -> None:
-    """Weights and steps are those of the run that torchrun started."""
-    mine, reference = (
-        load_file(folder / "model" / "model.safetensors") for folder in (out, bundle / "run")
-    )
-    assert max(float((mine[n] - reference[n]).abs().max()) for n in reference) <= (
-        0 if exact else 1e-4
-    )
+def assert_same_run(out: Path, bundle: Path, tolerance: float = 0) -> None:
+    """Compare weights and number of steps with the run that torchrun started."""
+    weights = load_file(out / "model" / "model.safetensors")
+    reference = load_file(bundle / "run" / "model" / "model.safetensors")
+    assert weights.keys() == reference.keys()
+    for name, tensor in reference.items():
+        assert float((weights[name] - tensor).abs().max()) <= tolerance, name
     assert len((out / "metrics.jsonl").read_text().splitlines()) == 20
 
 
 def run(*command: object, env: dict[str, str] = ENV) -> None:
-    done = subprocess.run(
-        [str(c) for c in command], env=env, capture_output=True, text=True, timeout=300, check=False
+    words = [str(word) for word in command]
+    process = subprocess.run(
+        words, env=env, capture_output=True, text=True, timeout=300, check=False
     )
-    assert done.returncode == 0, done.stdout + done.stderr
+    assert process.returncode == 0, process.stdout + process.stderr
 
 
-def test_one_process_by_hand(bundle: Path, tmp_path: Path):
+def test_one_process_without_a_launcher(bundle: Path, tmp_path: Path):
     run(PYTHON, *TRAIN, bundle, "--out", tmp_path)
-    same(tmp_path, bundle, exact=False)
+    # One process sums the gradients in another order than two.
+    assert_same_run(tmp_path, bundle, tolerance=1e-4)
 
 
-def together(*nodes: tuple[list[str], dict[str, str]]) -> None:
-    """Commands that wait for each other, each with variables of its own."""
-    started = [subprocess.Popen(command, env=ENV | own) for command, own in nodes]
-    assert [node.wait(300) for node in started] == [0] * len(nodes)
+def run_together(*nodes: tuple[list[str], dict[str, str]]) -> None:
+    """Run commands at the same time, each with its own variables in addition to `ENV`."""
+    processes = [subprocess.Popen(command, env=ENV | variables) for command, variables in nodes]
+    assert [process.wait(300) for process in processes] == [0] * len(nodes)
 
 
-def deepspeed(bundle: Path, out: Path, *where: str) -> list[str]:
-    launcher = [str(PYTHON.parent / "deepspeed"), *where, "--no_local_rank", "--module", "sweepcp"]
-    return [*launcher, "train", str(bundle), "--out", str(out)]
+def deepspeed_command(bundle: Path, out: Path, *options: str) -> list[str]:
+    launcher = [str(PYTHON.parent / "deepspeed"), *options]
+    train = ["--no_local_rank", "--module", "sweepcp", "train", str(bundle), "--out", str(out)]
+    return [*launcher, *train]
 
 
 def test_deepspeed_on_one_node(bundle: Path, tmp_path: Path):
-    run(*deepspeed(bundle, tmp_path, "--num_gpus", "2", "--master_port", free_port()))
-    same(tmp_path, bundle)
+    options = ("--num_gpus", "2", "--master_port", free_port())
+    run(*deepspeed_command(bundle, tmp_path, *options))
+    assert_same_run(tmp_path, bundle)
 
 
 def test_deepspeed_with_a_hostfile(bundle: Path, tmp_path: Path):
-    """Two nodes of one process each, started on each without ssh."""
+    """Two nodes of one process each, started on both without ssh."""
     (tmp_path / "hostfile").write_text("127.0.0.1 slots=1\nlocalhost slots=1\n")
-    where = ["--hostfile", str(tmp_path / "hostfile"), "--no_ssh", "--master_addr", "127.0.0.1"]
-    where += ["--master_port", free_port()]
+    options = ["--hostfile", str(tmp_path / "hostfile"), "--no_ssh"]
+    options += ["--master_addr", "127.0.0.1", "--master_port", free_port()]
     out = tmp_path / "run"
-    together(*((deepspeed(bundle, out, *where, "--node_rank", rank), {}) for rank in ("0", "1")))
-    same(out, bundle)
+    commands = [
+        deepspeed_command(bundle, out, *options, "--node_rank", rank) for rank in ("0", "1")
+    ]
+    run_together(*((command, {}) for command in commands))
+    assert_same_run(out, bundle)
 
 
-def test_what_srun_sets(bundle: Path, tmp_path: Path):
-    """Two tasks with the variables that srun gives them, and the address that a batch script exports."""
+def test_the_variables_of_srun(bundle: Path, tmp_path: Path):
+    """Two tasks with srun's variables, and the address that a batch script exports."""
     common = {
         "SLURM_NTASKS": "2",
         "SLURM_JOB_ID": "4711",
@@ -95,11 +104,11 @@ def test_what_srun_sets(bundle: Path, tmp_path: Path):
     }
     common |= {"MASTER_PORT": free_port(), "SLURM_LOCALID": "0"}
     command = [str(PYTHON), *TRAIN, str(bundle), "--out", str(tmp_path)]
-    together(*((command, common | {"SLURM_PROCID": rank}) for rank in ("0", "1")))
-    same(tmp_path, bundle)
+    run_together(*((command, common | {"SLURM_PROCID": rank}) for rank in ("0", "1")))
+    assert_same_run(tmp_path, bundle)
 
 
 def test_ray_train(bundle: Path, tmp_path: Path):
     run(PYTHON, *TRAIN, bundle, "--out", tmp_path, "--ray")
-    same(tmp_path, bundle)
+    assert_same_run(tmp_path, bundle)
     assert json.loads((tmp_path / "scorecard.json").read_text())

@@ -2,9 +2,10 @@
 
     python -m venv peer && peer/bin/pip install torch==2.13.0 numpy typing_extensions
     peer/bin/pip install --no-deps megatron-core==0.16.1 && peer/bin/pip install .
-    peer/bin/python tests/peers/megatron_store.py STORE...      # folders that `sweepcp data build` names
+    peer/bin/python tests/peers/megatron_store.py STORE...
 
-megatron-core asks for Python 3.12; on 3.11 it finds `typing.override` in typing_extensions.
+STORE is a folder that `sweepcp data build` lists. megatron-core needs Python 3.12; on 3.11 it gets
+`typing.override` from typing_extensions.
 """
 
 import sys
@@ -22,9 +23,8 @@ from megatron.core.datasets.indexed_dataset import IndexedDataset
 from sweepcp.data.token_store import read_indexed_tokens
 
 for store in map(Path, sys.argv[1:]):
-    theirs, ours = IndexedDataset(str(store / "train")), read_indexed_tokens(store / "train")
-    assert theirs.document_indices.tolist() == list(range(len(ours.offsets) + 1))
-    np.testing.assert_array_equal(
-        np.concatenate([theirs[i] for i in range(len(theirs))]), ours.tokens
-    )
-    print(f"{store}: {len(theirs):,} documents, {len(ours.tokens):,} tokens, equal")
+    megatron, ours = IndexedDataset(str(store / "train")), read_indexed_tokens(store / "train")
+    assert megatron.document_indices.tolist() == list(range(len(ours.offsets) + 1))
+    tokens = np.concatenate([megatron[number] for number in range(len(megatron))])
+    np.testing.assert_array_equal(tokens, ours.tokens)
+    print(f"{store}: {len(megatron):,} documents, {len(ours.tokens):,} tokens, equal")

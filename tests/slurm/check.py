@@ -1,4 +1,4 @@
-"""What a job that was preempted must have come to: every step once, as planned, and no failure counted."""
+"""Check the result of a preempted job: every step once, as planned, and no failure counted."""
 
 import json
 import sys
@@ -12,12 +12,14 @@ def main(work: Path, trainer: str) -> None:
         assert (job / "run" / "model" / "model.safetensors").is_file(), "no model was written"
         return
     plan = [json.loads(line) for line in (work / "bundle" / "plan.jsonl").read_text().splitlines()]
-    rows = [json.loads(line) for line in (job / "run" / "metrics.jsonl").read_text().splitlines()]
-    found = [{key: row[key] for key in ("step", "lr", "tokens")} for row in rows]
-    assert found == plan, "metrics.jsonl is not the plan"
-    card = json.loads((job / "run" / "scorecard.json").read_text())["report"]
-    print(f"{len(rows)} steps, each once, with the LR and the tokens of the plan")
-    print(f"domain {card['domain']:+.2f} %, general {card['general']:+.2f} %")
+    metrics = [
+        json.loads(line) for line in (job / "run" / "metrics.jsonl").read_text().splitlines()
+    ]
+    steps = [{key: row[key] for key in ("step", "lr", "tokens")} for row in metrics]
+    assert steps == plan, "metrics.jsonl differs from the plan"
+    scores = json.loads((job / "run" / "scorecard.json").read_text())["report"]
+    print(f"{len(steps)} steps, each once, with the LR and the tokens of the plan")
+    print(f"domain {scores['domain']:+.2f} %, general {scores['general']:+.2f} %")
 
 
 if __name__ == "__main__":

@@ -43,11 +43,11 @@ def points(chart: Chart) -> list[Series]:
 
 
 def trials_in(series: list[Series]) -> list[str]:
-    """Ids in hover texts that begin with one."""
+    """Ids at the beginning of hover texts."""
     return sorted(text[:4] for s in series for text in s.hover if text[:4].isdigit())
 
 
-def test_the_front_has_every_done_trial_once_and_the_choice_twice(run: sweepcp.RunView):
+def test_front_has_every_done_trial_once_and_the_choice_twice(run: sweepcp.RunView):
     chart = front_chart(run, run.labels)
     done = [t for t in run.trials if t.status == "done"]
     assert run.chosen is not None
@@ -59,7 +59,7 @@ def test_the_front_has_every_done_trial_once_and_the_choice_twice(run: sweepcp.R
     assert {(t.general, t.domain) for t in done} < where
 
 
-def test_error_bars_of_the_front_are_its_standard_errors(run: sweepcp.RunView):
+def test_error_bars_are_standard_errors(run: sweepcp.RunView):
     by_place = {
         x: error
         for s in points(front_chart(run, run.labels))
@@ -68,12 +68,13 @@ def test_error_bars_of_the_front_are_its_standard_errors(run: sweepcp.RunView):
     }
     for trial in (run.by_id[i] for i in run.front.ids):
         assert trial.scorecard is not None
+        assert trial.general is not None
         assert by_place[trial.general] == trial.scorecard.select.general_se
     other = run.chosen.scorecard.report  # type: ignore[union-attr]
     assert by_place[other.general] == other.general_se
 
 
-def test_hovering_gives_the_recipe(run: sweepcp.RunView):
+def test_hover_text_has_recipe_and_certainty(run: sweepcp.RunView):
     assert run.chosen is not None
     text = run.labels.hover[run.chosen.id]
     recipe = run.chosen.recipe
@@ -83,20 +84,20 @@ def test_hovering_gives_the_recipe(run: sweepcp.RunView):
     assert "step 3 of 10: loss nan" in run.labels.hover["0003"]
 
 
-def test_the_plane_has_every_trial(run: sweepcp.RunView):
+def test_recipe_chart_has_every_trial(run: sweepcp.RunView):
     chart = recipe_chart(run, run.labels)
     assert trials_in(points(chart)) == [t.id for t in run.trials]
     assert {s.name for s in points(chart)} >= {"diverged", "failed", "stopped"}
 
 
-def test_the_edge_of_the_front_never_rises_to_the_right(run: sweepcp.RunView):
+def test_edge_of_the_front_is_monotonic(run: sweepcp.RunView):
     stairs = front_chart(run, run.labels).panels[0].series[0]
     assert stairs.draw == "steps"
     assert list(stairs.x) == sorted(stairs.x, reverse=True)
     assert list(stairs.y) == sorted(stairs.y)
 
 
-def test_tolerance_is_what_the_rule_chooses_at_every_bound(run: sweepcp.RunView):
+def test_tolerance_is_the_choice_at_every_bound(run: sweepcp.RunView):
     line = tolerance_chart(run).panels[0].series[0]
     fraction = tolerance_chart(run).panels[1].series[0]
     for bound in np.linspace(0, line.x[-1], 50):
@@ -109,7 +110,7 @@ def test_tolerance_is_what_the_rule_chooses_at_every_bound(run: sweepcp.RunView)
             assert fraction.y[at] == run.by_id[choice.id].recipe.lr_fraction
 
 
-def test_the_hypervolume_rises_to_that_of_the_front(run: sweepcp.RunView):
+def test_hypervolume_rises_to_that_of_the_front(run: sweepcp.RunView):
     line = hypervolume_chart(run).panels[0].series[0]
     assert list(line.x) == [t.number for t in run.trials if t.status == "done"]
     assert list(line.y) == sorted(line.y)
@@ -127,7 +128,7 @@ def test_long_curves_are_means_of_whole_windows(tmp_path: Path):
     assert loss.x[-1] == pytest.approx(700 * 1024 / 1e6)
 
 
-def test_a_loss_that_is_not_finite_is_a_gap(tmp_path: Path):
+def test_non_finite_loss_is_a_gap(tmp_path: Path):
     folder = write_run(tmp_path, 1, documents=8)
     metrics = folder / "trials" / "0000" / "metrics.jsonl"
     metrics.write_text(metrics.read_text().replace('"loss": 1.95', '"loss": NaN'))
@@ -135,7 +136,7 @@ def test_a_loss_that_is_not_finite_is_a_gap(tmp_path: Path):
     assert [n for n, y in enumerate(loss.y, 1) if math.isnan(y)] == [5]
 
 
-def test_what_is_not_finite_is_not_drawn_and_not_an_error(tmp_path: Path):
+def test_non_finite_values_are_left_out(tmp_path: Path):
     folder = write_run(tmp_path, 2, documents=8, t0001="diverged")
     metrics = folder / "trials" / "0001" / "metrics.jsonl"
     metrics.write_text(metrics.read_text().replace('"grad_norm": 1.0', '"grad_norm": Infinity'))
@@ -144,7 +145,7 @@ def test_what_is_not_finite_is_not_drawn_and_not_an_error(tmp_path: Path):
     assert run.plot.curves().to_json()
 
 
-def test_parallel_lines_stand_where_the_values_are(run: sweepcp.RunView):
+def test_parallel_lines_are_at_the_positions_of_the_values(run: sweepcp.RunView):
     chart = parallel_chart(run, run.labels)
     labels = [label.split("\n")[0] for _, label in chart.panels[0].x.ticks]
     assert labels == ["lr_fraction", "general_share", "domain, %", "general, %"]
@@ -159,7 +160,7 @@ def test_parallel_lines_stand_where_the_values_are(run: sweepcp.RunView):
     )  # 0.1 on a log scale, 0.5 on a root's
 
 
-def test_axes_of_names_have_their_place_too(tmp_path: Path):
+def test_axes_with_choices_are_shown(tmp_path: Path):
     axes = "lr_fraction: {low: 0.01, high: 1.0, scale: log}, general_share: {low: 0.0, high: 1.0}"
     space = f"{{{axes}, warmup: {{low: 0.0, high: 0.2}}, schedule: {{choices: [cosine, wsd]}}}}"
     run = sweepcp.load_run(write_run(tmp_path, 40, documents=8, space=space))
@@ -182,7 +183,7 @@ def test_axes_of_names_have_their_place_too(tmp_path: Path):
     assert render_page(run).count(">wsd</td>") == 20
 
 
-def test_compared_runs_share_their_recipes(tmp_path: Path):
+def test_comparison_matches_recipes(tmp_path: Path):
     one, two = (
         sweepcp.load_run(write_run(tmp_path / name, n, documents=8))
         for name, n in (("a", 5), ("b", 7))
@@ -203,7 +204,7 @@ def test_compared_runs_share_their_recipes(tmp_path: Path):
     )
 
 
-def test_the_runs_own_comparison_says_how_the_experiments_differ(tmp_path: Path):
+def test_comparison_names_the_differences_of_the_experiments(tmp_path: Path):
     one, two = (
         sweepcp.load_run(write_run(tmp_path / name, n, documents=8))
         for name, n in (("a", 2), ("b", 3))
@@ -213,14 +214,14 @@ def test_the_runs_own_comparison_says_how_the_experiments_differ(tmp_path: Path)
 
 
 @pytest.mark.parametrize("name", KINDS)
-def test_each_chart_is_drawn_by_both_libraries(run: sweepcp.RunView, name: str):
+def test_every_chart_is_drawn_by_both_libraries(run: sweepcp.RunView, name: str):
     drawn = getattr(run.plot, name)()
     assert isinstance(drawn, go.Figure)
     drawn.to_json()
     assert isinstance(getattr(run.draw, name)(), Figure)
 
 
-def test_plotly_has_the_numbers_that_the_chart_has():
+def test_plotly_figure_has_the_numbers_of_the_chart():
     series = Series(
         "a<b", [1.0, 2.0, 3.0], [0.1, math.nan, 0.3], draw="line", hover=["<b>x</b>\ny", "", ""]
     )
@@ -233,7 +234,7 @@ def test_plotly_has_the_numbers_that_the_chart_has():
     assert drawn.layout.xaxis.type == "log"
 
 
-def test_an_image_is_the_same_every_time_and_names_its_kinds(run: sweepcp.RunView, tmp_path: Path):
+def test_image_is_deterministic_and_its_format_is_checked(run: sweepcp.RunView, tmp_path: Path):
     chart = front_chart(run, run.labels)
     for name in ("a.svg", "b.svg", "c.png"):
         save_image(chart, tmp_path / name)
@@ -247,8 +248,8 @@ def test_an_image_is_the_same_every_time_and_names_its_kinds(run: sweepcp.RunVie
 
 @pytest.mark.parametrize("background", ["#ffffff", "#14181d"])
 @pytest.mark.parametrize("name", sorted(COLOURS))
-def test_colours_stand_out_from_both_backgrounds(name: str, background: str):
-    """Contrast of 3:1 and more, as WCAG 2.2 asks of graphics (1.4.11)."""
+def test_colours_contrast_with_both_backgrounds(name: str, background: str):
+    """Check for a contrast of at least 3:1, which WCAG 2.2 requires of graphics (1.4.11)."""
 
     def luminance(colour: str) -> float:
         parts = (int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5))

@@ -61,8 +61,8 @@ def test_packed_documents_do_not_attend_to_each_other(folder: Path, attention: s
             pytest.skip("flash attention needs a GPU")
         device, dtype = torch.device("cuda"), torch.bfloat16
     model = AutoModelForCausalLM.from_pretrained(
-        folder, attn_implementation=attention, dtype=dtype
-    ).to(device)
+        folder, attn_implementation=attention, dtype=dtype, device_map=device
+    )
     model.train(training)
     batch = packed_batch()
     first_document = DOCUMENT_LENGTHS[0][0]

@@ -93,7 +93,9 @@ def final_command(script: str) -> list[str]:
 
 @pytest.mark.parametrize("trainer", TRAINERS)
 def test_torchrun_parses_its_arguments(e_llama, trainer):
-    python, module, run, *arguments = final_command(rendered(e_llama, trainer, "torchrun")["run.sh"])
+    python, module, run, *arguments = final_command(
+        rendered(e_llama, trainer, "torchrun")["run.sh"]
+    )
     assert (python, module, run) == ("/shared/venv/bin/python", "-m", "torch.distributed.run")
     args = parse_args(arguments)
     config, _, _ = config_from_args(args)

@@ -8,29 +8,31 @@ from sweepcp.report.frames import MEMBER_COLUMNS, STEP_COLUMNS, TRIAL_COLUMNS
 from tests.make import step_rows, write_run
 
 
-def test_a_row_a_trial_a_member_a_step(tmp_path: Path):
+def test_frames_have_a_row_per_trial_member_and_step(tmp_path: Path):
     run = sweepcp.load_run(write_run(tmp_path / "run", 5, documents=8, steps=10, t0003="diverged"))
     trials, members, steps = run.to_pandas(), run.members_to_pandas(), run.steps_to_pandas()
     assert trials["id"].tolist() == ["0000", "0001", "0002", "0003", "0004"]
     assert trials["domain"].isna().tolist() == [False, False, False, True, False]
     assert trials["chosen"].sum() == 1
-    assert len(members) == 4 * 2 * 4  # done trials, halves, members
+    done, halves, members_per_half = 4, 2, 4
+    assert len(members) == done * halves * members_per_half
     card = run.trials[2].scorecard
     assert card is not None
-    own = members[(members["id"] == "0002") & (members["half"] == "report")]
-    assert own["change"].tolist() == [m.change for m in card.report.members]
-    assert own["language"].tolist() == ["python", "en", "de", "python"]
+    reported = members[(members["id"] == "0002") & (members["half"] == "report")]
+    assert reported["change"].tolist() == [m.change for m in card.report.members]
+    assert reported["language"].tolist() == ["python", "en", "de", "python"]
     assert len(steps) == 50
     assert steps.iloc[12]["tokens:python-code"] == 1024 * 3
     assert set(run.steps_to_pandas(["0001"])["id"]) == {"0001"}
 
 
-def test_the_weighted_members_of_a_half_are_its_scalars(tmp_path: Path):
+def test_means_of_members_are_the_scores(tmp_path: Path):
     run = sweepcp.load_run(write_run(tmp_path / "run", 3, documents=8))
     members = run.members_to_pandas().query(
         "unit == 'bits per byte' and half == 'select' and role == 'general'"
     )
-    means = members.groupby("id")["change"].mean()  # all weights are 1
+    # All weights are 1.
+    means = members.groupby("id")["change"].mean()
     assert means.tolist() == pytest.approx([t.general for t in run.trials])
 
 
@@ -44,7 +46,7 @@ def test_frames_of_several_runs_concatenate(tmp_path: Path):
     assert frame.groupby("run").size().tolist() == [2, 3]
 
 
-def test_an_empty_run_has_the_columns(tmp_path: Path):
+def test_frames_of_an_empty_run_have_columns(tmp_path: Path):
     run = sweepcp.load_run(write_run(tmp_path / "run", 0))
     for frame, columns in (
         (run.to_pandas(), TRIAL_COLUMNS),
@@ -55,11 +57,12 @@ def test_an_empty_run_has_the_columns(tmp_path: Path):
         assert set(columns) <= set(frame.columns)
 
 
-def test_steps_of_a_trial_that_runs(tmp_path: Path):
+def test_steps_of_an_unfinished_trial_are_read_to_the_last_complete_line(tmp_path: Path):
     folder = write_run(tmp_path / "run", 2, documents=8)
     (folder / "trials" / "0001" / "trial.json").unlink()
     with (folder / "trials" / "0001" / "metrics.jsonl").open("a") as file:
-        file.write('{"step": 11, "lr": 1.0')  # not yet written to its end
+        # A line that is still being written.
+        file.write('{"step": 11, "lr": 1.0')
     run = sweepcp.load_run(folder)
     assert run.unfinished == {"0001": 10}
     assert run.state == "interrupted"

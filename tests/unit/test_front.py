@@ -42,13 +42,13 @@ def test_front_choice_and_hypervolume_by_hand():
 
 
 @given(st.lists(st.tuples(st.integers(-3, 3), st.integers(-3, 3)), max_size=12))
-def test_front_is_exactly_what_nothing_dominates(pairs: list[tuple[int, int]]):
+def test_front_is_what_no_point_dominates(pairs: list[tuple[int, int]]):
     points = np.array(pairs, dtype=float).reshape(-1, 2)
     expected = [not any(dominates(q, p) for q in points) for p in points]
     assert is_on_front(points).tolist() == expected
 
 
-def test_the_best_within_a_bound_is_on_the_front():
+def test_best_trial_within_a_bound_is_on_the_front():
     points = np.random.default_rng(0).normal(size=(40, 2)) * [5, 3]
     trials = [trial(i, *p) for i, p in enumerate(points.tolist())]
     for bound in (0.5, 1.0, 3.0):
@@ -57,18 +57,18 @@ def test_the_best_within_a_bound_is_on_the_front():
         assert pareto_front(trials, ChoiceRule(max_regression=bound), ZERO).choice.id == best.id
 
 
-def test_no_trial_within_the_rule_is_no_choice_and_names_the_nearest():
+def test_without_a_choice_the_nearest_trial_is_named():
     result = pareto_front([trial(0, 5, -3), trial(1, 9, -8)], ChoiceRule(max_regression=1.0), ZERO)
     assert result.choice.id is None
     assert result.choice.nearest == "0000"
     assert result.choice.domain is None
 
 
-def test_the_bound_itself_is_within_the_rule():
+def test_bound_is_inclusive():
     assert pareto_front([trial(0, 5, -2.0)], BOUND, ZERO).choice.id == "0000"
 
 
-def test_knee_and_weights():
+def test_choice_by_knee_and_by_weights():
     best = score_matrix([TRIALS[0], TRIALS[2], TRIALS[4]])
     assert choose_point(best, ChoiceRule(knee=True)) == 1
     assert choose_point(best, ChoiceRule(weights=ScalarWeights(domain=1, general=1))) == 1
@@ -77,7 +77,7 @@ def test_knee_and_weights():
     assert knee_point(np.array([[1.0, 0.0], [5.0, -3.0]])) == 0
 
 
-def test_an_empty_front_and_one_beyond_the_reference():
+def test_empty_front_and_front_below_the_reference():
     result = pareto_front([trial(0, None, None)], BOUND, ZERO)
     assert (result.ids, result.hypervolume, result.choice.id, result.choice.nearest) == (
         (),
@@ -88,14 +88,14 @@ def test_an_empty_front_and_one_beyond_the_reference():
     assert pareto_front([trial(0, 5, -20)], BOUND, ZERO).hypervolume == 0.0
 
 
-def test_equal_trials_stand_together_and_the_lower_number_is_chosen():
+def test_of_equal_trials_the_lower_number_is_chosen():
     for order in itertools.permutations([trial(0, 5, -1), trial(1, 5, -1)]):
         result = pareto_front(list(order), BOUND, ZERO)
         assert result.ids == ("0000", "0001")
         assert result.choice.id == "0000"
 
 
-def test_a_rule_is_exactly_one():
+def test_rule_has_exactly_one_criterion():
     for content in ({}, {"knee": True, "max_regression": 1.0}):
         with pytest.raises(ValueError, match="exactly one"):
             ChoiceRule.model_validate(content)

@@ -46,7 +46,7 @@ def estimate(labels: list[LabelledDocument], *, corpus_is_general: bool) -> Prev
 
 
 def labelled(*strata: tuple[float, int, int]) -> list[LabelledDocument]:
-    """Labels of each stratum: the share of the corpus in it, and how many are domain and are not."""
+    """Labels of strata, each given as (share of the corpus, domain labels, general labels)."""
     labels = []
     for stratum, (share, positives, negatives) in enumerate(strata):
         labels += [LabelledDocument(True, 0.0, stratum, share)] * positives

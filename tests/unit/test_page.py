@@ -1,4 +1,4 @@
-"""The page of runs in every state; and that nothing in a run becomes markup."""
+"""The report page of runs in every state, its server, and the escaping of text from a run."""
 
 import base64
 import hashlib
@@ -26,7 +26,7 @@ from tests.make import write_run
 
 
 class Reader(HTMLParser):
-    """Tags with their attributes, and the text of each element kind."""
+    """Tags with their attributes, and the texts of each kind of element."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -77,7 +77,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
 
 
-def test_the_answer_is_reported_on_the_other_half(folder: Path):
+def test_answer_has_the_scores_of_the_reporting_half(folder: Path):
     run, seen = sweepcp.load_run(folder), read(folder)
     assert run.chosen is not None
     assert run.chosen.scorecard is not None
@@ -88,7 +88,7 @@ def test_the_answer_is_reported_on_the_other_half(folder: Path):
     assert sum(tag == "h1" for tag, _ in seen.tags) == 1
 
 
-def test_every_trial_has_a_row_and_every_failure_its_reason(folder: Path):
+def test_every_trial_has_a_row_and_every_failure_a_reason(folder: Path):
     seen = read(folder)
     assert [text for text in seen.texts["td"] if re.fullmatch(r"\d{4}", text)].count("0005") >= 1
     for number in range(16):
@@ -96,7 +96,7 @@ def test_every_trial_has_a_row_and_every_failure_its_reason(folder: Path):
     assert seen.texts["td"].count("step 3 of 10: loss nan") == 2
 
 
-def test_a_page_asks_nothing_of_any_host(folder: Path):
+def test_page_makes_no_requests(folder: Path):
     text = render_page(sweepcp.load_run(folder))
     seen = Reader(text)
     assert seen.links == ["data:,"]
@@ -109,7 +109,7 @@ def test_a_page_asks_nothing_of_any_host(folder: Path):
         assert f"sha256-{digest}" in policy.replace("&#43;", "+")
 
 
-def test_languages_are_the_weighted_means_of_their_members(folder: Path):
+def test_language_rows_are_weighted_means_of_members(folder: Path):
     trial = sweepcp.load_run(folder).trials[0]
     assert trial.scorecard is not None
     rows = {(row[0], row[1], row[2]): row[4] for row in language_table(trial).rows}
@@ -119,14 +119,14 @@ def test_languages_are_the_weighted_means_of_their_members(folder: Path):
     assert ("domain", "python", "accuracy") in rows
 
 
-def test_the_experiment_on_the_page_is_the_experiment(folder: Path, tmp_path: Path):
+def test_experiment_on_the_page_can_be_loaded(folder: Path, tmp_path: Path):
     run = sweepcp.load_run(folder)
     (tmp_path / "again.yaml").write_text(experiment_text(run))
     loaded, _ = load_experiment(str(tmp_path / "again.yaml"))
     assert json.loads(loaded.model_dump_json()) == run.experiment.model_dump(mode="json")
 
 
-def test_an_empty_run(tmp_path: Path):
+def test_page_of_an_empty_run(tmp_path: Path):
     folder = write_run(tmp_path, 0)
     seen = read(folder)
     assert "No trial is done, so there is nothing to choose from." in seen.words
@@ -135,13 +135,13 @@ def test_an_empty_run(tmp_path: Path):
     assert "the base has not been scored yet" in read(folder).words
 
 
-def test_one_trial_only(tmp_path: Path):
+def test_page_of_one_trial(tmp_path: Path):
     seen = read(write_run(tmp_path, 1, documents=20))
     assert "The choice was made among few done trials: 1." in seen.words
     assert "No trend is shown: it needs more done trials." in seen.words
 
 
-def test_a_null_choice_names_the_nearest(folder: Path):
+def test_page_without_a_choice_names_the_nearest_trial(folder: Path):
     run = sweepcp.load_run(folder).with_rule(max_regression=0.0)
     seen = read(folder, max_regression=0.0)
     assert run.chosen is None
@@ -153,13 +153,13 @@ def test_a_null_choice_names_the_nearest(folder: Path):
     assert certainty_lines(run, run.certainty) == []
 
 
-def test_only_failures(tmp_path: Path):
+def test_page_of_failures_only(tmp_path: Path):
     seen = read(write_run(tmp_path, 2, t0000="failed", t0001="diverged"))
     assert "No trial is done" in seen.words
     assert "The recipes of the trials without a score: 1 failed, 1 diverged." in seen.words
 
 
-def test_a_missed_bound_is_said_beside_the_answer(tmp_path: Path):
+def test_exceeded_bound_is_shown_with_the_answer(tmp_path: Path):
     folder = write_run(tmp_path, 12, documents=20)
     run = sweepcp.load_run(folder)
     assert run.chosen is not None
@@ -174,7 +174,7 @@ def test_a_missed_bound_is_said_beside_the_answer(tmp_path: Path):
             assert ("beyond the bound of" in Reader(render_page(told)).words) == missed
 
 
-def test_without_items_the_page_says_so(tmp_path: Path):
+def test_missing_items_are_mentioned(tmp_path: Path):
     folder = write_run(tmp_path, 3, documents=20)
     (folder / "trials" / "0001" / "items.json").unlink()
     assert "Results of single items are missing" in read(folder).words
@@ -183,8 +183,8 @@ def test_without_items_the_page_says_so(tmp_path: Path):
 HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(2)><b>'\"&{{ 7 * 7 }}$x$"
 
 
-def test_no_text_of_a_run_becomes_markup(folder: Path, tmp_path: Path):
-    """The same run with its names and reasons turned hostile has the same elements and attributes."""
+def test_text_of_a_run_does_not_become_markup(folder: Path, tmp_path: Path):
+    """A run with hostile names and reasons gives the same elements and attributes."""
     worse = tmp_path / "run <b>"
     swaps = {
         "step 3 of 10: loss nan": HOSTILE,
@@ -196,9 +196,8 @@ def test_no_text_of_a_run_becomes_markup(folder: Path, tmp_path: Path):
     for path in folder.rglob("*"):
         if path.is_file():
             text = path.read_text()
-            if (
-                path.name == "experiment.json"
-            ):  # what is checked when it is read may be any text here only
+            # Of the values of the experiment, only this one may be any text.
+            if path.name == "experiment.json":
                 text = text.replace('"language": "python"', f'"language": {json.dumps(HOSTILE)}')
             for old, new in swaps.items() if path.name != "experiment.json" else ():
                 quoted = json.dumps(new) if old.startswith('"') else json.dumps(new)[1:-1]
@@ -218,7 +217,7 @@ def test_no_text_of_a_run_becomes_markup(folder: Path, tmp_path: Path):
         drawn.canvas.draw()
 
 
-def test_a_report_that_cannot_be_written_is_refused(folder: Path, tmp_path: Path):
+def test_unwritable_report_is_refused(folder: Path, tmp_path: Path):
     (tmp_path / "file").write_text("")
     with pytest.raises(InvalidInput, match="name another file"):
         write_report(sweepcp.load_run(folder), tmp_path / "file" / "report.html")
@@ -243,7 +242,7 @@ def ask(port: int, path: str, host: str | None = None) -> HTTPResponse:
     return connection.getresponse()
 
 
-def test_a_watched_page_knows_when_it_is_old(served: tuple[Path, int]):
+def test_stamp_of_a_served_page_changes_with_the_run(served: tuple[Path, int]):
     folder, port = served
     first = json.loads(ask(port, "/now").read())
     assert "3 of 4 trials have ended" in first["progress"]
@@ -259,14 +258,14 @@ def test_a_watched_page_knows_when_it_is_old(served: tuple[Path, int]):
     assert f'data-stamp="{second["stamp"]}"' in ask(port, "/").read().decode()
 
 
-def test_a_watched_page_is_for_this_machine(served: tuple[Path, int]):
+def test_server_answers_this_machine_only(served: tuple[Path, int]):
     _, port = served
     assert ask(port, "/", host="evil.example").status == 403
     assert ask(port, "/now", host="localhost:9000").status == 200  # through a tunnel
     assert ask(port, "/../secret").status == 404
 
 
-def test_a_record_that_is_torn_is_said(served: tuple[Path, int]):
+def test_server_reports_a_corrupt_record(served: tuple[Path, int]):
     folder, port = served
     (folder / "trials" / "0001" / "trial.json").write_text("{<b>")
     answer = ask(port, "/")
@@ -276,7 +275,7 @@ def test_a_record_that_is_torn_is_said(served: tuple[Path, int]):
     assert "<b>" not in body
 
 
-def test_the_commands_write_and_serve(folder: Path, tmp_path: Path):
+def test_commands_report_and_watch(folder: Path, tmp_path: Path):
     command = [sys.executable, "-m", "sweepcp"]
     files = [tmp_path / "report.html", tmp_path / "front.svg"]
     report = [*command, "report", str(folder), "--html", str(files[0]), "--image", str(files[1])]
@@ -303,13 +302,13 @@ def test_the_commands_write_and_serve(folder: Path, tmp_path: Path):
     assert watch.wait(20) == 0
 
 
-def test_a_taken_port_is_refused(served: tuple[Path, int]):
+def test_taken_port_is_refused(served: tuple[Path, int]):
     folder, port = served
     with pytest.raises(InvalidInput, match="name another port"):
         make_server(folder, port)
 
 
-def test_a_run_that_is_being_written_says_so(tmp_path: Path):
+def test_run_under_a_lock_is_running(tmp_path: Path):
     folder = write_run(tmp_path, 4, documents=20)
     (folder / "trials" / "0003" / "trial.json").unlink()
     code = f"""

@@ -18,7 +18,7 @@ COUNT = 400
 def measured(
     shift: float, general: np.ndarray | float = 0.0, size: float = 100.0
 ) -> list[ItemScores]:
-    """Domain text `shift` % better than the base in every item, general text by `general` %."""
+    """Items of domain and general text that are `shift` and `general` % better than the base."""
     flat = [2 * size] * COUNT
     rows = np.full(COUNT, general) if np.isscalar(general) else np.asarray(general)
     return [
@@ -32,85 +32,92 @@ def run_of(
 ) -> sweepcp.RunView:
     writer, base = RunWriter(folder), measured(0, 0)
     writer.start(experiment(choose=ChoiceSection(max_regression=max_regression)), {})
-    writer.write_base(BaseRecord(model="base", parameters=1, max_lr=1.0, items=tuple(base), versions={}))
-    for number, own in enumerate(trials):
-        card = compare_with_base(own, base)
+    writer.write_base(
+        BaseRecord(model="base", parameters=1, max_lr=1.0, items=tuple(base), versions={})
+    )
+    for number, trial_items in enumerate(trials):
+        card = compare_with_base(trial_items, base)
         record = trial(number, card.select.domain, card.select.general, scorecard=card)
         writer.begin_trial(record.id)
-        writer.write_trial(record, TrialOutcome(status="done", items=tuple(own)))
+        writer.write_trial(record, TrialOutcome(status="done", items=tuple(trial_items)))
     return sweepcp.load_run(folder)
 
 
-def test_resampling_spreads_as_the_standard_errors_say(tmp_path: Path):
+def stack_amounts(items_of_trials: list[list[ItemScores]], index: int) -> np.ndarray:
+    """The amounts of one member in all trials, shape (trials, items)."""
+    return np.array([members[index].amount for members in items_of_trials])
+
+
+def test_spread_of_resamples_matches_the_standard_errors(tmp_path: Path):
     run = sweepcp.load_run(write_run(tmp_path / "run", 4, documents=200))
     assert run.base is not None
-    own = [m for m in run.base.items if m.unit == "bits per byte"]
-    found = [
-        [
-            np.array(m.amount)
-            for m in read_items(run.trial_folder(t.id) / "items.json")
-            if m.unit == "bits per byte"
-        ]
-        for t in run.trials
-    ]
-    amounts = [np.stack(member) for member in zip(*found, strict=True)]
-    draws = resampled_scores(amounts, own, "report", np.random.default_rng(0))
+    base = [member for member in run.base.items if member.unit == "bits per byte"]
+    items_of_trials = [read_items(run.trial_folder(t.id) / "items.json") for t in run.trials]
+    # The continuous members come first in a made run.
+    amounts = [stack_amounts(items_of_trials, index) for index in range(len(base))]
+    draws = resampled_scores(amounts, base, "report", np.random.default_rng(0))
     assert draws.shape == (RESAMPLES, 4, 2)
     for index, t in enumerate(run.trials):
         assert t.scorecard is not None
-        half = t.scorecard.report
-        assert draws[:, index].mean(0) == pytest.approx([half.domain, half.general], abs=0.1)
-        assert draws[:, index].std(0) == pytest.approx([half.domain_se, half.general_se], rel=0.15)
+        scores = t.scorecard.report
+        errors = [scores.domain_se, scores.general_se]
+        assert draws[:, index].mean(0) == pytest.approx([scores.domain, scores.general], abs=0.1)
+        assert draws[:, index].std(0) == pytest.approx(errors, rel=0.15)
 
 
-def test_a_trial_that_always_loses_is_never_on_the_front(tmp_path: Path):
-    sure = estimate_certainty(run_of(tmp_path, [measured(5, 0), measured(4, -0.5)]))
-    assert sure is not None
-    assert sure.on_front == {"0000": 1.0, "0001": 0.0}
-    assert sure.chosen == {"0000": 1.0, "0001": 0.0}
-    assert (sure.no_choice, sure.within_bound) == (0.0, 1.0)
+def test_dominated_trial_is_never_on_the_front(tmp_path: Path):
+    certainty = estimate_certainty(run_of(tmp_path, [measured(5, 0), measured(4, -0.5)]))
+    assert certainty is not None
+    assert certainty.on_front == {"0000": 1.0, "0001": 0.0}
+    assert certainty.chosen == {"0000": 1.0, "0001": 0.0}
+    assert (certainty.no_choice, certainty.within_bound) == (0.0, 1.0)
 
 
-def test_how_often_a_trial_is_on_the_front_follows_the_normal_law(tmp_path: Path):
-    """Of two trials of one domain gain the second is on the front when its general score is the higher one."""
+def test_share_on_the_front_matches_the_normal_approximation(tmp_path: Path):
+    """Of two trials of equal domain gain, the one with the higher general score is on the front."""
     noise = np.random.default_rng(1).normal(0, 2, COUNT)
     run = run_of(tmp_path, [measured(5, 0), measured(5, noise)], max_regression=9.0)
     card = run.trials[1].scorecard
     assert card is not None
     better = NormalDist().cdf(card.select.general / card.select.general_se)
-    sure = estimate_certainty(run)
-    assert sure is not None
-    assert sure.on_front["0001"] == pytest.approx(better, abs=0.07)
-    assert sure.on_front["0000"] == pytest.approx(1 - better, abs=0.07)
+    certainty = estimate_certainty(run)
+    assert certainty is not None
+    assert certainty.on_front["0001"] == pytest.approx(better, abs=0.07)
+    assert certainty.on_front["0000"] == pytest.approx(1 - better, abs=0.07)
 
 
-def test_how_often_the_bound_holds_is_of_the_other_half(tmp_path: Path):
+def test_share_within_the_bound_is_of_the_reporting_half(tmp_path: Path):
     noise = np.random.default_rng(2).normal(0, 4, COUNT)
     select = np.array(measured(0)[0].select)
     noise[select] = -0.5
     run = run_of(tmp_path, [measured(5, noise)], max_regression=1.0)
     card = run.trials[0].scorecard
     assert card is not None
-    sure = estimate_certainty(run)
-    assert sure is not None
-    assert sure.chosen == {"0000": 1.0}  # on the half that is chosen on nothing is uncertain
+    certainty = estimate_certainty(run)
+    assert certainty is not None
+    # The items of the selection half are all alike, so that nothing is uncertain there.
+    assert certainty.chosen == {"0000": 1.0}
     kept = NormalDist().cdf((card.report.general + 1.0) / card.report.general_se)
-    assert sure.within_bound == pytest.approx(kept, abs=0.07)
+    assert certainty.within_bound == pytest.approx(kept, abs=0.07)
 
 
-def test_a_null_choice_is_counted(tmp_path: Path):
-    sure = estimate_certainty(run_of(tmp_path, [measured(5, -3)]))
-    assert sure is not None
-    assert (sure.no_choice, sure.within_bound, sure.on_front) == (1.0, None, {"0000": 1.0})
+def test_resamples_without_a_choice_are_counted(tmp_path: Path):
+    certainty = estimate_certainty(run_of(tmp_path, [measured(5, -3)]))
+    assert certainty is not None
+    assert (certainty.no_choice, certainty.within_bound, certainty.on_front) == (
+        1.0,
+        None,
+        {"0000": 1.0},
+    )
 
 
-def test_without_items_nothing_is_said(tmp_path: Path):
+def test_certainty_is_none_without_items(tmp_path: Path):
     run = run_of(tmp_path, [measured(5), measured(4)])
     (tmp_path / "trials" / "0001" / "items.json").unlink()
     assert estimate_certainty(run) is None
     assert estimate_certainty(run_of(tmp_path / "none", [])) is None
 
 
-def test_the_same_run_gives_the_same_numbers(tmp_path: Path):
+def test_resampling_is_deterministic(tmp_path: Path):
     run = sweepcp.load_run(write_run(tmp_path / "run", 6))
     assert estimate_certainty(run) == estimate_certainty(run)

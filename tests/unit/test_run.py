@@ -26,7 +26,7 @@ def folder(tmp_path: Path) -> Path:
     return writer.path
 
 
-def test_a_run_is_read_back_as_it_was_written(folder: Path):
+def test_run_is_read_as_it_was_written(folder: Path):
     run = sweepcp.load_run(folder)
     assert run.trials == [trial(0, 7, -1), trial(1, 12, -9), trial(2, None, None)]
     assert run.base is None
@@ -34,7 +34,7 @@ def test_a_run_is_read_back_as_it_was_written(folder: Path):
     assert run.front.choice.id == "0000"
 
 
-def test_tables(folder: Path, tmp_path: Path):
+def test_frame_and_csv_have_a_row_per_trial(folder: Path, tmp_path: Path):
     run = sweepcp.load_run(folder)
     frame = run.to_pandas()
     assert frame["id"].tolist() == ["0000", "0001", "0002"]
@@ -45,7 +45,7 @@ def test_tables(folder: Path, tmp_path: Path):
     assert pd.read_csv(tmp_path / "t.csv")["general"].tolist()[:2] == [-1, -9]
 
 
-def test_json_holds_what_was_promised(folder: Path):
+def test_json_has_the_documented_keys(folder: Path):
     content = run_as_dict(sweepcp.load_run(folder))
     json.dumps(content, allow_nan=False)
     assert set(content) >= {"base", "trials", "choice", "hypervolume", "reference"}
@@ -58,7 +58,7 @@ def test_json_holds_what_was_promised(folder: Path):
 
 
 @pytest.mark.parametrize("damage", ["", "{", '{"format": 2}', "[]"])
-def test_a_torn_record_is_refused_by_name(folder: Path, damage: str):
+def test_corrupt_record_is_refused_with_its_file(folder: Path, damage: str):
     path = folder / "trials" / "0001" / "trial.json"
     path.write_text(damage)
     with pytest.raises(InvalidInput) as error:
@@ -66,12 +66,23 @@ def test_a_torn_record_is_refused_by_name(folder: Path, damage: str):
     assert error.value.file == str(path)
 
 
-def test_a_folder_that_is_no_run_is_refused(tmp_path: Path):
+def test_experiment_of_another_version_is_refused_with_file_and_key(folder: Path):
+    path = folder / "experiment.json"
+    record = json.loads(path.read_text())
+    record["experiment"]["space"]["unknown_axis"] = {"low": 0.0, "high": 1.0}
+    path.write_text(json.dumps(record))
+    with pytest.raises(InvalidInput, match="unknown key") as error:
+        sweepcp.load_run(folder)
+    assert error.value.file == str(path)
+    assert error.value.key == "space.unknown_axis"
+
+
+def test_folder_without_experiment_is_refused(tmp_path: Path):
     with pytest.raises(InvalidInput, match=r"a run folder holds experiment\.json"):
         sweepcp.load_run(tmp_path)
 
 
-def test_a_trial_that_did_not_finish_leaves_no_trace(folder: Path):
+def test_unfinished_trial_is_not_read_and_is_cleared_when_it_begins_again(folder: Path):
     writer = RunWriter(folder)
     writer.begin_trial("0003")
     writer.append_metrics("0003", [{"step": 1}])
@@ -80,7 +91,7 @@ def test_a_trial_that_did_not_finish_leaves_no_trace(folder: Path):
     assert not (folder / "trials" / "0003" / "metrics.jsonl").exists()
 
 
-def test_one_writer_at_a_time_and_a_dead_one_holds_nothing(tmp_path: Path):
+def test_one_process_writes_and_its_lock_ends_with_it(tmp_path: Path):
     code = f"""
 import sys, time
 from pathlib import Path

@@ -1,3 +1,5 @@
+"""Standard errors, scalars and splits of a scorecard, by hand."""
+
 import math
 
 import numpy as np
@@ -14,13 +16,13 @@ def test_ratio_and_its_error_by_hand():
     assert error == pytest.approx(math.sqrt(12) / 6)
 
 
-def test_with_equal_sizes_it_is_the_error_of_the_mean():
+def test_the_error_with_equal_sizes_is_that_of_the_mean():
     x = np.array([0.0, 1.0, 1.0, 0.0, 1.0])
     assert ratio_estimate(x, np.ones(5))[1] == pytest.approx(x.std(ddof=1) / math.sqrt(5))
 
 
 def test_scalars_by_hand():
-    # Half `select` has items 0, 2, 4; half `report` has items 1, 3, 5.
+    # Split `select` has items 0, 2, 4; split `report` has items 1, 3, 5.
     base = [items("domain", [10, 20, 10, 20, 10, 20]), items("general", [10.0] * 6)]
     after = [items("domain", [9, 16, 9, 16, 9, 16]), items("general", [10, 11, 10.5, 11, 10.1, 11])]
     card = compare_with_base(after, base)
@@ -46,9 +48,9 @@ def test_weights_and_accuracies():
         items("domain", [1, 1, 1, 0], name="b", unit="accuracy", weight=9.0),
         items("general", [1.0] * 4),
     ]
-    half = compare_with_base(after, base).select
-    assert half.domain == pytest.approx(15.0)  # (3 · 20 + 1 · 0) / 4, the accuracy stays out
-    assert [m.change for m in half.members if m.unit == "accuracy"] == [pytest.approx(50.0)]
+    split = compare_with_base(after, base).select
+    assert split.domain == pytest.approx(15.0)  # (3 · 20 + 1 · 0) / 4, without the accuracy
+    assert [m.change for m in split.members if m.unit == "accuracy"] == [pytest.approx(50.0)]
 
 
 def test_other_items_than_the_base_are_refused():
@@ -58,7 +60,7 @@ def test_other_items_than_the_base_are_refused():
         compare_with_base(other, base)
 
 
-def test_numbers_that_are_none_cannot_be_items():
+def test_scores_that_are_not_finite_are_refused():
     for bad in (math.nan, math.inf):
         with pytest.raises(ValueError, match="finite number"):
             items("domain", [1.0, bad])
@@ -70,7 +72,7 @@ def test_a_suite_without_a_continuous_member_is_refused():
         compare_with_base(only, only)
 
 
-def test_halves_are_about_even_and_fixed():
+def test_splits_are_about_even_and_fixed():
     flags = [in_select_split(f"document {i}") for i in range(2000)]
     assert 900 < sum(flags) < 1100
     assert flags[:6] == [in_select_split(f"document {i}") for i in range(6)]

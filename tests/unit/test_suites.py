@@ -1,5 +1,8 @@
+"""Suites, and the lm-eval tasks that are generated from held-out text."""
+
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -26,40 +29,44 @@ WORDS = [
 
 def store(folder: Path) -> TokenStore:
     """Held-out documents of words that all occur about as often."""
-    texts = [" ".join(WORDS[(i * 7 + j * (1 + i % 5)) % 12] for j in range(60)) for i in range(12)]
+    documents = []
+    for i in range(12):
+        words = [WORDS[(i * 7 + j * (1 + i % 5)) % len(WORDS)] for j in range(60)]
+        documents.append(" ".join(words))
     folder.mkdir(parents=True)
-    (folder / "held_out.jsonl").write_text("".join(json.dumps(t) + "\n" for t in texts))
+    (folder / "held_out.jsonl").write_text("".join(json.dumps(d) + "\n" for d in documents))
     return TokenStore(folder, "docs")
 
 
-def suites(n: int = 20) -> Suites:
-    content = {"domain": [{"cloze": "docs", "items": n}], "general": [{"swap": "docs", "items": n}]}
+def suites(items: int = 20) -> Suites:
+    content = {
+        "domain": [{"cloze": "docs", "items": items}],
+        "general": [{"swap": "docs", "items": items}],
+    }
     return Suites.model_validate_json(json.dumps(content))
 
 
-def load(folder: Path, name: str) -> list[dict[str, object]]:
+def read_items(folder: Path, name: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder / f"{name}.jsonl").read_text().splitlines()]
 
 
-def test_made_items_continue_the_text_they_come_from(tmp_path: Path):
+def test_generated_items_continue_the_document_they_come_from(tmp_path: Path):
     source = store(tmp_path / "store")
     folder = generate_tasks(suites(), {"docs": source})
     assert folder is not None
-    texts = list(source.held_out_documents())
+    held_out = "\n".join(source.held_out_documents())
     for name, choices in (("cloze_docs", 4), ("swap_docs", 2)):
-        items = load(folder, name)
+        items = read_items(folder, name)
         assert len(items) == 20
         for item in items:
-            answers: list[str] = item["choices"]  # type: ignore[assignment]
+            answers = item["choices"]
             assert len(set(answers)) == choices
-            right = [a for a in answers if any(f"{item['context']}{a}" in t for t in texts)]
-            assert answers[item["gold"]] in right  # type: ignore[index]
-            assert all(a.startswith(" ") for a in answers)
-    gold = [i["gold"] for i in load(folder, "cloze_docs")]
-    assert len(set(gold)) > 1
+            assert all(answer.startswith(" ") for answer in answers)
+            assert item["context"] + answers[item["gold"]] in held_out
+    assert len({item["gold"] for item in read_items(folder, "cloze_docs")}) > 1
 
 
-def test_tasks_are_made_once_and_the_same(tmp_path: Path):
+def test_tasks_are_generated_once(tmp_path: Path):
     source = store(tmp_path / "store")
     first = generate_tasks(suites(), {"docs": source})
     assert first is not None
@@ -68,7 +75,7 @@ def test_tasks_are_made_once_and_the_same(tmp_path: Path):
     assert (first / "cloze_docs.jsonl").stat().st_mtime_ns == before
 
 
-def test_more_items_than_the_text_holds_are_refused(tmp_path: Path):
+def test_more_items_than_the_held_out_text_has_are_refused(tmp_path: Path):
     with pytest.raises(InvalidInput, match="lower it, or raise held_out"):
         generate_tasks(suites(5000), {"docs": store(tmp_path / "store")})
 

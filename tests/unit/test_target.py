@@ -67,7 +67,7 @@ def test_e_llama_by_its_own_numbers(tmp_path: Path):
     assert (steps[0]["step"], steps[-1]["step"], len(steps)) == (1, 85_000, 1000)
     assert sum(steps[-1]["tokens"].values()) == recipe.tokens
     assumptions = "\n".join(bundle.assumptions)
-    assert "the paper does not say" in assumptions
+    assert "the paper does not state" in assumptions
     assert "meta-llama/Llama-3.1-70B@main is not a commit" in assumptions
 
 

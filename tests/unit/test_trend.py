@@ -19,7 +19,7 @@ SPACE = Space(
 
 
 def scored(point: Point) -> tuple[float, float]:
-    """Quadratics in the scales of the axes: log for the LR fraction, the root for the share."""
+    """Quadratic functions of the positions on the axes: log fraction, square root of the share."""
     u, s = np.log10(float(point["lr_fraction"])) / 2 + 1, np.sqrt(float(point["general_share"]))
     return 1 + 8 * u - 6 * u * u + 2 * u * s - s * s, -3 * u * u + 2 * s
 
@@ -42,7 +42,7 @@ def points(count: int) -> list[Point]:
     ]
 
 
-def test_a_quadratic_is_found_again(tmp_path: Path):
+def test_quadratic_is_recovered(tmp_path: Path):
     trend = fit_trend(run_of(tmp_path, points(10)))
     assert trend is not None
     assert trend.predictive == pytest.approx((1, 1))
@@ -56,64 +56,55 @@ def test_a_quadratic_is_found_again(tmp_path: Path):
         )
 
 
-def test_what_is_left_out_is_predicted_as_by_a_fit_without_it(tmp_path: Path):
-    """The shortcut by leverages against fitting once for each trial."""
+def test_predictive_r2_equals_that_of_fits_without_each_trial(tmp_path: Path):
+    """Compare leave-one-out residuals from leverages with those of one fit per trial."""
     run = run_of(tmp_path, points(14))
+    noise = np.random.default_rng(3).normal(0, 0.5, 14).tolist()
     noisy = [
-        t.model_copy(update={"domain": (t.domain or 0) + e, "general": t.general})
-        for t, e in zip(
-            run.trials, np.random.default_rng(3).normal(0, 0.5, 14).tolist(), strict=True
-        )
+        trial.model_copy(update={"domain": (trial.domain or 0) + error})
+        for trial, error in zip(run.trials, noise, strict=True)
     ]
     run.trials[:] = noisy
     trend = fit_trend(run)
     assert trend is not None
-    missed = []
+    residuals = []
     for index, left_out in enumerate(noisy):
         run.trials[:] = noisy[:index] + noisy[index + 1 :]
         without = fit_trend(run)
         assert without is not None
-        share = float(left_out.point["general_share"])
-        axis = without.axes["general_share"]
-        units = np.array(
-            [
-                [
-                    without.axes["lr_fraction"].to_unit(float(left_out.point["lr_fraction"])),
-                    axis.to_unit(share),
-                ]
-            ]
-        )
-        u, s = units[0]
+        point = left_out.point
+        u = without.axes["lr_fraction"].to_unit(float(point["lr_fraction"]))
+        s = without.axes["general_share"].to_unit(float(point["general_share"]))
         features = np.array([1, u, s, u * u, u * s, s * s])
-        missed.append(float(features @ without.coefficients[:, 0]) - (left_out.domain or 0))
-    values = np.array([t.domain for t in noisy], dtype=float)
-    expected = 1 - np.square(missed).sum() / np.square(values - values.mean()).sum()
+        residuals.append(float(features @ without.coefficients[:, 0]) - (left_out.domain or 0))
+    scores = np.array([trial.domain for trial in noisy], dtype=float)
+    expected = 1 - np.square(residuals).sum() / np.square(scores - scores.mean()).sum()
     assert trend.predictive[0] == pytest.approx(expected, rel=1e-9)
 
 
-def test_too_few_or_equal_trials_have_no_trend(tmp_path: Path):
+def test_no_trend_with_too_few_or_equal_trials(tmp_path: Path):
     assert fit_trend(run_of(tmp_path / "few", points(9))) is None
     assert fit_trend(run_of(tmp_path / "equal", points(1) * 12)) is None
 
 
-def test_the_axis_that_decides_is_the_important_one(tmp_path: Path):
-    """Fifty trials whose scores hang on the LR fraction nearly alone."""
+def test_axis_that_decides_a_score_has_the_highest_importance(tmp_path: Path):
+    """Fifty trials, in which each score depends on one axis."""
     run = run_of(tmp_path, points(50))
     run.trials[:] = [
-        t.model_copy(
+        trial.model_copy(
             update={
-                "domain": float(t.point["lr_fraction"]),
-                "general": -float(t.point["general_share"]),
+                "domain": float(trial.point["lr_fraction"]),
+                "general": -float(trial.point["general_share"]),
             }
         )
-        for t in run.trials
+        for trial in run.trials
     ]
-    parts = axis_importance(run)
-    assert parts["domain"]["lr_fraction"] > 0.8
-    assert parts["general"]["general_share"] > 0.8
-    for part in parts.values():
-        assert sum(part.values()) == pytest.approx(1)
+    importance = axis_importance(run)
+    assert importance["domain"]["lr_fraction"] > 0.8
+    assert importance["general"]["general_share"] > 0.8
+    for shares in importance.values():
+        assert sum(shares.values()) == pytest.approx(1)
 
 
-def test_importance_of_few_trials_is_not_known(tmp_path: Path):
+def test_importance_of_few_trials_is_empty(tmp_path: Path):
     assert axis_importance(run_of(tmp_path, points(9))) == {}

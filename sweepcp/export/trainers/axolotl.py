@@ -66,12 +66,12 @@ def _differences(export_input: ExportInput) -> tuple[Difference, ...]:
         *tracking_differences(export_input, TRACKERS),
         Difference(
             "loss",
-            "mean of the per-process means: a target weighs more on a process with fewer targets",
+            "mean of per-process means, so a target weighs more on a process with fewer targets",
         ),
         Difference(
             "targets",
-            "the last target of each sequence is ignored; "
-            "the only token of a one-token document piece is a target",
+            "the last target of each sequence is ignored, and "
+            "the token of a one-token row is a target",
         ),
     ]
     if recipe.cross_documents:

@@ -47,7 +47,9 @@ def make_plan(export_input: ExportInput) -> ExportPlan:
     script = SCRIPT.substitute(
         megatron=python_literal(megatron), arguments="\n".join(f"    {line}," for line in lines)
     )
-    own_format = "Checkpoints have Megatron-LM's own format. Convert the last one to serve the model."
+    own_format = (
+        "Checkpoints have Megatron-LM's own format. Convert the last one to serve the model."
+    )
     return ExportPlan(
         files={"pretrain.py": script},
         command=(f"{export_input.out}/pretrain.py",),
@@ -55,10 +57,12 @@ def make_plan(export_input: ExportInput) -> ExportPlan:
         differences=(
             Difference(
                 "order",
-                "shuffled by Megatron-LM: the shares hold over the whole run, "
+                "shuffled by Megatron-LM, so the shares hold over the whole run, "
                 "not within one sequence at every step",
             ),
-            Difference("checkpoints", "all are kept: delete old ones before they fill the disk"),
+            Difference(
+                "checkpoints", "all checkpoints are kept; delete old ones before they fill the disk"
+            ),
             *tracking_differences(export_input, ("wandb",)),
         ),
         notes=(*monitoring_notes(export_input), own_format),

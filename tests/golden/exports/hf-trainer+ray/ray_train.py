@@ -32,7 +32,7 @@ def worker():
             runpy.run_path(sys.argv[0], run_name="__main__")
     except SystemExit as end:
         if end.code:
-            raise RuntimeError(f"{sys.argv[0]} ended with status {end.code}") from None
+            raise RuntimeError(f"{sys.argv[0]} exited with status {end.code}") from None
 
 
 if __name__ == "__main__":

@@ -15,9 +15,9 @@ from torch.utils.data import Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer, HfArgumentParser
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
-from sweepcp.data.store import Store
-from sweepcp.data.stream import Stream
-from sweepcp.promote.bundle import open_bundle
+from sweepcp.data.stream import MixtureStream
+from sweepcp.data.token_store import TokenStore
+from sweepcp.promote.bundle import load_bundle
 
 HERE = Path(__file__).parent
 BUNDLE = "/shared/bundle"
@@ -28,10 +28,14 @@ ATTENTION = "flash_attention_2"
 
 
 class Sequences(Dataset):
-    """The sequences of the run in the order of its stream: shares of tokens are met at every step."""
+    """The run's sequences in stream order, so that the token shares hold at every step."""
 
     def __init__(self, recipe, stores):
-        self.stream, self.sequences, self.steps = Stream(recipe, stores), recipe.sequences, recipe.steps
+        self.stream, self.sequences, self.steps = (
+            MixtureStream(recipe, stores),
+            recipe.sequences,
+            recipe.steps,
+        )
 
     def __len__(self):
         return self.steps * self.sequences
@@ -39,27 +43,41 @@ class Sequences(Dataset):
     def __getitem__(self, number):
         step, row = divmod(number, self.sequences)
         batch = self.stream.batch(step + 1, row, self.sequences)
-        return torch.tensor(batch.input_ids[0]), torch.tensor(batch.targets[0]), torch.tensor(batch.position_ids[0])
+        return (
+            torch.tensor(batch.input_ids[0]),
+            torch.tensor(batch.targets[0]),
+            torch.tensor(batch.position_ids[0]),
+        )
 
 
 def collate(rows):
-    """Positions that restart keep documents apart, which needs: no attention mask, and one row for flash attention."""
+    """Stack sequences into a batch in which documents do not attend to each other.
+
+    Restarting positions isolate documents. This requires that there is no attention mask, and, for
+    flash attention, that the batch is flattened into one row.
+    """
     inputs, targets, positions = (torch.stack(column) for column in zip(*rows))
     if "flash" in ATTENTION:
         inputs, targets, positions = (x.flatten()[None] for x in (inputs, targets, positions))
-    return {"input_ids": inputs, "position_ids": positions, "labels": targets, "shift_labels": targets}
+    return {
+        "input_ids": inputs,
+        "position_ids": positions,
+        "labels": targets,
+        "shift_labels": targets,
+    }
 
 
 class SaveOnTerm(TrainerCallback):
-    """Told to end, save after the step, on all ranks the same one.
+    """On SIGTERM, save after the current step, at the same step on all ranks.
 
-    Not `enable_jit_checkpoint`: it saves before what it takes for the optimizer's step, which DeepSpeed has done by
-    then, so that a step is done twice after it.
+    `enable_jit_checkpoint` is not used: it saves before what it takes for the optimizer's step.
+    With DeepSpeed that step has been taken by then, so it would be repeated after resuming.
     """
 
     def __init__(self):
         self.told = False
-        if threading.current_thread() is threading.main_thread():  # Ray Train starts from another one
+        # Ray Train runs this in another thread, where no handler can be installed.
+        if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, self.receive)
 
     def receive(self, number, frame):
@@ -73,21 +91,27 @@ class SaveOnTerm(TrainerCallback):
 
 
 def last_complete(folder):
-    """The last checkpoint that was written to its end, None without one."""
+    """Return the last checkpoint that was written completely, or None."""
     found = [p.parent for p in Path(folder).glob("checkpoint-*/trainer_state.json")]
     return str(max(found, key=lambda p: int(p.name.split("-")[1]))) if found else None
 
 
 def main():
-    (args,) = HfArgumentParser((TrainingArguments,)).parse_yaml_file(str(HERE / "training_args.yaml"))
-    deepspeed.init_distributed("gloo" if args.use_cpu else "nccl")  # before ZeRO spreads the model over the processes
-    opened = open_bundle(Path(BUNDLE))
+    (args,) = HfArgumentParser((TrainingArguments,)).parse_yaml_file(
+        str(HERE / "training_args.yaml")
+    )
+    # ZeRO-3 partitions the model while it is loaded, which needs the process group.
+    deepspeed.init_distributed("gloo" if args.use_cpu else "nccl")
+    opened = load_bundle(Path(BUNDLE))
     if opened.id != BUNDLE_HASH:
-        sys.exit(f"{BUNDLE} is not the bundle that was exported ({BUNDLE_HASH[:16]}); export again")
+        sys.exit(f"{BUNDLE} is not the exported bundle ({BUNDLE_HASH[:16]}); export again")
     recipe = opened.bundle.recipe
-    stores = [Store(Path(str(corpus.store)), corpus.name) for corpus in opened.bundle.corpora]
-    dtype = torch.bfloat16 if args.bf16 else torch.float32  # ZeRO keeps fp32 masters of them
-    model = AutoModelForCausalLM.from_pretrained(MODEL, revision=REVISION, dtype=dtype, attn_implementation=ATTENTION)
+    stores = [TokenStore(Path(str(corpus.store)), corpus.name) for corpus in opened.bundle.corpora]
+    # ZeRO keeps fp32 master weights of bf16 parameters.
+    dtype = torch.bfloat16 if args.bf16 else torch.float32
+    model = AutoModelForCausalLM.from_pretrained(
+        MODEL, revision=REVISION, dtype=dtype, attn_implementation=ATTENTION
+    )
     model.config.use_cache = False
     tokenizer = AutoTokenizer.from_pretrained(MODEL, revision=REVISION)
     trainer = Trainer(
@@ -99,7 +123,8 @@ def main():
         callbacks=[SaveOnTerm()],
     )
     trainer.train(resume_from_checkpoint=last_complete(args.output_dir))
-    if trainer.state.global_step < args.max_steps:  # a signal: what it saved is what the next start goes on from
+    # Stopped by a signal: the next start resumes from the checkpoint that was saved.
+    if trainer.state.global_step < args.max_steps:
         sys.exit(128 + signal.SIGTERM)
     trainer.save_model(os.path.join(args.output_dir, "model"))
 

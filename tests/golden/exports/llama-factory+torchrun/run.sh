@@ -3,15 +3,15 @@
 # sweepcp bundle: bbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbb
 # sweepcp for: llama-factory on torchrun
 # sweepcp status: NOT VERIFIED
-# sweepcp run: bash /shared/export/run.sh   (on each of 60 nodes, with MASTER_ADDR set)
+# sweepcp run: bash /shared/export/run.sh  # on each of 60 nodes, with MASTER_ADDR set
 set -euo pipefail
 export OMP_NUM_THREADS=1
 export HF_HOME=/shared/hf
 export NCCL_DEBUG=WARN
 export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=900
-: "${HF_TOKEN:?is a secret of this job: set it where the job is submitted}"
-: "${WANDB_API_KEY:?is a secret of this job: set it where the job is submitted}"
-: "${MASTER_ADDR:?name one of the nodes, the same on all}"
+: "${HF_TOKEN:?is a secret of this job; set it in the environment that submits the job}"
+: "${WANDB_API_KEY:?is a secret of this job; set it in the environment that submits the job}"
+: "${MASTER_ADDR:?set it to the address of one node, the same on all nodes}"
 exec /shared/venv/bin/python \
     -m torch.distributed.run \
     --nproc-per-node 8 \

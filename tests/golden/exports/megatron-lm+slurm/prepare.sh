@@ -9,7 +9,7 @@ export OMP_NUM_THREADS=1
 export CUDA_DEVICE_MAX_CONNECTIONS=1
 export HF_HOME=/shared/hf
 export NCCL_DEBUG=WARN
-: "${HF_TOKEN:?is a secret of this job: set it where the job is submitted}"
-: "${WANDB_API_KEY:?is a secret of this job: set it where the job is submitted}"
+: "${HF_TOKEN:?is a secret of this job; set it in the environment that submits the job}"
+: "${WANDB_API_KEY:?is a secret of this job; set it in the environment that submits the job}"
 /shared/venv/bin/python -m huggingface_hub.cli.hf download meta-llama/Llama-3.1-70B --revision main --local-dir /shared/export/model
 /shared/venv/bin/python /shared/Megatron-LM/tools/checkpoint/convert.py --model-type GPT --loader llama_mistral --model-size llama3 --checkpoint-type hf --load-dir /shared/export/model --tokenizer-model /shared/export/model --make-vocab-size-divisible-by 1 --saver core --save-dir /shared/export/base --target-tensor-parallel-size 8 --target-pipeline-parallel-size 4

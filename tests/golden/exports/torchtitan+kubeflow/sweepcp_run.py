@@ -13,7 +13,11 @@ from torchtitan.components.checkpoint import CheckpointManager
 from torchtitan.components.dataloader import BaseDataLoader
 from torchtitan.components.loss import ChunkedLossWrapper, CrossEntropyLoss
 from torchtitan.components.metrics import MetricsProcessor
-from torchtitan.components.optimizer import LRSchedulersContainer, OptimizersContainer, ParamGroupConfig
+from torchtitan.components.optimizer import (
+    LRSchedulersContainer,
+    OptimizersContainer,
+    ParamGroupConfig,
+)
 from torchtitan.config import DebugConfig, ParallelismConfig, TrainingConfig
 from torchtitan.distributed.activation_checkpoint import FullAC
 from torchtitan.models.common.config_utils import decoder_vocab_size
@@ -22,24 +26,29 @@ from torchtitan.trainer import Trainer
 
 
 class StreamLoader(BaseDataLoader):
-    """This data-parallel rank's sequences of each step, in the order of the stream: shares are met at every step."""
+    """This data-parallel rank's sequences in stream order: the token shares hold at every step."""
 
     @dataclass(kw_only=True, slots=True)
     class Config(BaseDataLoader.Config):
         bundle: str = ""
         bundle_hash: str = ""
 
-    def __init__(self, config: Config, *, dp_world_size: int, dp_rank: int, local_batch_size: int, **_: Any):
-        from sweepcp.data.store import Store
-        from sweepcp.data.stream import Stream
-        from sweepcp.promote.bundle import open_bundle
+    def __init__(
+        self, config: Config, *, dp_world_size: int, dp_rank: int, local_batch_size: int, **_: Any
+    ):
+        from sweepcp.data.stream import MixtureStream
+        from sweepcp.data.token_store import TokenStore
+        from sweepcp.promote.bundle import load_bundle
 
-        opened = open_bundle(Path(config.bundle))
+        opened = load_bundle(Path(config.bundle))
         if opened.id != config.bundle_hash:
-            raise ValueError(f"{config.bundle} is not the bundle that was exported; export again")
+            raise ValueError(f"{config.bundle} is not the exported bundle; export again")
         self.recipe = opened.bundle.recipe
-        self.stream = Stream(self.recipe, [Store(Path(str(c.store)), c.name) for c in opened.bundle.corpora])
+        self.stream = MixtureStream(
+            self.recipe, [TokenStore(Path(str(c.store)), c.name) for c in opened.bundle.corpora]
+        )
         self.rank, self.ranks, self.micro_batch = dp_rank, dp_world_size, local_batch_size
+        # Micro batches yielded so far.
         self.given = 0
 
     def __iter__(self) -> Iterator[tuple[dict[str, torch.Tensor], torch.Tensor]]:
@@ -49,9 +58,13 @@ class StreamLoader(BaseDataLoader):
             for first in range(0, len(batch.input_ids), self.micro_batch):
                 rows = slice(first, first + self.micro_batch)
                 self.given += 1
-                inputs, positions = torch.tensor(batch.input_ids[rows]), torch.tensor(batch.position_ids[rows])
+                inputs, positions = (
+                    torch.tensor(batch.input_ids[rows]),
+                    torch.tensor(batch.position_ids[rows]),
+                )
                 yield {"input": inputs, "positions": positions}, torch.tensor(batch.targets[rows])
 
+    # The state counts steps, not micro batches, so that a run resumes on any number of ranks.
     def state_dict(self) -> dict[str, Any]:
         pieces = self.recipe.sequences // (self.ranks * self.micro_batch)
         return {"steps": self.given // pieces}
