@@ -30,9 +30,8 @@ def main() -> None:
             subprocess.run(command, capture_output=True, check=False)
             seconds[name].append(time.perf_counter() - started)
     for name, values in seconds.items():
-        print(
-            f"{name:<18} {statistics.median(values):.2f} s  ({min(values):.2f} to {max(values):.2f})"
-        )
+        low, middle, high = min(values), statistics.median(values), max(values)
+        print(f"{name:<18} {middle:.2f} s  ({low:.2f} to {high:.2f})")
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 def __getattr__(name: str) -> Any:
-    """Import `load_run`, `RunView` and `InvalidInput` on first use: the command line starts fast."""
+    """Import a public name on first use, so that the command line starts fast."""
     from importlib import import_module
 
     if name in __all__:

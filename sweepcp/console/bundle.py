@@ -73,7 +73,7 @@ def _steps_line(bundle: Bundle) -> str:
 def _devices_line(bundle: Bundle) -> str:
     recipe, hardware, compute = bundle.recipe, bundle.target.hardware, bundle.target.compute
     per_rank = recipe.sequences // hardware.world_size
-    settings = [compute.precision, compute.attention]
+    settings: list[str] = [compute.precision, compute.attention]
     if compute.recompute:
         settings.append("recompute")
     settings.append(f"offload {compute.offload}")
@@ -109,8 +109,7 @@ def _cost_line(bundle: Bundle) -> str:
 def _corpus_table(bundle: Bundle) -> Table:
     table = Table(header_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
     for name in COLUMNS:
-        justify = "left" if name in LEFT_COLUMNS else "right"
-        table.add_column(name, justify=justify, no_wrap=True)
+        table.add_column(name, justify="left" if name in LEFT_COLUMNS else "right", no_wrap=True)
     for corpus, portion in zip(bundle.corpora, bundle.recipe.mixture.portions, strict=True):
         planned = " planned" if corpus.store is None else ""
         table.add_row(

@@ -19,9 +19,10 @@ def show_plan(console: Console, plan: Plan) -> None:
     console.print(Text("\n".join(f"  {line}" for line in lines)), soft_wrap=True)
     console.print(_lr_table(plan))
     console.print(_source_table(plan))
-    if matched := [f"{e.matched_fraction:.3g} of {e.source.name}" for e in plan.epochs if e.matched_fraction < 1]:
-        note = f"matched repetition: each trial sees {', '.join(matched)}"
-        console.print(Text(note), soft_wrap=True)
+    limited = [count for count in plan.epochs if count.matched_fraction < 1]
+    if limited:
+        seen = ", ".join(f"{c.matched_fraction:.3g} of {c.source.name}" for c in limited)
+        console.print(Text(f"matched repetition: each trial sees {seen}"), soft_wrap=True)
     if "estimated" in plan.token_origins.values():
         note = "estimated: from a sample of the source, before near-duplicates are dropped"
         console.print(Text(note), style="dim")

@@ -98,6 +98,6 @@ def _model_and_hardware_assumptions(model: Model, target: Target, memory: Memory
     required = memory.total / 2**30
     if hardware.memory_gib is not None and required > hardware.memory_gib:
         yield (
-            f"the estimated {required:.1f} GiB per GPU exceed its {hardware.memory_gib:g} GiB of "
-            "memory"
+            f"the estimated {required:.1f} GiB per GPU are more than the "
+            f"{hardware.memory_gib:g} GiB that a GPU has"
         )

@@ -47,7 +47,7 @@ def promote(candidate: Candidate, target: Target, *, file: Path, out: Path) -> B
     """
     check_is_new(out)
     with located(file):
-        model = _resolve_model(target, candidate.run, folder=file.parent)
+        model = _resolve_model(target, candidate.run, file)
         recipe = _translate_recipe(candidate, target, file)
         _check_batch(recipe, target)
         _check_sequence_length(recipe, model)
@@ -82,11 +82,11 @@ def promote(candidate: Candidate, target: Target, *, file: Path, out: Path) -> B
     return bundle
 
 
-def _resolve_model(target: Target, run: Run | None, *, folder: Path) -> Model:
+def _resolve_model(target: Target, run: Run | None, file: Path) -> Model:
     """Return the model of a target, read from its folder or as stated for a hub model."""
     spec = target.model
     if spec.run_base:
-        with located("", "model.run_base"):
+        with located(file, "model.run_base"):
             return _model_of_run(run)
     assert spec.max_lr is not None
     if spec.hub is not None:
@@ -100,8 +100,8 @@ def _resolve_model(target: Target, run: Run | None, *, folder: Path) -> Model:
             parameters=spec.shape.parameter_count,
             fingerprint=None,
         )
-    with located("", "model.path"):
-        return _read_model(_resolve_path(str(spec.path), folder), max_lr=spec.max_lr)
+    with located(file, "model.path"):
+        return _read_model(_resolve_path(str(spec.path), file.parent), max_lr=spec.max_lr)
 
 
 def _model_of_run(run: Run | None) -> Model:
@@ -264,8 +264,7 @@ def _plan_corpus(
     tokens = corpus.tokens
     if corpus.store != "planned":
         path = _resolve_path(corpus.store, folder)
-        with located("", "store"):
-            store = _open_store(path, portion.source, tokenizer=tokenizer)
+        store = _open_store(path, portion.source, tokenizer=tokenizer)
         tokens, store_id = store.tokens, file_sha256(path / "store.json")
     assert tokens is not None
     epochs = tokens_read / tokens
@@ -305,6 +304,7 @@ def _open_store(path: Path, source: str, *, tokenizer: str | None) -> TokenStore
     """Open a token store that can be trained on and scored during the run."""
     if not (path / "store.json").is_file():
         raise InvalidInput(
+            key="store",
             found=str(path),
             rule="the folder of a token store",
             fix="build it with `sweepcp data build`, which shows its folder",
@@ -313,6 +313,7 @@ def _open_store(path: Path, source: str, *, tokenizer: str | None) -> TokenStore
     held_out = store.meta["held_out"]["documents"]
     if held_out < MIN_HELD_OUT:
         raise InvalidInput(
+            key="store",
             found=f"{path} with {held_out}",
             rule=f"at least {MIN_HELD_OUT} held-out documents, which are scored during the run",
             fix="build it with a larger `held_out`",
@@ -320,6 +321,7 @@ def _open_store(path: Path, source: str, *, tokenizer: str | None) -> TokenStore
     built_with = store.meta.get("tokenizer")
     if tokenizer is not None and built_with != tokenizer:
         raise InvalidInput(
+            key="store",
             found=f"{path}, built with {built_with}",
             rule=f"a store that was built with the model's own tokenizer ({tokenizer})",
             fix="run `sweepcp data build` on an experiment whose base is this model, and name its "

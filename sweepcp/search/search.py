@@ -221,7 +221,7 @@ def _find_or_pretrain_base(
         steps = base.pretrain.tokens // base.pretrain.training.batch_tokens
         logger.info("pretraining the base model: %d steps; it is cached for later runs", steps)
         for metrics in pretrain_base(
-            base.pretrain, list(stores.values()), tokenizer, max_lr=base.max_lr, path=path
+            base.pretrain, base.max_lr, path, list(stores.values()), tokenizer
         ):
             detail = f"pretraining, loss {metrics.loss:.2f}"
             progress.update("base", done=metrics.step, total=steps, detail=detail)

@@ -1,4 +1,4 @@
-"""What the integration tests share: the command line, a short run, and a real run of the quickstart."""
+"""What the integration tests share: the command line, a short run, and one of the quickstart."""
 
 import json
 import os
@@ -79,7 +79,7 @@ def quickstart(tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 @pytest.fixture(scope="session")
 def short_runs(quickstart: Run, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """Two runs of six short trials of the quickstart, by its name and by a copy of its file elsewhere."""
+    """Two runs of six short trials: of the quickstart, and of a copy of its file elsewhere."""
     folder = tmp_path_factory.mktemp("short")
     copy = yaml.safe_load((shipped_folder("experiments") / "quickstart.yaml").read_text())
     elsewhere = folder / "elsewhere" / "mine.yaml"

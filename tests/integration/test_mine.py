@@ -45,18 +45,18 @@ def docstrings_and_comments(package: Path) -> Iterator[str]:
     """Docstrings and comments of at least two lines and 100 characters, without indentation."""
     for path in sorted(package.rglob("*.py")):
         content = path.read_text(encoding="utf-8", errors="replace")
-        texts = [match.group(1) for match in DOCSTRING.finditer(content)]
+        documents = [match.group(1) for match in DOCSTRING.finditer(content)]
         comments = [match.group(0) for match in COMMENT.finditer(content)]
-        texts += [re.sub(r"^[ \t]*#+ ?", "", text, flags=re.MULTILINE) for text in comments]
-        for text in texts:
+        documents += [re.sub(r"^[ \t]*#+ ?", "", text, flags=re.MULTILINE) for text in comments]
+        for text in documents:
             dedented = re.sub(r"[ \t]*\n[ \t]*", "\n", text.strip())
             if len(dedented) >= 100 and "icense" not in dedented:
                 yield dedented
 
 
-def in_hash_order(texts: set[str]) -> list[str]:
-    """The texts in an order that depends on nothing but themselves."""
-    return sorted(texts, key=lambda text: Document(text[::-1], RecordLocation("")).sha256)
+def in_hash_order(documents: set[str]) -> list[str]:
+    """The documents in an order that depends on their text alone."""
+    return sorted(documents, key=lambda text: Document(text[::-1], RecordLocation("")).sha256)
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +75,7 @@ def kinds() -> tuple[list[str], list[str]]:
 def corpus(
     folder: Path, kinds: tuple[list[str], list[str]], share: float, general: bool
 ) -> tuple[set[str], Sources]:
-    """Write the sources of an experiment; return the hidden domain texts and the sources."""
+    """Write the sources of an experiment; return the hidden domain documents and the sources."""
     domain, others = kinds
     hidden = domain[: round(CORPUS * share / (1 - share))]
     mixed = in_hash_order({*others[GENERAL : GENERAL + CORPUS], *hidden})
@@ -91,7 +91,7 @@ def corpus(
     return set(hidden), (sources, {s.name: resolve_source(s, folder=folder) for s in sources})
 
 
-def mined_texts(out: Path) -> list[str]:
+def mined_documents(out: Path) -> list[str]:
     files = sorted((out / "documents").glob("*.jsonl.gz"))
     return [
         json.loads(line)["text"]
@@ -100,10 +100,10 @@ def mined_texts(out: Path) -> list[str]:
     ]
 
 
-def true_rates(hidden: set[str], texts: list[str]) -> tuple[float, float]:
+def true_rates(hidden: set[str], documents: list[str]) -> tuple[float, float]:
     """Precision and recall."""
-    right = len(hidden & set(texts))
-    return right / max(1, len(texts)), right / len(hidden)
+    right = len(hidden & set(documents))
+    return right / max(1, len(documents)), right / len(hidden)
 
 
 @pytest.fixture(scope="module")
@@ -119,15 +119,15 @@ def test_what_is_hidden_is_found_at_the_precision_that_is_predicted(
     two_per_cent: tuple[Path, set[str], Sources, MiningResult],
 ):
     folder, hidden, _, result = two_per_cent
-    texts = mined_texts(folder / "out")
-    precision, recall = true_rates(hidden, texts)
+    documents = mined_documents(folder / "out")
+    precision, recall = true_rates(hidden, documents)
     print(f"true precision {precision:.3f}, recall {recall:.3f}: {result}")
     assert recall >= 0.9
     assert precision >= 0.9
     assert abs(result.precision - precision) <= 0.05
     assert (
         result.selected
-        == len(texts)
+        == len(documents)
         == len((folder / "out" / "exclude.jsonl").read_text().splitlines())
     )
 
@@ -158,7 +158,7 @@ def test_labels_take_the_place_of_the_estimate(
         "".join(json.dumps(row | {"label": row["text"] in starts}) + "\n" for row in rows)
     )
     labelled = mine_web(sources, folder / "out", 0.92)
-    precision, recall = true_rates(hidden, mined_texts(folder / "out"))
+    precision, recall = true_rates(hidden, mined_documents(folder / "out"))
     print(f"true precision {precision:.3f}, recall {recall:.3f}: {labelled}")
     assert f"{len(rows)} labelled documents" in labelled.prevalence_from
     low, high = labelled.prevalence_interval
@@ -184,7 +184,7 @@ def test_without_other_general_text_the_corpus_stands_for_it(
 ):
     hidden, sources = corpus(tmp_path, kinds, 0.02, general=False)
     result = mine_web(sources, tmp_path / "out", 0.9)
-    precision, recall = true_rates(hidden, mined_texts(tmp_path / "out"))
+    precision, recall = true_rates(hidden, mined_documents(tmp_path / "out"))
     print(f"true precision {precision:.3f}, recall {recall:.3f}: {result}")
     assert "label sample.jsonl" in result.prevalence_from
     assert precision > 0.75

@@ -1,4 +1,4 @@
-"""The shipped quickstart, for real, and searches of it that are stopped, killed and spread over nodes."""
+"""The shipped quickstart, and searches that are stopped, killed and spread over nodes."""
 
 import signal
 import subprocess
@@ -73,7 +73,7 @@ def wait_for_trials(out: Path, count: int) -> None:
 
 
 def leftovers(driver: int) -> list[str]:
-    """Workers and raylets of a Ray that this driver started; Ray names the driver in the session folder."""
+    """Workers and raylets of the Ray of a driver, whose id is in the name of its session folder."""
     command = ["ps", "-eo", "pid,args"]
     listed = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
     raylets = [line for line in listed if f"_{driver}/" in line and "raylet" in line]
@@ -86,9 +86,7 @@ def test_sigterm_leaves_a_run_that_resumes(quickstart: Run, tmp_path: Path):
     out = tmp_path / "run"
     command = [sys.executable, "-m", "sweepcp", "search", "--out", str(out)]
     command += ["--trials", "4", *OPTIONS]
-    driver = subprocess.Popen(
-        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
-    )
+    driver = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     wait_for_trials(out, 1)
     driver.terminate()
     _, message = driver.communicate(timeout=60)

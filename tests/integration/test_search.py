@@ -12,7 +12,8 @@ from sweepcp.errors import BaseNotScored
 from sweepcp.search.proposals import propose_point
 from tests.integration import analytic
 
-START = [float(propose_point(analytic.SPACE, [], [], number=n, seed=0).point["lr_fraction"]) for n in range(5)]
+FIRST = [propose_point(analytic.SPACE, [], [], number=n, seed=0).point for n in range(5)]
+START = [float(point["lr_fraction"]) for point in FIRST]
 """LR fractions of the anchor and the four starting points."""
 
 

@@ -1,4 +1,4 @@
-"""A short search of the quickstart, for real: what its files hold, and what other processes make of them."""
+"""A short search of the quickstart: what its files hold, and that other processes agree."""
 
 import json
 from pathlib import Path
@@ -158,7 +158,7 @@ def test_packed_documents_do_not_see_each_other(runner: TrialRunner):
 
 
 def test_a_base_from_a_folder_is_the_same_base(small_run: Run):
-    """A folder in the format of `save_pretrained`, as a downloaded model is one; here the base made before."""
+    """A folder that `save_pretrained` wrote, as a downloaded model is; here the run's own base."""
     assert small_run.base is not None
     from_folder = make_runner([*SMALL, f"base={{path: {small_run.base.model}, max_lr: 3e-3}}"])
     assert from_folder.score_base().items == small_run.base.items

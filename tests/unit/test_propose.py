@@ -15,7 +15,7 @@ SPACE = Space(
 
 
 def analytic(point: dict[str, float | str]) -> tuple[float, float]:
-    """A trade-off with a known front: any LR, and the share that decides between the two; `wsd` only costs."""
+    """A trade-off with a known front: LR fraction 0.3 and cosine; the share moves along it."""
     lr, share = float(point["lr_fraction"]), float(point["general_share"])
     miss = abs(np.log10(lr / 0.3)) * 5 + (point["schedule"] == "wsd") * 2
     return 12 * (1 - share) - miss, -10 * (1 - share) ** 2 - miss

@@ -97,8 +97,8 @@ def test_tokens_are_estimated_from_a_sample(tmp_path: Path, kind: str):
     rng = np.random.default_rng(0)
     letters = rng.integers(97, 123, 4_100_000, dtype=np.uint8).tobytes().decode()
     sizes = rng.integers(500, 1500, 4000).tolist()
-    texts = [letters[1000 * n : 1000 * n + size] for n, size in enumerate(sizes)]
-    records: list[object] = [{"text": text, "other": text[:300]} for text in texts]
+    documents = [letters[1000 * n : 1000 * n + size] for n, size in enumerate(sizes)]
+    records: list[object] = [{"text": text, "other": text[:300]} for text in documents]
     s = source(files=[f"a.{kind}"], unit="line", held_out=0.1)
     if kind == "jsonl":
         jsonl(tmp_path / "a.jsonl", records)
@@ -108,7 +108,7 @@ def test_tokens_are_estimated_from_a_sample(tmp_path: Path, kind: str):
     elif kind == "parquet":
         pa.parquet.write_table(pa.Table.from_pylist(records), tmp_path / "a.parquet")
     elif kind == "txt":
-        (tmp_path / "a.txt").write_text("\n".join(texts))
+        (tmp_path / "a.txt").write_text("\n".join(documents))
     else:
         Dataset.from_list(records).save_to_disk(tmp_path / "set")
         s = source(files=None, saved={"path": "set"}, held_out=0.1)
@@ -119,5 +119,5 @@ def test_tokens_are_estimated_from_a_sample(tmp_path: Path, kind: str):
         return float(sum(map(len, documents)))
 
     estimate = estimate_tokens(s, resolve_source(s, folder=tmp_path), count)
-    assert estimate == pytest.approx(0.9 * sum(map(len, texts)), rel=0.03)
+    assert estimate == pytest.approx(0.9 * sum(map(len, documents)), rel=0.03)
     assert sum(sampled) < 3000
