@@ -8,7 +8,7 @@ import pytest
 
 @pytest.fixture(scope="session", autouse=True)
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The cache folder of this session, or the one that SWEEPCP_TEST_CACHE names, to keep a base."""
+    """The cache folder of this session, or the one that SWEEPCP_TEST_CACHE names."""
     path = Path(os.environ.get("SWEEPCP_TEST_CACHE") or tmp_path_factory.mktemp("cache"))
     os.environ["SWEEPCP_CACHE"] = str(path)
     return path

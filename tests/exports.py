@@ -205,8 +205,8 @@ def _constants(tree: ast.Module) -> Iterator[tuple[str, ast.Constant]]:
             values = node.value.elts if isinstance(node.value, ast.List) else [node.value]
             for number, value in enumerate(values):
                 if isinstance(value, ast.Constant):
-                    yield f"{name}[{number}] {value.value}", value
+                    yield f"{name}[{number}] {value.value!s}", value
         if isinstance(node, ast.FunctionDef) and node.name == "run":
             for inner in ast.walk(node):
                 if isinstance(inner, ast.Constant):
-                    yield f"line {inner.lineno}: {inner.value}", inner
+                    yield f"line {inner.lineno}: {inner.value!s}", inner

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -260,7 +261,7 @@ def source(**changes: object) -> Source:
     return Source.model_validate_json(json.dumps(given))
 
 
-def jsonl(path: Path, records: list[object]) -> Path:
+def jsonl(path: Path, records: Sequence[object]) -> Path:
     """Write records as JSONL."""
     path.write_text("".join(json.dumps(record) + "\n" for record in records))
     return path

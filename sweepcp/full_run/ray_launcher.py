@@ -47,6 +47,8 @@ def _run_worker(config: dict[str, Any]) -> None:
     logger = logging.getLogger("sweepcp")
     logger.setLevel(logging.INFO)
     logger.addHandler(logging.StreamHandler(sys.stdout))
+    # Ray's handler of the root logger would send every message again, on standard error.
+    logger.propagate = False
     bundle = load_bundle(Path(config["bundle"]))
     # Other launchers run the command on each node, where it makes this check.
     check_ready(bundle)

@@ -67,7 +67,7 @@ class OpenPage:
     def __init__(
         self, browser: Browser, url: str, width: int = 1440, scheme: str = "light"
     ) -> None:
-        context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme)  # type: ignore[arg-type]
+        context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme)
         self.page: Page = context.new_page()
         self.errors: list[str] = []
         self.requests: list[str] = []
@@ -217,7 +217,7 @@ def test_columns_sort_in_both_directions_by_keyboard(
                 # Empty cells stay at the end in both directions.
                 assert cells == filled + [""] * (len(cells) - len(filled))
                 keys = [leading_number(cell) for cell in filled]
-            assert keys == sorted(keys, reverse=direction == "descending")  # type: ignore[type-var]
+            assert keys == sorted(keys, reverse=direction == "descending")
     assert table.locator("th[aria-sort]").count() == 1
     assert table.locator("tbody tr").count() == 11
     opened.page.context.close()
@@ -243,7 +243,7 @@ def test_five_thousand_trials_are_drawn_and_respond(browser: Browser, tmp_path: 
         };
         requestAnimationFrame(tick);
     }""")
-    texts = set()
+    texts: set[str] = set()
     for k in range(150):
         opened.page.mouse.move(
             box["x"] + 70 + (box["width"] - 120) * k / 150, box["y"] + 60 + (k * 37) % 200

@@ -54,6 +54,7 @@ def run_to_end(out: Path, script: str = "run.sh") -> str:
 def stop_after(process: subprocess.Popen[str], pattern: str) -> str:
     """Send SIGTERM to torchrun once its output matches, and return the whole output."""
     output = ""
+    assert process.stdout is not None
     for line in process.stdout:
         output += line
         if re.search(pattern, output):
@@ -125,6 +126,7 @@ def test_torchrun_restarts_a_killed_rank_which_resumes(tmp_path):
     bundle = write_bundle(tmp_path, tokens=200 * 512, checkpoints={"every": 20})
     out = export(bundle, tmp_path / "out", "torchrun")
     process = start(out)
+    assert process.stdout is not None
     for line in process.stdout:
         if "saved the checkpoint at step 20" in line:
             os.kill(process_of_rank(1, tmp_path), signal.SIGKILL)

@@ -79,7 +79,7 @@ def test_e_llama_at_70b_on_480_gpus(tmp_path, trainer):
     ("trainer", "rows"), [("axolotl", "documents"), ("llama-factory", "sequences")]
 )
 def test_the_mix_is_read_and_packed_as_the_stream(tmp_path, trainer, rows):
-    """The shares are the recipe's, Axolotl's sampler fills every pack, an altered mix is refused."""
+    """The shares are the recipe's, every pack is full, and an altered mix is refused."""
     python = peer_python(trainer)
     (tmp_path / "made").mkdir()
     bundle, out = write_bundle(tmp_path / "made"), tmp_path / "out"
@@ -162,7 +162,7 @@ def test_torchtitans_loader_yields_the_stream(tmp_path):
 
 def test_skypilot_accepts_its_tasks_and_refuses_unknown_keys(tmp_path):
     export_input = at_fixed_paths(promoted(tmp_path, "llama-3.1-70b-60x8"))
-    folders = []
+    folders: list[Path] = []
     for trainer in (*TRAINERS, TRAINERS[0]):
         folder = tmp_path / str(len(folders))
         folder.mkdir()

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import struct
 import subprocess
 import sys
@@ -15,7 +16,7 @@ import pytest
 
 from sweepcp.config.source import Source
 from sweepcp.corpora.stores import _load_encoder
-from sweepcp.data import build, records
+from sweepcp.data import records
 from sweepcp.data.build import build_store, is_held_out
 from sweepcp.data.documents import Document
 from sweepcp.data.encoding import byte_encoder
@@ -55,7 +56,7 @@ def documents(store: TokenStore) -> list[str]:
     edges = [int(o) // indexed.tokens.itemsize for o in indexed.offsets] + [len(indexed.tokens)]
     tokens = [indexed.tokens[a:b].tolist() for a, b in pairwise(edges)]
     assert all((t[0], t[-1]) == (256, 257) for t in tokens)
-    return [byte_tokenizer().decode(t[1:-1]) for t in tokens]
+    return [str(byte_tokenizer().decode(t[1:-1])) for t in tokens]
 
 
 def sha256(text: str) -> bytes:
@@ -287,7 +288,7 @@ if __name__ == "__main__":
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(records, "SHARD_BYTES", 2000)
-        patch.setattr(build.shutil, "copyfileobj", lambda *_: pytest.fail("stop before the join"))
+        patch.setattr(shutil, "copyfileobj", lambda *_: pytest.fail("stop before the join"))
         with pytest.raises(pytest.fail.Exception):
             build_bytes(source(), tmp_path, Recorder())
         assert {p: p.stat().st_mtime_ns for p in kept} == kept

@@ -125,7 +125,7 @@ def test_skypilot_and_kubeflow_start_the_same_command(e_llama):
     assert (trainer["numNodes"], trainer["numProcPerNode"]) == (60, 8)
 
 
-def strict_json_schema(schema: dict) -> dict:
+def strict_json_schema(schema: dict[str, Any]) -> dict[str, Any]:
     """Return a structural schema of Kubernetes as a JSON schema that refuses unknown fields."""
     if schema.get("x-kubernetes-int-or-string"):
         return {"type": ["integer", "string"]}

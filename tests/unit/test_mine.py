@@ -93,7 +93,8 @@ def test_the_threshold_is_the_lowest_that_is_precise_enough():
 
 def test_calibration_and_brier_by_hand():
     high, low = 1 / (1 + np.exp(-2)), 1 / (1 + np.exp(2))
-    assert calibration_bins(DOMAIN, GENERAL) == [
+    bins: list[object] = list(calibration_bins(DOMAIN, GENERAL))
+    assert bins == [
         (pytest.approx(low), pytest.approx(1 / 100), 100),
         (pytest.approx(high), pytest.approx(9 / 10), 10),
     ]

@@ -26,7 +26,7 @@ def run(n: int, seed: int = 0) -> list[Trial]:
     for number in range(n):
         proposal = propose_point(SPACE, trials, [], number=number, seed=seed)
         trials.append(
-            trial(number, *analytic(proposal.point), point=proposal.point, proposed_by=proposal.by)  # type: ignore[arg-type]
+            trial(number, *analytic(proposal.point), point=proposal.point, proposed_by=proposal.by)
         )
     return trials
 

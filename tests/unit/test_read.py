@@ -3,6 +3,7 @@
 import gzip
 import json
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet
@@ -17,8 +18,8 @@ from sweepcp.data.source_files import resolve_source
 from sweepcp.errors import InvalidInput
 from tests.make import jsonl, source
 
-RECORDS = [{"text": f"text number {n}", "n": n} for n in range(200)]
-TEXTS = [r["text"] for r in RECORDS]
+TEXTS = [f"text number {n}" for n in range(200)]
+RECORDS: list[dict[str, Any]] = [{"text": text, "n": n} for n, text in enumerate(TEXTS)]
 
 
 def documents(s: Source, folder: Path, counts: RecordCounts | None = None) -> list[Document]:
