@@ -139,7 +139,8 @@ def tokenise(folder: Path) -> None:
         speeds.append(12 / build_seconds)
     print(
         f"tokenise: {documents:,} documents, 12 MB, one core: "
-        f"{statistics.median(speeds):.2f} MB/s; datasets.map takes {_spread(ratios)} times as long ({PAIRS} pairs)"
+        f"{statistics.median(speeds):.2f} MB/s; "
+        f"datasets.map takes {_spread(ratios)} times as long ({PAIRS} pairs)"
     )
 
 

@@ -50,7 +50,7 @@ def search(
     with ConsoleProgress(console) as progress:
         run = run_search(loaded, files, folder, progress=progress, address=address)
     if not run.done:
-        reasons = sorted({trial.why for trial in run.trials})
+        reasons = sorted({trial.short_reason for trial in run.trials})
         typer.echo(f"No trial is done: {'; '.join(reasons)}", err=True)
         raise typer.Exit(1)
     show_front(console, run)

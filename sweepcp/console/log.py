@@ -29,8 +29,8 @@ def log_to_console(console: Console, prefix: Callable[[], str] = lambda: "") -> 
     """Print the package's records of level INFO and above while the context is open.
 
     Args:
-        console: where to print.
-        prefix: called for each record; its result is printed before the message.
+        console: Where to print.
+        prefix: Called for each record; its result is printed before the message.
     """
     logger, handler = logging.getLogger(LOGGER), ConsoleHandler(console, prefix)
     level = logger.level

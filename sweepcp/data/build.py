@@ -76,17 +76,8 @@ def build_store(
     with _build_lock(path):
         if not (path / "store.json").exists():
             work = path.with_name(f".building-{path.name}")
-            work.mkdir(parents=True, exist_ok=True)
-            shards = split_into_shards(source, files)
-            missing = [shard for shard in shards if not _shard_file(work, shard, "json").exists()]
-            total, done = len(shards), len(shards) - len(missing)
-            detail = f"reading {source.name}"
-            progress.update("sources", done=done, total=total, detail=detail)
             encoder = make_encoder()
-            build_shard = partial(_build_shard, source, files, encoder, work)
-            for _ in parallel_map(build_shard, missing, address):
-                done += 1
-                progress.update("sources", done=done, total=total, detail=detail)
+            shards = _build_shards(source, files, encoder, work, progress=progress, address=address)
             # Shards of two states of a file do not add up to a corpus.
             if source_fingerprint(source, files) != fingerprint:
                 raise InvalidInput(
@@ -98,6 +89,7 @@ def build_store(
                 )
             origin = {"fingerprint": fingerprint, "tokenizer": tokenizer_id}
             _join_shards(work, source, shards, dtype=token_dtype(encoder.vocab_size), origin=origin)
+            # Renamed as a whole, so that no reader ever finds an incomplete store.
             work.replace(path)
     store = TokenStore(path, source.name)
     # `bad_records` is not part of the fingerprint: the store may have been built with a higher one.
@@ -133,6 +125,29 @@ def _build_lock(path: Path) -> Iterator[None]:
 
 def _shard_file(work: Path, shard: SourceShard, suffix: str) -> Path:
     return work / f"{shard.number:08}.{suffix}"
+
+
+def _build_shards(
+    source: Source,
+    files: ResolvedSource,
+    encoder: Encoder,
+    work: Path,
+    *,
+    progress: Progress,
+    address: str | None,
+) -> list[SourceShard]:
+    """Build the shards that an earlier build has not completed; return all shards in order."""
+    work.mkdir(parents=True, exist_ok=True)
+    shards = split_into_shards(source, files)
+    missing = [shard for shard in shards if not _shard_file(work, shard, "json").exists()]
+    total, done = len(shards), len(shards) - len(missing)
+    detail = f"reading {source.name}"
+    progress.update("sources", done=done, total=total, detail=detail)
+    build_shard = partial(_build_shard, source, files, encoder, work)
+    for _ in parallel_map(build_shard, missing, address):
+        done += 1
+        progress.update("sources", done=done, total=total, detail=detail)
+    return shards
 
 
 def _build_shard(

@@ -93,9 +93,9 @@ def find_near_duplicates(signatures: np.ndarray) -> np.ndarray:
         # runs). Copies of one document resemble the run's first one or the one just before.
         for begin in range(0, len(candidates), DOCUMENTS_PER_BATCH):
             places = candidates[begin : begin + DOCUMENTS_PER_BATCH]
-            own = signatures[order[places]]
+            candidate_minima = signatures[order[places]]
             for others in (places - 1, first_of_run[places]):
-                agreement = (signatures[order[others]] == own).mean(axis=1)
+                agreement = (signatures[order[others]] == candidate_minima).mean(axis=1)
                 is_duplicate[order[places[agreement >= THRESHOLD]]] = True
     return is_duplicate
 

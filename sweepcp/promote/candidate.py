@@ -177,7 +177,7 @@ def _done_trial(run: Run, trial_id: str) -> Trial:
             fix="name a trial of this run",
         )
     if trial.status != "done":
-        reason = f": {trial.why}" if trial.why else ""
+        reason = f": {trial.short_reason}" if trial.short_reason else ""
         raise InvalidInput(
             file=run.path,
             key="--trial",

@@ -54,7 +54,7 @@ def trial_label(run: Run, trial: Trial, certainty: FrontCertainty | None) -> str
         lines.append(f"selection half: {format_scores(trial.scorecard.select)}")
         lines.append(f"reporting half: {format_scores(trial.scorecard.report)}")
     elif trial.reason:
-        lines.append(trial.why[:REASON_CHARACTERS])
+        lines.append(trial.short_reason[:REASON_CHARACTERS])
     if certainty is not None and trial.id in certainty.on_front:
         share = format_percent(certainty.on_front[trial.id])
         lines.append(f"on the front in {share} of the resamples of the items")

@@ -65,7 +65,7 @@ class Trial(Record):
     """UTC, ISO 8601."""
 
     @property
-    def why(self) -> str:
+    def short_reason(self) -> str:
         """The last line of the reason: the message of a traceback."""
         lines = (self.reason or "").strip().splitlines()
         return lines[-1].strip() if lines else ""

@@ -192,8 +192,8 @@ def describe_trial(trial: Trial) -> str:
     if trial.status == "done":
         parts.append(f"domain {trial.domain:+6.2f} %  general {trial.general:+6.2f} %")
     parts.append(f"{format_point(trial.point)}  ({trial.proposed_by})")
-    if trial.why:
-        parts.append(trial.why)
+    if trial.short_reason:
+        parts.append(trial.short_reason)
     return "  ".join(parts)
 
 

@@ -36,12 +36,12 @@ def propose_point(
     by (seed, number), so a resumed search proposes what an uninterrupted one would have proposed.
 
     Args:
-        space: the axes and anchors.
-        trials: the finished trials, ordered by number. Those without scores (diverged, failed) are
+        space: The axes and anchors.
+        trials: The finished trials, ordered by number. Those without scores (diverged, failed) are
             not shown to the sampler.
-        pending: points of the trials that are running, which TPE avoids (constant liar).
-        number: the number of the trial, from 0.
-        seed: the experiment's seed.
+        pending: Points of the trials that are running, which TPE avoids (constant liar).
+        number: The number of the trial, from 0.
+        seed: The experiment's seed.
     """
     if number < len(space.anchors):
         return Proposal(dict(space.anchors[number]), "anchor")

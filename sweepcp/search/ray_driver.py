@@ -86,7 +86,7 @@ def ray_cluster(address: str | None, budget: Budget) -> Iterator[int]:
         The number of trials that run at a time.
 
     Raises:
-        InvalidInput: if no cluster answers, or a trial needs more than the cluster has.
+        InvalidInput: No cluster answers, or a trial needs more than the cluster has.
     """
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
     os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")
@@ -172,14 +172,14 @@ def run_trials(
     """Run the missing trials of a ledger, which records each as it ends.
 
     Args:
-        ledger: the trials of the run.
-        make_runner: builds the runner of a worker, in the worker's process.
-        budget: resources per trial.
-        concurrency: trials at a time.
+        ledger: The trials of the run.
+        make_runner: Builds the runner of a worker, in the worker's process.
+        budget: Resources per trial.
+        concurrency: Trials at a time.
 
     Raises:
-        BaseNotScored: if the base could not be scored, so that trials have no reference.
-        RuntimeError: if Ray Tune ends while trials are missing.
+        BaseNotScored: The base could not be scored, so trials have no reference.
+        RuntimeError: Ray Tune ends while trials are missing.
     """
     if not ledger.to_come:
         return

@@ -20,9 +20,9 @@ def score_model(model: Path, run: Run) -> Scorecard:
     The model is read with its own tokenizer.
 
     Raises:
-        InvalidInput: if the folder holds no model that can be loaded safely, the base has not been
+        InvalidInput: The folder holds no model that can be loaded safely, the base has not been
             scored, or a token store of the run is gone.
-        Diverged: if the loss on a held-out document is not finite.
+        Diverged: The loss on a held-out document is not finite.
     """
     base = base_items(run)
     with located("sweepcp score", "MODEL"):

@@ -46,15 +46,15 @@ def run_search(
     A search that was stopped, in whatever way, resumes.
 
     Args:
-        experiment: what to search.
-        files: the files of each source.
-        out: the run folder.
-        progress: receives the progress of stages and trials.
-        address: a Ray cluster; by default this machine.
+        experiment: What to search.
+        files: The files of each source.
+        out: The run folder.
+        progress: Receives the progress of stages and trials.
+        address: A Ray cluster; by default this machine.
 
     Raises:
-        InvalidInput: for planned sources, if `out` holds another experiment or its corpora have
-            changed, or if another process writes the folder.
+        InvalidInput: A source is planned, `out` holds another experiment or its corpora have
+            changed, or another process writes the folder.
     """
     _refuse_planned_sources(experiment)
     fingerprints = {s.name: source_fingerprint(s, files[s.name]) for s in experiment.sources}
