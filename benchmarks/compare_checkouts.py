@@ -24,6 +24,7 @@ temporary folder, which is kept.
 import argparse
 import ast
 import difflib
+import fcntl
 import hashlib
 import json
 import os
@@ -34,6 +35,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from itertools import product, zip_longest
@@ -587,6 +589,30 @@ def show(stage: Stage, report: Report, amount: str) -> None:
         print(f"    and {rest} more")
 
 
+def compare(before: Side, after: Side) -> int:
+    """Compare what both sides made, print it, and return the number of differences."""
+    placeholders = placeholders_of(before), placeholders_of(after)
+    count = 0
+    for stage in STAGES:
+        report = Report(placeholders)
+        amount = stage.compare(report, before.folder / stage.name, after.folder / stage.name)
+        show(stage, report, amount)
+        count += report.count
+    return count
+
+
+@contextmanager
+def alone(work: Path) -> Iterator[None]:
+    """Hold a folder for this process, or end when another comparison has it."""
+    work.mkdir(parents=True, exist_ok=True)
+    with (work / "lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            sys.exit(f"{work} is in use by another comparison")
+        yield
+
+
 def main() -> None:
     """Run both checkouts, and compare what they made."""
     parser = argparse.ArgumentParser(
@@ -600,21 +626,15 @@ def main() -> None:
     work = (asked.work or Path(tempfile.mkdtemp(prefix="compare-checkouts-"))).resolve()
     if not PATH.fullmatch(str(work)):
         sys.exit(f"--work {work}: `sweepcp export` takes paths that match {PATH.pattern}")
-    print(f"outputs are kept in {work}", file=sys.stderr)
     sides = [
         Side(name, checkout.resolve(), work / name, asked.trials)
         for name, checkout in (("before", asked.before), ("after", asked.after))
     ]
-    for side in sides:
-        make(side, STAGES)
-    placeholders = (placeholders_of(sides[0]), placeholders_of(sides[1]))
-    differs = False
-    for stage in STAGES:
-        report = Report(placeholders)
-        amount = stage.compare(report, *(side.folder / stage.name for side in sides))
-        show(stage, report, amount)
-        differs |= bool(report.count)
-    sys.exit(1 if differs else 0)
+    print(f"outputs are kept in {work}", file=sys.stderr)
+    with alone(work):
+        for side in sides:
+            make(side, STAGES)
+        sys.exit(1 if compare(*sides) else 0)
 
 
 if __name__ == "__main__":

@@ -218,6 +218,8 @@ def _join_shards(
     for shard in shards:
         counts.add(RecordCounts.from_json(json.loads(_shard_file(work, shard, "json").read_text())))
     check_bad_records(source, counts)
+    # A document may repeat one of another shard, so this waits for all of them. The held-out files
+    # are the first shards: if a document is in both kinds of files, its training copy is dropped.
     is_duplicate = None
     if source.near_duplicates == "drop":
         is_duplicate = _find_near_duplicates(work, shards)

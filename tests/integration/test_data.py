@@ -97,7 +97,7 @@ def sweepcp(*args: object) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_check_names_what_is_wrong_and_its_list_drops_it(catalogue: Path):
+def test_check_reports_overlaps_and_its_list_excludes_them(catalogue: Path):
     overlaps = catalogue / "overlaps.jsonl"
     done = sweepcp("data", "check", catalogue / "mine.yaml", "--write", overlaps)
     assert done.returncode == 1, done.stderr
@@ -121,7 +121,7 @@ def test_check_names_what_is_wrong_and_its_list_drops_it(catalogue: Path):
     assert "left out: 1 excluded" in again.stdout
 
 
-def test_build_says_what_it_did_and_is_done_once(catalogue: Path):
+def test_build_reports_its_stores_and_refuses_bad_records(catalogue: Path):
     first = sweepcp("data", "build", catalogue / "mine.yaml")
     assert first.returncode == 0, first.stderr
     assert "361" in first.stdout

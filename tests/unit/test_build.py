@@ -303,6 +303,33 @@ if __name__ == "__main__":
         assert (store.path / name).read_bytes() == (undisturbed.path / name).read_bytes()
 
 
+def test_a_build_interrupted_while_it_removes_its_shards_resumes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    jsonl(tmp_path / "a.jsonl", RECORDS)
+    unlink = Path.unlink
+
+    def stop_at_tokens(path: Path, missing_ok: bool = False) -> None:
+        unlink(path, missing_ok=missing_ok)
+        if path.suffix == ".tokens":
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "unlink", stop_at_tokens)
+        with pytest.raises(KeyboardInterrupt):
+            build_bytes(source(), tmp_path)
+    assert build_bytes(source(), tmp_path).meta["records"] == len(RECORDS)
+
+
+def test_a_sample_of_held_out_documents_has_the_smallest_hashes(tmp_path: Path):
+    jsonl(tmp_path / "a.jsonl", RECORDS)
+    store = build_bytes(source(held_out=0.2), tmp_path)
+    held_out = list(store.held_out_documents())
+    assert store.sample_held_out(None) == held_out
+    assert store.sample_held_out(5) == sorted(held_out, key=sha256)[:5]
+    assert len(store.sample_held_out(1000)) == len(held_out)
+
+
 def test_an_error_in_another_process_arrives_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     jsonl(tmp_path / "a.jsonl", RECORDS)
     (tmp_path / "b.jsonl").write_text('{"text": "fine"}\n{"txt": "no"}\n')
