@@ -20,6 +20,7 @@ from tests.make import jsonl, source
 from tests.unit.test_build import BYTES, RECORDS
 
 
+@pytest.mark.slow
 def test_a_cluster_builds_the_same_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(records, "SHARD_BYTES", 5000)
     jsonl(tmp_path / "a.jsonl", RECORDS)

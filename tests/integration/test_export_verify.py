@@ -15,6 +15,7 @@ from tests.exports import (
 from tests.integration.conftest import sweepcp
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("trainer", ["hf-trainer", "deepspeed"])
 def test_trainers_parse_what_was_exported(tmp_path, trainer):
     verifications = verify_exports(sys.executable, trainer, export_cases(tmp_path, trainer))
@@ -23,6 +24,7 @@ def test_trainers_parse_what_was_exported(tmp_path, trainer):
         assert not verification.pending
 
 
+@pytest.mark.slow
 def test_every_altered_key_for_the_hf_trainer_is_detected(tmp_path):
     loaded = promoted_short(tmp_path / "bundle")
     exports = export_alterations(tmp_path / "out", loaded, "hf-trainer")

@@ -18,6 +18,8 @@ from sweepcp.errors import InvalidInput
 from sweepcp.util.progress import NoProgress
 from tests.make import jsonl
 
+pytestmark = pytest.mark.slow
+
 OTHERS = (
     "numpy",
     "ray",

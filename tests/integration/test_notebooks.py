@@ -21,6 +21,7 @@ def shows_plot(cell: nbformat.NotebookNode) -> bool:
     return any("plotly" in kind for kind in formats)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.name)
 def test_notebook_runs_and_draws_its_plots(tmp_path: Path, path: Path):
     write_run(tmp_path / "runs" / "quickstart", 24, t0003="diverged")

@@ -69,6 +69,7 @@ def test_each_kind_of_failure_costs_its_own_trial_only(tmp_path: Path):
     assert set(run.front.ids) <= {"0005", "0006", "0007"}
 
 
+@pytest.mark.slow
 def test_all_trials_failing_is_no_front(tmp_path: Path):
     analytic.run(tmp_path, 3, faults={0.0: "raise"})
     run = load_run(tmp_path)
@@ -82,6 +83,7 @@ def test_a_base_that_cannot_be_scored_ends_the_search(tmp_path: Path):
     assert load_run(tmp_path).trials == []
 
 
+@pytest.mark.slow
 def test_one_worker_and_one_seed_give_the_same_trials(tmp_path: Path):
     found = []
     for name in ("a", "b"):
@@ -101,6 +103,7 @@ def test_a_longer_budget_goes_on_where_the_shorter_ended(tmp_path: Path):
     assert points[0] == points[1]
 
 
+@pytest.mark.slow
 def test_a_gap_is_filled_and_nothing_is_repeated(tmp_path: Path):
     analytic.run(tmp_path, 6)
     (tmp_path / "trials" / "0002" / "trial.json").unlink()

@@ -116,6 +116,15 @@ def test_a_recipe_scores_the_same_in_another_process(small_run: Run, runner: Tri
         assert [items.model_dump(mode="json") for items in outcome.items] == written
 
 
+def test_a_recipe_that_diverges_ends_with_its_reason(small_run: Run, runner: TrialRunner):
+    recipe = small_run.trials[0].recipe.model_copy(update={"lr_fraction": 1e30})
+    outcome = list(runner.run(recipe))[-1]
+    assert isinstance(outcome, TrialOutcome)
+    assert outcome.status == "diverged"
+    assert "step" in str(outcome.reason)
+    assert not outcome.items
+
+
 def test_task_scores_are_those_of_lm_eval(runner: TrialRunner):
     runner.model.load_state_dict(runner.base_weights)
     assert runner.scorer.tasks is not None
@@ -158,6 +167,7 @@ def test_packed_documents_do_not_see_each_other(runner: TrialRunner):
         assert torch.equal(second_logits(packed), second_logits(changed))
 
 
+@pytest.mark.slow
 def test_a_base_from_a_folder_is_the_same_base(small_run: Run):
     """A folder that `save_pretrained` wrote, as a downloaded model is; here the run's own base."""
     assert small_run.base is not None
@@ -165,6 +175,7 @@ def test_a_base_from_a_folder_is_the_same_base(small_run: Run):
     assert from_folder.score_base().items == small_run.base.items
 
 
+@pytest.mark.slow
 def test_diverged_trials_stay_trials(small_run: Run, tmp_path: Path):
     space = "space={lr_fraction: {choices: [1e30, 0.1]}, general_share: {low: 0, high: 1}, "
     space += "anchors: [{lr_fraction: 1e30, general_share: 0.5}, "
