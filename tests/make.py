@@ -163,7 +163,7 @@ def write_run(
         outcome = TrialOutcome.model_validate({"status": status, "items": measured})
         record = trial_record(run_experiment, number, point, steps=steps)
         if measured:
-            card = compare_with_base(list(measured), list(base.items))
+            card = compare_with_base(trial=list(measured), base=list(base.items))
             scores = {"domain": card.select.domain, "general": card.select.general}
             record = record.model_copy(update={"scorecard": card, **scores})
         else:
@@ -245,7 +245,7 @@ def step_rows(tried: Recipe, steps: int) -> list[dict[str, object]]:
     return [
         {
             "step": step,
-            "lr": tried.lr(step, 3e-3),
+            "lr": tried.lr(step, max_lr=3e-3),
             "loss": 2 - step / 100,
             "grad_norm": 1.0,
             "tokens": {"python-code": 1024 * step},

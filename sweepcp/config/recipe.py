@@ -162,7 +162,7 @@ class Recipe(TrainingSettings):
         """Sequences per batch."""
         return self.batch_tokens // self.seq_len
 
-    def lr(self, step: int, max_lr: float) -> float:
+    def lr(self, step: int, *, max_lr: float) -> float:
         """Return the learning rate of an optimizer step.
 
         Args:

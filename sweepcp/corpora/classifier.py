@@ -67,7 +67,7 @@ def draw_examples(
     return examples
 
 
-def train_classifiers(domain: list[Example], general: list[Example]) -> TrainedClassifiers:
+def train_classifiers(*, domain: list[Example], general: list[Example]) -> TrainedClassifiers:
     """Train one classifier per fold, and score every example by the one that has not seen it."""
     from sklearn.linear_model import LogisticRegression
 

@@ -114,7 +114,7 @@ def read_labels(path: Path, stamp: str) -> list[LabelledDocument]:
         return []
     rows: list[dict[str, Any]] = []
     for number, line in enumerate(path.read_text("utf-8").splitlines(), start=1):
-        rows.append(_read_row(line, f"{path}:{number}", stamp))
+        rows.append(_read_row(line, place=f"{path}:{number}", stamp=stamp))
     labelled = [row for row in rows if row["label"] is not None]
     if not labelled:
         return []
@@ -141,7 +141,7 @@ def labelled_precision(
     return (sum(selected) / len(selected), len(selected)) if selected else None
 
 
-def _read_row(line: str, place: str, stamp: str) -> dict[str, Any]:
+def _read_row(line: str, *, place: str, stamp: str) -> dict[str, Any]:
     """Parse one line of the sample, at `place` in messages."""
     try:
         row: dict[str, Any] = json.loads(line)

@@ -151,7 +151,7 @@ def mine_corpus(
     with located(corpus):
         _check_example_count("domain", len(domain_examples))
         _check_example_count("general", len(general_examples))
-        classifiers = train_classifiers(domain_examples, general_examples)
+        classifiers = train_classifiers(domain=domain_examples, general=general_examples)
         mined = prepare_scores(source, files[corpus], out / "scores", classifiers)
         shards = split_into_shards(source, files[corpus])
         corpus_shares, documents = score_corpus(mined, shards, progress=progress, address=address)
@@ -358,8 +358,10 @@ def _summarize(
         selected=selected,
         training=dict(Counter(example.source for example in examples)),
         by_source=_share_selected_by_source(classifiers, threshold.score),
-        calibration=calibration_bins(classifiers.domain_scores, classifiers.general_scores),
-        brier=brier_score(classifiers.domain_scores, classifiers.general_scores),
+        calibration=calibration_bins(
+            domain=classifiers.domain_scores, general=classifiers.general_scores
+        ),
+        brier=brier_score(domain=classifiers.domain_scores, general=classifiers.general_scores),
         labelled_precision=labelled_precision(labels, threshold.score),
     )
 

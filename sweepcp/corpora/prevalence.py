@@ -147,7 +147,7 @@ def threshold_for_precision(
     return int(reached[0])
 
 
-def calibration_bins(domain: np.ndarray, general: np.ndarray) -> list[tuple[float, float, int]]:
+def calibration_bins(*, domain: np.ndarray, general: np.ndarray) -> list[tuple[float, float, int]]:
     """Return the calibration of held-out scores by tenths of predicted probability.
 
     Args:
@@ -158,7 +158,7 @@ def calibration_bins(domain: np.ndarray, general: np.ndarray) -> list[tuple[floa
         For each tenth that is not empty: mean predicted probability, observed share of domain
         documents, number of documents.
     """
-    predicted, is_domain = _probabilities(domain, general)
+    predicted, is_domain = _probabilities(domain=domain, general=general)
     tenths = np.minimum((predicted * 10).astype(int), 9)
     bins: list[tuple[float, float, int]] = []
     for tenth in range(10):
@@ -169,9 +169,9 @@ def calibration_bins(domain: np.ndarray, general: np.ndarray) -> list[tuple[floa
     return bins
 
 
-def brier_score(domain: np.ndarray, general: np.ndarray) -> float:
+def brier_score(*, domain: np.ndarray, general: np.ndarray) -> float:
     """Return the mean squared error of the predicted probabilities (Brier 1950)."""
-    predicted, is_domain = _probabilities(domain, general)
+    predicted, is_domain = _probabilities(domain=domain, general=general)
     return float(((predicted - is_domain) ** 2).mean())
 
 
@@ -207,7 +207,7 @@ def _adjusted_count(
     return float(shares[at]), float(errors[at])
 
 
-def _probabilities(domain: np.ndarray, general: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _probabilities(*, domain: np.ndarray, general: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return predicted probabilities of all documents, and whether each of them is domain."""
     scores = np.concatenate([domain, general])
     return 1 / (1 + np.exp(-scores)), np.arange(len(scores)) < len(domain)

@@ -73,7 +73,7 @@ def resolve_source(source: Source, *, folder: Path) -> ResolvedSource:
         paths, skipped = _resolve_patterns(folder, source.files)
     with located(file="", key="held_out_files"):
         held_out, held_out_skipped = _resolve_patterns(folder, source.held_out_files or ())
-        _check_disjoint(paths, held_out)
+        _check_disjoint(paths=paths, held_out=held_out)
     return ResolvedSource(
         tuple(paths), tuple(held_out), exclude, skipped=tuple(skipped + held_out_skipped)
     )
@@ -180,7 +180,7 @@ def _check_unique(paths: list[Path]) -> None:
         raise InvalidInput(found=str(min(repeated)), rule="a file is named once", fix=fix)
 
 
-def _check_disjoint(paths: list[Path], held_out: list[Path]) -> None:
+def _check_disjoint(*, paths: list[Path], held_out: list[Path]) -> None:
     shared = {path.resolve() for path in paths} & {path.resolve() for path in held_out}
     if shared:
         rule = "a file is trained on or held out, not both"

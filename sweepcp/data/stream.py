@@ -189,7 +189,7 @@ class MixtureStream:
         for step in range(first + worker, self.recipe.steps + 1, workers):
             yield self.batch(step, rank, world_size)
 
-    def epochs(self, index: int, tokens: int) -> float:
+    def epochs(self, index: int, *, tokens: int) -> float:
         """Return how many epochs of its source `tokens` tokens of portion `index` are."""
         source = self.sources.get(index)
         return tokens / (source.blocks * source.seq_len) if source else 0.0

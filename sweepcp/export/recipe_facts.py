@@ -62,7 +62,7 @@ def recipe_facts(bundle: Bundle) -> dict[str, Any]:
     recipe, target = bundle.recipe, bundle.target
     max_lr = bundle.model.max_lr
     lr_before = 0.0 if recipe.warmup_steps else recipe.lr_fraction * max_lr
-    lr_per_step = [recipe.lr(step, max_lr) for step in range(1, recipe.steps + 1)]
+    lr_per_step = [recipe.lr(step, max_lr=max_lr) for step in range(1, recipe.steps + 1)]
     across_or_within = "across" if recipe.cross_documents else "within"
     return {
         "steps": recipe.steps,

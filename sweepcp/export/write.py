@@ -178,7 +178,7 @@ def render_files(export: ExportResult) -> dict[str, str]:
         bodies["prepare.sh"] = (trainer, _prepare_script(export))
     check_file_names(bodies)
     files = {
-        name: _with_header(export, name, text, written_for=peer)
+        name: _with_header(export, name=name, text=text, written_for=peer)
         for name, (peer, text) in bodies.items()
     }
     files["SUMMARY.md"] = _summary(export, list(bodies))
@@ -239,7 +239,7 @@ def _prepare_script(export: ExportResult) -> str:
     return f"set -euo pipefail\n{exports}{commands}\n"
 
 
-def _with_header(export: ExportResult, name: str, text: str, *, written_for: str) -> str:
+def _with_header(export: ExportResult, *, name: str, text: str, written_for: str) -> str:
     """Return a file's text with recipe, bundle, status and start command at its top."""
     header = {
         "recipe": export.export_input.bundle.recipe_id,

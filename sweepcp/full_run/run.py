@@ -343,7 +343,7 @@ class _FullRun:
 
     def _score_watched(self, step: int, base: list[ItemScores]) -> str:
         """Log the watched text against step 0; return an alarm, or an empty string."""
-        card = compare_with_base(self.watcher.score_held_out(), base)
+        card = compare_with_base(trial=self.watcher.score_held_out(), base=base)
         self.log.write_held_out(step, card)
         bound, general = self.target.watch.max_regression, card.report.general
         if bound is None or general >= -bound:
@@ -358,7 +358,7 @@ class _FullRun:
         self.engine.save_weights(self.out / "model")
         logger.info("scoring both suites")
         items = self.scorer.score()
-        card = compare_with_base(items, base)
+        card = compare_with_base(trial=items, base=base)
         if self.group.is_first:
             write_items(self.out / "items.json", items)
             write_json(self.out / "scorecard.json", card.model_dump(mode="json"))

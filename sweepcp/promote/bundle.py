@@ -197,7 +197,11 @@ def planned_steps(recipe: Recipe, max_lr: float) -> list[dict[str, Any]]:
     # A set, because rounding may give a step twice.
     steps = {round(1 + i * (recipe.steps - 1) / max(1, count - 1)) for i in range(count)}
     return [
-        {"step": step, "lr": recipe.lr(step, max_lr), "tokens": tokens_by_source(recipe, step)}
+        {
+            "step": step,
+            "lr": recipe.lr(step, max_lr=max_lr),
+            "tokens": tokens_by_source(recipe, step),
+        }
         for step in sorted(steps)
     ]
 

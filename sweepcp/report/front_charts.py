@@ -63,7 +63,7 @@ def tolerance_chart(run: Run) -> Chart:
         series: list[Series] = []
         if trials:
             values = [value_of(trial) for trial in trials]
-            series += _tolerance_steps(bounds, values, hover)
+            series += _tolerance_steps(bounds=bounds, values=values, hover=hover)
             if run.rule.max_regression is not None:
                 series.append(bound_line(run.rule.max_regression, values))
         panels.append(Panel(Axis("accepted general regression, %"), axis, series))
@@ -73,7 +73,7 @@ def tolerance_chart(run: Run) -> Chart:
 
 
 def _tolerance_steps(
-    bounds: Sequence[float], values: Sequence[float], hover: Sequence[str]
+    *, bounds: Sequence[float], values: Sequence[float], hover: Sequence[str]
 ) -> list[Series]:
     """Return values of the chosen trial from each bound on, as a line and as points."""
     end = bounds[-1] * 1.1 + 0.1

@@ -51,7 +51,7 @@ def _base_as_dict(base: BaseRecord) -> dict[str, Any]:
     fields = {"name", "role", "unit", "base", "base_se"}
     members = [
         member.model_dump(mode="json", include=fields)
-        for member in compare_with_base(items, items).report.members
+        for member in compare_with_base(trial=items, base=items).report.members
     ]
     return base.model_dump(mode="json", exclude={"format", "items"}) | {
         "domain": 0.0,

@@ -94,7 +94,7 @@ def in_select_split(content: str) -> bool:
     return bool(hashlib.sha256(content.encode()).digest()[-1] & 1)
 
 
-def ratio_estimate(amount: np.ndarray, size: np.ndarray) -> tuple[float, float]:
+def ratio_estimate(*, amount: np.ndarray, size: np.ndarray) -> tuple[float, float]:
     """Estimate Σ amount / Σ size and its standard error.
 
     The error is the linearised one of a ratio estimator over items drawn independently (Cochran,
@@ -121,7 +121,7 @@ def weighted_change(members: Sequence[MemberScore]) -> tuple[float, float]:
     return mean, float(np.sqrt(np.square(weights) @ np.square([m.change_se for m in members])))
 
 
-def compare_with_base(trial: list[ItemScores], base: list[ItemScores]) -> Scorecard:
+def compare_with_base(*, trial: list[ItemScores], base: list[ItemScores]) -> Scorecard:
     """Compare a model's scores with the base's on the same items.
 
     Raises:
@@ -129,12 +129,15 @@ def compare_with_base(trial: list[ItemScores], base: list[ItemScores]) -> Scorec
             suite has no continuous member.
     """
     return Scorecard(
-        select=_split_score(trial, base, "select"), report=_split_score(trial, base, "report")
+        select=_split_score(trial=trial, base=base, split="select"),
+        report=_split_score(trial=trial, base=base, split="report"),
     )
 
 
-def _split_score(trial: list[ItemScores], base: list[ItemScores], split: Split) -> SplitScore:
-    members = [_member_score(t, b, split) for t, b in zip(trial, base, strict=True)]
+def _split_score(*, trial: list[ItemScores], base: list[ItemScores], split: Split) -> SplitScore:
+    members = [
+        _member_score(trial=t, base=b, split=split) for t, b in zip(trial, base, strict=True)
+    ]
     scalars: dict[str, float] = {}
     for role in ("domain", "general"):
         continuous = [m for m in members if m.role == role and m.unit == "bits per byte"]
@@ -146,7 +149,7 @@ def _split_score(trial: list[ItemScores], base: list[ItemScores], split: Split) 
     return SplitScore(members=tuple(members), **scalars)
 
 
-def _member_score(trial: ItemScores, base: ItemScores, split: Split) -> MemberScore:
+def _member_score(*, trial: ItemScores, base: ItemScores, split: Split) -> MemberScore:
     if (trial.name, trial.unit, trial.select, trial.size) != (
         base.name,
         base.unit,
@@ -163,15 +166,15 @@ def _member_score(trial: ItemScores, base: ItemScores, split: Split) -> MemberSc
     amount = np.array(trial.amount, dtype=np.float64)[mask]
     base_amount = np.array(base.amount, dtype=np.float64)[mask]
     size = np.array(trial.size, dtype=np.float64)[mask]
-    value, value_se = ratio_estimate(amount, size)
-    base_value, base_se = ratio_estimate(base_amount, size)
+    value, value_se = ratio_estimate(amount=amount, size=size)
+    base_value, base_se = ratio_estimate(amount=base_amount, size=size)
     if trial.unit == "accuracy":
-        difference, error = ratio_estimate(amount - base_amount, size)
+        difference, error = ratio_estimate(amount=amount - base_amount, size=size)
         change, change_se = 100 * difference, 100 * error
     else:
         # Both values have the same Σ size, so (base − value) / base is 1 − Σ amount / Σ base
         # amount: a ratio over paired items, whose error the estimator gives directly.
-        relative, error = ratio_estimate(amount, base_amount)
+        relative, error = ratio_estimate(amount=amount, size=base_amount)
         change, change_se = 100 * (1 - relative), 100 * error
     return MemberScore(
         name=trial.name,

@@ -127,7 +127,7 @@ class TrialLedger:
     def _set_base(self, base: BaseRecord) -> None:
         """Record the base's scores, and finish the trials that waited for them."""
         try:
-            compare_with_base(list(base.items), list(base.items))
+            compare_with_base(trial=list(base.items), base=list(base.items))
         except ValueError as error:
             self._give_up(str(error))
             return
@@ -152,7 +152,7 @@ class TrialLedger:
         card = None
         if outcome.status == "done":
             try:
-                card = compare_with_base(list(outcome.items), list(base.items))
+                card = compare_with_base(trial=list(outcome.items), base=list(base.items))
             except ValueError as error:
                 reason = f"its scores cannot be compared with those of the base: {error}"
                 outcome = TrialOutcome(status="failed", reason=reason)

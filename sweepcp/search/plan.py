@@ -62,7 +62,7 @@ class Plan:
         peak = max(1, round(self.first.warmup * steps))
         shown = {1, 2, peak, peak + 1, steps // 4, steps // 2, 3 * steps // 4, steps - 1, steps}
         max_lr = self.experiment.base.max_lr
-        return [(n, self.first.lr(n, max_lr)) for n in sorted(shown) if 1 <= n <= steps]
+        return [(n, self.first.lr(n, max_lr=max_lr)) for n in sorted(shown) if 1 <= n <= steps]
 
 
 def make_plan(experiment: Experiment, files: dict[str, ResolvedSource]) -> Plan:

@@ -28,7 +28,7 @@ def score_model(model: Path, run: Run) -> Scorecard:
     with located("sweepcp score", "MODEL"):
         read_shards(model)
         read_config(model)
-    return compare_with_base(_make_scorer(model, run).score(), base)
+    return compare_with_base(trial=_make_scorer(model, run).score(), base=base)
 
 
 def _make_scorer(model: Path, run: Run) -> "Scorer":

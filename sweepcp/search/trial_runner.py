@@ -73,7 +73,7 @@ class TrialRunner:
             return
         tokens = metrics.tokens if metrics else {}
         epochs = {
-            source: stream.epochs(index, count)
+            source: stream.epochs(index, tokens=count)
             for index, (source, count) in enumerate(tokens.items())
         }
         yield TrialOutcome(

@@ -89,7 +89,7 @@ def run_training(
     tokens = np.array([before.get(p.source, 0) for p in portions], dtype=np.int64)
     for step in range(steps_done + 1, recipe.steps + 1):
         batch = stream.batch(step, group.rank, group.world_size)
-        lr = recipe.lr(step, max_lr)
+        lr = recipe.lr(step, max_lr=max_lr)
         # A rank may hold more targets than another, so counts are summed before the step: the
         # loss is a mean over the targets of all ranks, not a mean of the ranks' means.
         row_targets = (batch.targets != IGNORED).sum(1)
@@ -113,7 +113,7 @@ def run_training(
             loss=loss,
             grad_norm=grad_norm,
             tokens={p.source: int(n) for p, n in zip(portions, tokens, strict=True)},
-            losses=_loss_by_role(portions, losses, targets),
+            losses=_loss_by_role(portions=portions, losses=losses, targets=targets),
         )
 
 
@@ -125,7 +125,7 @@ def _sum_by_source(batch: Batch, sources: int, *values: np.ndarray) -> np.ndarra
 
 
 def _loss_by_role(
-    portions: Sequence[SourceShare], losses: np.ndarray, targets: np.ndarray
+    *, portions: Sequence[SourceShare], losses: np.ndarray, targets: np.ndarray
 ) -> dict[Role, float]:
     """Average summed losses over targets within each role; both arrays have shape (sources,)."""
     by_role: dict[Role, float] = {}

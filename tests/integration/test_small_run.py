@@ -76,7 +76,7 @@ def test_each_trial_was_fed_the_mixture_that_it_asked_for(small_run: Run):
             for portion in trial.recipe.mixture.portions:
                 distance = abs(line["tokens"][portion.source] - portion.share * fed)
                 assert distance < trial.recipe.seq_len
-        assert lines[0]["lr"] == pytest.approx(trial.recipe.lr(1, 3e-3))
+        assert lines[0]["lr"] == pytest.approx(trial.recipe.lr(1, max_lr=3e-3))
 
 
 def test_the_same_command_again_keeps_everything(small_run: Run):

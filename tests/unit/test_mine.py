@@ -93,13 +93,13 @@ def test_the_threshold_is_the_lowest_that_is_precise_enough():
 
 def test_calibration_and_brier_by_hand():
     high, low = 1 / (1 + np.exp(-2)), 1 / (1 + np.exp(2))
-    bins: list[object] = list(calibration_bins(DOMAIN, GENERAL))
+    bins: list[object] = list(calibration_bins(domain=DOMAIN, general=GENERAL))
     assert bins == [
         (pytest.approx(low), pytest.approx(1 / 100), 100),
         (pytest.approx(high), pytest.approx(9 / 10), 10),
     ]
     expected = (9 * low**2 + high**2 + 99 * low**2 + high**2) / 110
-    assert brier_score(DOMAIN, GENERAL) == pytest.approx(expected)
+    assert brier_score(domain=DOMAIN, general=GENERAL) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize(

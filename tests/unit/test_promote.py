@@ -88,7 +88,7 @@ def test_the_plan_is_what_the_stream_gives(bundle: Path, share: float):
     for step in plan:
         tokens_read += np.bincount(stream.batch(step["step"]).source, minlength=2) * 32
         assert step["tokens"] == {"code": tokens_read[0], "docs": tokens_read[1]}
-        assert step["lr"] == changed.lr(step["step"], 0.1)
+        assert step["lr"] == changed.lr(step["step"], max_lr=0.1)
 
 
 def test_targets_that_cannot_be_run_are_refused(tmp_path: Path):

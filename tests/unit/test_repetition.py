@@ -57,7 +57,7 @@ def test_a_stream_over_a_fraction_of_its_stores_repeats_as_often(tmp_path: Path)
     first_tokens = np.concatenate([batch.input_ids[:, 0] for batch in stream.batches()])
     _, counts = np.unique(first_tokens, return_counts=True)
     assert counts.min() >= 5
-    assert stream.epochs(0, 200) == pytest.approx(5)
+    assert stream.epochs(0, tokens=200) == pytest.approx(5)
 
 
 @pytest.mark.parametrize(

@@ -36,7 +36,7 @@ def run_of(
         BaseRecord(model="base", parameters=1, max_lr=1.0, items=tuple(base), versions={})
     )
     for number, trial_items in enumerate(trials):
-        card = compare_with_base(trial_items, base)
+        card = compare_with_base(trial=trial_items, base=base)
         record = trial(number, card.select.domain, card.select.general, scorecard=card)
         writer.begin_trial(record.id)
         writer.write_trial(record, TrialOutcome(status="done", items=tuple(trial_items)))

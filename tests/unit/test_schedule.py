@@ -56,6 +56,8 @@ def test_steps_outside_the_run_are_refused():
 def test_recipe_scales_the_curve_by_its_fraction_of_the_max_lr():
     scaled = recipe(lr_fraction=0.1, warmup=0.1, final_fraction=0.1)
     assert scaled.steps == 10
-    assert scaled.lr(1, 3e-3) == pytest.approx(3e-4)
-    assert scaled.lr(10, 3e-3) == pytest.approx(3e-5)
-    assert math.isclose(scaled.lr(2, 3e-3), 3e-4 * (0.1 + 0.9 * (1 + math.cos(math.pi / 9)) / 2))
+    assert scaled.lr(1, max_lr=3e-3) == pytest.approx(3e-4)
+    assert scaled.lr(10, max_lr=3e-3) == pytest.approx(3e-5)
+    assert math.isclose(
+        scaled.lr(2, max_lr=3e-3), 3e-4 * (0.1 + 0.9 * (1 + math.cos(math.pi / 9)) / 2)
+    )

@@ -54,8 +54,8 @@ def test_e_llama_by_its_own_numbers(tmp_path: Path):
     assert round(recipe.tokens / 1e12, 2) == 1.00
     assert recipe.sequences == 3 * 480
     # The peak: a tenth of 1.5e-4.
-    assert recipe.lr(1700, bundle.model.max_lr) == pytest.approx(1.5e-5)
-    assert recipe.lr(85_000, bundle.model.max_lr) == pytest.approx(1.5e-6)
+    assert recipe.lr(1700, max_lr=bundle.model.max_lr) == pytest.approx(1.5e-5)
+    assert recipe.lr(85_000, max_lr=bundle.model.max_lr) == pytest.approx(1.5e-6)
     assert recipe.domain_share == pytest.approx(0.5)
     assert recipe.mixture.non_english_share == pytest.approx(0.1)
     config = json.loads((tmp_path / "bundle" / "ds_config.json").read_text())

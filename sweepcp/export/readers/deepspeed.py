@@ -30,7 +30,7 @@ def read_folder(_folder, record):
     settings, deepspeed = read_deepspeed(loaded.path / "ds_config.json", world_size)
     facts = stream_facts(recipe.model_dump(mode="json")) | {
         "steps": recipe.steps,
-        "lr": [recipe.lr(step, max_lr) for step in range(1, recipe.steps + 1)],
+        "lr": [recipe.lr(step, max_lr=max_lr) for step in range(1, recipe.steps + 1)],
         "batch": deepspeed["sequences"] * recipe.seq_len,
         **optimizer_facts(recipe),
         "clip": deepspeed["clip"],
