@@ -5,13 +5,12 @@ from typing import Annotated, Literal
 
 import typer
 
-from sweepcp.cli.app import Address, BundleFolder, ExperimentName, Overrides, app
+from sweepcp.cli.app import Address, BundleFolder, ExperimentName, Overrides
 
 data = typer.Typer(
     no_args_is_help=True,
     help="Corpora: build token stores, inspect them, mine domain text.",
 )
-app.add_typer(data, name="data")
 
 
 @data.command()

@@ -5,10 +5,16 @@ import sys
 
 import typer
 
-# Imported for their commands, in the order in which `sweepcp --help` lists them.
-from sweepcp.cli import data, full_run, report, search  # noqa: F401
 from sweepcp.cli.app import app
+from sweepcp.cli.data import data
+from sweepcp.cli.full_run import export, promote, score, train
+from sweepcp.cli.report import front, report, watch
+from sweepcp.cli.search import plan, schema, search
 from sweepcp.errors import BaseNotScored, InvalidInput, Stopped
+
+app.add_typer(data, name="data")
+for command in (plan, search, front, report, watch, promote, train, score, export, schema):
+    app.command()(command)
 
 RESUME = "Stopped. Finished work is kept. Run the same command to resume."
 

@@ -12,7 +12,6 @@ from sweepcp.cli.app import (
     Knee,
     MaxRegression,
     ScalarWeights,
-    app,
     rule_from_options,
 )
 from sweepcp.errors import InvalidInput
@@ -21,7 +20,6 @@ DIVERGED = 3
 """Exit status where restarting would not help. Schedulers restart a job that ends with 1."""
 
 
-@app.command()
 def promote(
     run: Annotated[
         Path | None,
@@ -97,7 +95,6 @@ def _check_promotion(
         )
 
 
-@app.command()
 def export(
     bundle: BundleFolder,
     to: Annotated[
@@ -145,7 +142,6 @@ def export(
     raise typer.Exit(0 if result.passed else 1)
 
 
-@app.command()
 def train(
     bundle: BundleFolder,
     out: Annotated[
@@ -196,7 +192,6 @@ def train(
         typer.echo(f"{folder}/model")
 
 
-@app.command()
 def score(
     model: Annotated[
         Path, typer.Argument(metavar="MODEL", help="A model folder in the Hugging Face format.")

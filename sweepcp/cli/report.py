@@ -11,12 +11,10 @@ from sweepcp.cli.app import (
     MaxRegression,
     RunFolder,
     ScalarWeights,
-    app,
     rule_from_options,
 )
 
 
-@app.command()
 def front(
     run: RunFolder,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
@@ -43,7 +41,6 @@ def front(
         show_front(make_console(), loaded)
 
 
-@app.command()
 def report(
     run: RunFolder,
     html: Annotated[
@@ -83,7 +80,6 @@ def report(
     typer.echo("\n".join(map(str, written)))
 
 
-@app.command()
 def watch(
     run: RunFolder,
     port: Annotated[

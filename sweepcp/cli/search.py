@@ -7,10 +7,9 @@ from typing import Annotated
 
 import typer
 
-from sweepcp.cli.app import Address, ExperimentName, Overrides, app
+from sweepcp.cli.app import Address, ExperimentName, Overrides
 
 
-@app.command()
 def plan(experiment: ExperimentName = "quickstart", sets: Overrides = None) -> None:
     """Show what a search would run and cost, and every warning. Train nothing, write nothing."""
     from sweepcp.console.plan import show_plan
@@ -22,7 +21,6 @@ def plan(experiment: ExperimentName = "quickstart", sets: Overrides = None) -> N
     show_plan(make_console(), make_plan(loaded, files))
 
 
-@app.command()
 def search(
     experiment: ExperimentName = "quickstart",
     out: Annotated[
@@ -57,7 +55,6 @@ def search(
     show_next_commands(console, folder, experiment=experiment)
 
 
-@app.command()
 def schema(
     out: Annotated[Path | None, typer.Option(help="A file to write instead of printing.")] = None,
 ) -> None:
