@@ -12,8 +12,9 @@ exports   `sweepcp export`, every bundle for every trainer on every launcher, wi
           with the example
 
 Values must be equal to the last bit. Differences of prose (messages, comments, docstrings) are
-counted and are no failure. The exit status is 1 if anything else differs. The golden losses depend
-on the processor, so how far they are from the committed ones is said and is no failure.
+counted and are no failure. The exit status is 1 if anything else differs. The committed golden
+losses may come from another machine: how far the written ones are from them is said, and is no
+failure.
 
 Each checkout is copied into FOLDER (the files that git tracks or does not ignore), and only the
 copy runs. A stage is skipped where FOLDER holds its outputs from the same files, so FOLDER may be
@@ -81,9 +82,10 @@ ENDS = ("sys.exit", "exit", "print")
 """Calls whose texts are messages."""
 PATH = re.compile(r"/[A-Za-z0-9_.@+=,/-]*")
 """What `sweepcp export` accepts as a path."""
+NUMBER = re.compile(r"\d+")
 MISSING = object()
 SHOWN, WIDTH = 20, 120
-"""Differences of a stage that are listed, and characters of a value there."""
+"""Lines about differences of a stage, and characters of a value there."""
 
 
 # What a checkout makes
@@ -231,7 +233,7 @@ def fingerprint(side: Side, inputs: tuple[str, ...]) -> str:
     found = hashlib.sha256(f"{side.trials} {sys.prefix} {sys.version}".encode())
     for path in sorted(side.copy.rglob("*")):
         name = str(path.relative_to(side.copy))
-        if path.is_file() and name.startswith(inputs):
+        if path.is_file() and name.startswith(inputs) and path.suffix != ".md":
             found.update(f"\0{name}\0".encode() + path.read_bytes())
     return found.hexdigest()
 
@@ -272,7 +274,7 @@ class Report:
     placeholders: tuple[dict[str, str], dict[str, str]]
     """Of each side: its own path or hash → what stands for it."""
     differences: dict[str, list[str]] = field(default_factory=dict)
-    """What differs → files in which it does."""
+    """Kind of difference, the same in all files of a name → the differences of this kind."""
     prose: int = 0
 
     @property
@@ -280,9 +282,10 @@ class Report:
         """Count the differences, without those of prose."""
         return sum(map(len, self.differences.values()))
 
-    def add(self, file: str, text: str) -> None:
+    def add(self, file: str, text: str, kind: str) -> None:
         """Note a difference."""
-        self.differences.setdefault(text, []).append(file)
+        kind = f"{Path(file).name}: {kind}"
+        self.differences.setdefault(kind, []).append(f"{file}: {text}")
 
     def texts(self, before: Path, after: Path) -> tuple[str, str]:
         """Read a file of both sides, with what is each side's own replaced."""
@@ -306,7 +309,8 @@ class Report:
             if name in names[0] and name in names[1]:
                 self.file(name, before=before / name, after=after / name)
             else:
-                self.add(name, f"only {'before' if name in names[0] else 'after'}")
+                where = f"only {'before' if name in names[0] else 'after'}"
+                self.add(name, where, where)
 
     def file(self, name: str, *, before: Path, after: Path) -> None:
         """Compare a file by its kind."""
@@ -330,7 +334,8 @@ class Report:
             if matches(key, PROSE.get(file, ())) and MISSING not in (old, new):
                 self.prose += 1
             else:
-                self.add(name, f"{key or 'all'}: {shown(old)} → {shown(new)}")
+                text = f"{key or 'all'}: {shown(old)} → {shown(new)}"
+                self.add(name, text, NUMBER.sub("*", key))
 
     def lines(self, name: str, *, before: "Simplified", after: "Simplified") -> None:
         """Compare the lines of a program."""
@@ -339,7 +344,7 @@ class Report:
         found = difflib.unified_diff(before.lines, after.lines, n=0, lineterm="")
         for line in list(found)[2:]:
             if not line.startswith("@@"):
-                self.add(name, line)
+                self.add(name, line, line)
 
 
 def differing(before: Any, after: Any, key: str = "") -> Iterator[tuple[str, Any, Any]]:
@@ -402,7 +407,7 @@ def code_of(text: str) -> Simplified:
         if isinstance(node, ast.Name) and node.id in plain.imported:
             number = numbers.setdefault(node.id, len(numbers))
             node.id = f"sweepcp_{number}"
-    found.lines = ast.unparse(tree).splitlines()
+    found.lines = [line.strip() for line in ast.dump(tree, indent=1).splitlines()]
     return found
 
 
@@ -580,13 +585,19 @@ def show(stage: Stage, report: Report, amount: str) -> None:
     count = f"{report.count} differences" if report.count else "equal to the last bit"
     prose = f"; {report.prose} differences of prose" if report.prose else ""
     print(f"{stage.name}: {amount}: {count}{prose}")
-    listed = list(report.differences.items())
-    for text, files in listed[:SHOWN]:
-        more = f" and {len(files) - 1} more files" if len(files) > 1 else ""
-        print(f"    {files[0]}{more}: {text}")
-    if len(listed) > SHOWN:
-        rest = sum(len(files) for _, files in listed[SHOWN:])
-        print(f"    and {rest} more")
+    for line in listed(report)[:SHOWN]:
+        print(f"    {line}")
+    if len(report.differences) > SHOWN:
+        print(f"    and {len(report.differences) - SHOWN} more kinds of differences")
+
+
+def listed(report: Report) -> list[str]:
+    """List all differences, or the first of each kind when they are many."""
+    kinds = report.differences.values()
+    if report.count <= SHOWN:
+        return [line for lines in kinds for line in lines]
+    more = (f"  (and {len(lines) - 1} more of this kind)" if lines[1:] else "" for lines in kinds)
+    return [lines[0] + rest for lines, rest in zip(kinds, more, strict=True)]
 
 
 def compare(before: Side, after: Side) -> int:

@@ -12,7 +12,7 @@ class InvalidInput(Exception):
     """Input that cannot be used. The command line prints it and exits with status 2.
 
     The message names the file (or the command), the key in it, the value that was found, the
-    rule that it breaks, and how to fix it. Nothing has been written when it is raised.
+    rule that it breaks, and how to fix it. A command raises it before it writes its output.
     """
 
     def __init__(
@@ -66,7 +66,7 @@ def located(file: object, key: str = "") -> Iterator[None]:
 
 
 class BaseNotScored(Exception):
-    """The base model cannot be loaded or scored, so there is nothing to compare trials with."""
+    """The base model cannot be loaded or scored, so trials have no reference; exit status 1."""
 
 
 class Alarmed(Exception):

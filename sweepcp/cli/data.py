@@ -15,7 +15,7 @@ data = typer.Typer(
 
 @data.command()
 def build(
-    experiment: ExperimentName = "quickstart", sets: Overrides = None, address: Address = None
+    experiment: ExperimentName = "quickstart", overrides: Overrides = None, address: Address = None
 ) -> None:
     """Read, filter and tokenise every source of an experiment into its token store.
 
@@ -27,7 +27,7 @@ def build(
     from sweepcp.corpora.experiment import load_experiment
     from sweepcp.corpora.stores import build_stores
 
-    loaded, files = load_experiment(experiment, sets or ())
+    loaded, files = load_experiment(experiment, overrides or ())
     console = make_console()
     with ConsoleProgress(console) as progress:
         stores = build_stores(loaded, files, progress=progress, address=address)
@@ -40,7 +40,7 @@ def build(
 @data.command()
 def check(
     experiment: ExperimentName = "quickstart",
-    sets: Overrides = None,
+    overrides: Overrides = None,
     address: Address = None,
     write: Annotated[
         Path | None,
@@ -56,7 +56,7 @@ def check(
     from sweepcp.corpora.check import check_corpora, write_overlaps
     from sweepcp.corpora.experiment import load_experiment
 
-    loaded, files = load_experiment(experiment, sets or ())
+    loaded, files = load_experiment(experiment, overrides or ())
     console = make_console()
     with ConsoleProgress(console) as progress:
         result = check_corpora(loaded, files, progress=progress, address=address)
@@ -80,7 +80,7 @@ def mine(
     precision: Annotated[
         float, typer.Option(help="Share of the selected documents that are domain text.")
     ] = 0.9,
-    sets: Overrides = None,
+    overrides: Overrides = None,
     address: Address = None,
 ) -> None:
     """Find domain text in a general corpus with a classifier trained on the experiment's sources.
@@ -93,7 +93,7 @@ def mine(
     from sweepcp.corpora.experiment import load_experiment
     from sweepcp.corpora.mining import mine_corpus
 
-    loaded, files = load_experiment(experiment, sets or ())
+    loaded, files = load_experiment(experiment, overrides or ())
     console = make_console()
     with ConsoleProgress(console) as progress:
         result = mine_corpus(

@@ -10,14 +10,14 @@ import typer
 from sweepcp.cli.app import Address, ExperimentName, Overrides
 
 
-def plan(experiment: ExperimentName = "quickstart", sets: Overrides = None) -> None:
+def plan(experiment: ExperimentName = "quickstart", overrides: Overrides = None) -> None:
     """Show what a search would run and cost, and every warning. Train nothing, write nothing."""
     from sweepcp.console.plan import show_plan
     from sweepcp.console.progress import make_console
     from sweepcp.corpora.experiment import load_experiment
     from sweepcp.search.plan import make_plan
 
-    loaded, files = load_experiment(experiment, sets or ())
+    loaded, files = load_experiment(experiment, overrides or ())
     show_plan(make_console(), make_plan(loaded, files))
 
 
@@ -27,7 +27,7 @@ def search(
         Path | None, typer.Option(help="The run folder; by default runs/<name of the experiment>.")
     ] = None,
     trials: Annotated[int | None, typer.Option(help="Short for --set budget.trials=N.")] = None,
-    sets: Overrides = None,
+    overrides: Overrides = None,
     address: Address = None,
 ) -> None:
     """Run the trials of an experiment, or resume it, and show the front."""
@@ -39,10 +39,10 @@ def search(
     if address is None:
         # Despite its name, this variable makes Ray bind to the loopback address.
         os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
-    overrides = list(sets or ())
+    settings = list(overrides or ())
     if trials is not None:
-        overrides.append(f"budget.trials={trials}")
-    loaded, files = load_experiment(experiment, overrides)
+        settings.append(f"budget.trials={trials}")
+    loaded, files = load_experiment(experiment, settings)
     folder = out or Path("runs") / loaded.name
     console = make_console()
     with ConsoleProgress(console) as progress:
@@ -52,7 +52,7 @@ def search(
         typer.echo(f"No trial is done: {'; '.join(reasons)}", err=True)
         raise typer.Exit(1)
     show_front(console, run)
-    show_next_commands(console, folder, experiment=experiment)
+    show_next_commands(console, folder, experiment=experiment, overrides=overrides or ())
 
 
 def schema(

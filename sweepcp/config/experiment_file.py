@@ -78,7 +78,7 @@ def _check_source_names(experiment: Experiment) -> None:
             raise InvalidInput(
                 key=f"sources.{index}.name",
                 found=name,
-                rule="source names differ",
+                rule="a name that no other source has",
                 fix="rename one of the two",
             )
     for role, member in experiment.suites.members:
@@ -108,7 +108,7 @@ def _check_roles(experiment: Experiment) -> None:
             raise InvalidInput(
                 key="sources",
                 found=[source.name for source in experiment.sources],
-                rule=f"the space asks for a source {description}, there is none",
+                rule=f"at least one source {description}, which the space gives a share",
                 fix=f"add a source {description}",
             )
 

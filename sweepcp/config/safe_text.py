@@ -1,4 +1,4 @@
-"""Types of text that may stand in exported files.
+"""Types of text that may be written into exported files.
 
 They are allow-lists: what matches needs no escaping in any of the formats that are exported.
 """

@@ -25,7 +25,7 @@ def lr_factor(
     Args:
         step: The optimizer step, 1 to `steps`.
         steps: Optimizer steps of the run.
-        schedule: The shape after warmup.
+        schedule: How the LR changes after warmup.
         warmup: Share of the steps over which the LR rises, 0 to 1.
         final: The factor of the last step, 0 to 1.
         decay: Share of the steps over which a `wsd` schedule falls, 0 to 1.

@@ -132,7 +132,7 @@ class Source(ConfigModel):
             return self
         if self.files is None or "held_out" in self.model_fields_set:
             raise ValueError(
-                "held_out_files stands beside files and in place of held_out; "
-                "fix: remove one of the two"
+                "held_out_files needs files, and takes the place of held_out; "
+                "fix: add `files`, or remove held_out or held_out_files"
             )
         return self

@@ -56,7 +56,7 @@ class Range(ConfigModel):
         # Rounding may lead just outside the range.
         return min(max(value, self.low), self.high)
 
-    def holds(self, value: Value) -> bool:
+    def includes(self, value: Value) -> bool:
         """Return whether the range includes a value."""
         return not isinstance(value, str) and self.low <= value <= self.high
 
@@ -80,7 +80,7 @@ class Choices(ConfigModel):
 
     choices: tuple[Value, ...] = Field(min_length=1)
 
-    def holds(self, value: Value) -> bool:
+    def includes(self, value: Value) -> bool:
         """Return whether the choices include a value."""
         return value in self.choices
 
@@ -139,7 +139,7 @@ class Space(ConfigModel):
                 f"this one names {', '.join(anchor)}; fix: complete the anchor"
             )
         for name, value in anchor.items():
-            if not self.axes[name].holds(value):
+            if not self.axes[name].includes(value):
                 raise ValueError(
                     f"anchor {name}: {value} is outside its axis; "
                     "fix: widen the axis or move the anchor"

@@ -90,7 +90,7 @@ class Suites(ConfigModel):
         for name, count in counts.items():
             if count > 1:
                 raise ValueError(
-                    f"{name} stands twice in the suites; fix: remove one, or use its weight"
+                    f"{name} is in the suites twice; fix: remove one, and raise the other's weight"
                 )
         return self
 

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 Role = Literal["domain", "general"]
-"""What a source, or a suite, stands for: the domain, or what must not be forgotten."""
+"""What a source or a suite represents: the domain, or general text that must not be forgotten."""
 SafeName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
 """A name that is also safe as a file name."""
 PositiveInt = Annotated[int, Field(ge=1)]

@@ -17,10 +17,10 @@ M = TypeVar("M", bound=BaseModel)
 KeyPath = tuple[int | str, ...]
 """Keys of mappings and indices of lists, from the document down."""
 BOUNDS = {
-    "greater_than_equal": "a number of at least {ge:g}",
-    "greater_than": "a number above {gt:g}",
-    "less_than_equal": "a number of at most {le:g}",
-    "less_than": "a number below {lt:g}",
+    "greater_than_equal": "{number} of at least {ge:g}",
+    "greater_than": "{number} above {gt:g}",
+    "less_than_equal": "{number} of at most {le:g}",
+    "less_than": "{number} below {lt:g}",
 }
 """Pydantic's errors of numeric constraints, as rules."""
 
@@ -86,7 +86,10 @@ def _rule_and_fix(model: type[BaseModel], problem: ErrorDetails, path: KeyPath) 
         rule, _, fix = message.removeprefix("Value error, ").partition("; fix: ")
         return rule, fix or "change the value"
     if kind in BOUNDS:
-        rule = BOUNDS[kind].format(**problem["ctx"])
+        # The bound has the type of the field.
+        bounds = problem["ctx"]
+        is_integer = all(isinstance(bound, int) for bound in bounds.values())
+        rule = BOUNDS[kind].format(number="an integer" if is_integer else "a number", **bounds)
     else:
         rule = message.removeprefix("Input should be ")
     return rule[0].lower() + rule[1:], "change the value to one that the rule allows"
@@ -131,9 +134,9 @@ def _plain_types(annotation: Any) -> set[Any]:
 
 
 def _line_of(file: object, path: KeyPath) -> int | None:
-    """Return the line of the last key of `path` that stands in a YAML file.
+    """Return the line of the last key of `path` that occurs in a YAML file.
 
-    None if `file` is no file, or if none of the keys stands in it, as with an override.
+    None if `file` is no file, or if none of the keys occurs in it, as with an override.
     """
     yaml_file = Path(str(file))
     if not yaml_file.is_file():

@@ -81,7 +81,7 @@ def parse_yaml(text: str, file: object) -> Any:
             file=file,
             key="the document",
             found=str(error),
-            rule="a file is valid YAML",
+            rule="valid YAML",
             fix="save it as UTF-8 text",
         ) from None
 
@@ -98,7 +98,7 @@ def _syntax_error(error: yaml.MarkedYAMLError, file: object) -> InvalidInput:
         file=f"{file}:{line}" if line else file,
         key=key,
         found=problem,
-        rule="a file is one valid YAML mapping, each key once",
+        rule="one valid YAML mapping, with each key once",
         fix=fix,
     )
 

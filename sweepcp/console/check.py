@@ -77,7 +77,7 @@ def _show_overlaps(console: Console, overlaps: list[DocumentOverlap]) -> None:
     for overlap in overlaps[:OVERLAPS_SHOWN]:
         hit = overlap.hit
         line = (
-            f"overlap: {overlap.place} ({overlap.source}, id {overlap.id}) contains "
+            f"overlap: {overlap.location} ({overlap.source}, id {overlap.id}) contains "
             f"{hit.overlap:.0%} of {hit.member} {hit.item}"
         )
         console.print(Text(line, "yellow"), soft_wrap=True)

@@ -1,6 +1,7 @@
 """Print the front and the choice of a run."""
 
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 
 from rich import box
@@ -60,9 +61,13 @@ def front_table(run: Run) -> Table:
     return table
 
 
-def show_next_commands(console: Console, out: Path, *, experiment: str) -> None:
-    """Print commands to run after a search."""
+def show_next_commands(
+    console: Console, out: Path, *, experiment: str, overrides: Sequence[str]
+) -> None:
+    """Print commands to run after a search of `experiment` with `overrides`."""
     folder = shlex.quote(str(out))
+    # A run resumes only with the settings that it started with.
+    sets = "".join(f" --set {shlex.quote(override)}" for override in overrides)
     commands = {
         f"sweepcp front {folder} --max-regression 1": "choose by another bound",
         f"sweepcp front {folder} --csv trials.csv": "write all trials as a table",
@@ -70,7 +75,7 @@ def show_next_commands(console: Console, out: Path, *, experiment: str) -> None:
         f"sweepcp promote {folder} --target FILE-OR-NAME --out bundle": (
             "translate the choice to the full run"
         ),
-        f"sweepcp search {shlex.quote(experiment)} --out {folder} --trials 32": (
+        f"sweepcp search {shlex.quote(experiment)}{sets} --out {folder} --trials 32": (
             "resume with a larger budget"
         ),
     }

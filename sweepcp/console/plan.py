@@ -36,7 +36,7 @@ def _trial_lines(plan: Plan) -> list[str]:
     quasi_random = min(QUASI_RANDOM_TRIALS, budget.trials - anchors)
     by_tpe = budget.trials - anchors - quasi_random
     lines = [
-        f"trials    {budget.trials}: {anchors} anchors, {quasi_random} quasi-random, "
+        f"trials    {budget.trials}: {anchors} from anchors, {quasi_random} quasi-random, "
         f"{by_tpe} by TPE",
         f"per trial {budget.tokens:,} tokens = {first.steps} steps of "
         f"{first.batch_tokens:,} tokens ({first.sequences} sequences of {first.seq_len})",
@@ -85,8 +85,8 @@ def _cost_lines(plan: Plan) -> list[str]:
         price = f", {hours * budget.usd_per_hour:,.0f} USD" if budget.usd_per_hour else ""
         lines.append(
             f"          {_format_hours(plan.trial_hours)} per trial at "
-            f"{budget.sustained_tflops:g} TFLOP/s, {_format_hours(hours)} of one trial's devices "
-            f"in total{price}; scoring and start-up are not included"
+            f"{budget.sustained_tflops:g} TFLOP/s, {_format_hours(hours)} in total if trials run "
+            f"one by one{price}; scoring and start-up are not included"
         )
     return lines
 
@@ -107,7 +107,7 @@ def _lr_table(plan: Plan) -> Table:
 
 def _source_table(plan: Plan) -> Table:
     has_target = plan.experiment.target is not None
-    title = "Sources: share and epochs in the first trial, and the most epochs in any"
+    title = "Sources: share and epochs in the first trial, and the most epochs in any trial"
     columns = [*LEFT_COLUMNS, "training tokens", "share", "epochs", "at most"]
     if has_target:
         title += "; then those of the target's run"

@@ -43,7 +43,8 @@ class DocumentOverlap(NamedTuple):
 
     source: str
     id: str
-    place: str
+    location: str
+    """The file and line (or row) of the document."""
     hit: Overlap
 
 
@@ -125,7 +126,7 @@ def write_overlaps(path: Path, overlaps: list[DocumentOverlap]) -> None:
     """Write one JSON line per document and item; a source's `exclude` takes this file."""
     lines: list[str] = []
     for overlap in overlaps:
-        document = {"id": overlap.id, "source": overlap.source, "place": overlap.place}
+        document = {"id": overlap.id, "source": overlap.source, "place": overlap.location}
         lines.append(json.dumps(document | overlap.hit._asdict(), ensure_ascii=False) + "\n")
     path.write_text("".join(lines), encoding="utf-8")
 
@@ -149,7 +150,7 @@ def _scan_source(
         check.languages += languages
         check.overlaps += overlaps
     # Shards complete in any order.
-    check.overlaps.sort(key=lambda overlap: (overlap.place, overlap.hit))
+    check.overlaps.sort(key=lambda overlap: (overlap.location, overlap.hit))
 
 
 def _scan_shard(
@@ -169,9 +170,9 @@ def _scan_shard(
         # sample, or it would be drawn from a part of the range of hashes only.
         if int.from_bytes(document.sha256[8:16], "big") < sample_share * 2**64:
             languages[detect_language(document.text)] += 1
-        document_id, place = document.id, str(document.location)
+        document_id, location = document.id, str(document.location)
         hits = index.find(document.text)
-        overlaps += [DocumentOverlap(source.name, document_id, place, hit) for hit in hits]
+        overlaps += [DocumentOverlap(source.name, document_id, location, hit) for hit in hits]
     return languages, overlaps
 
 

@@ -70,20 +70,20 @@ def score_corpus(
     """
     missing = [shard for shard in shards if not corpus.scores_file(shard).exists()]
     scored = len(shards) - len(missing)
-    records = RecordCounts()
-    for shard_records in parallel_map(partial(_score_shard, corpus), missing, address):
-        records.add(shard_records)
+    counts = RecordCounts()
+    for shard_counts in parallel_map(partial(_score_shard, corpus), missing, address):
+        counts.add(shard_counts)
         scored += 1
         detail = f"scoring {corpus.source.name}"
         progress.update("mine", done=scored, total=len(shards), detail=detail)
-    check_bad_records(corpus.source, records)
+    check_bad_records(corpus.source, counts)
     # Scores are counted between the edges shard by shard, because those of a whole corpus may not
     # fit into memory.
-    counts = np.zeros(len(EDGES) + 1, dtype=np.int64)
+    histogram = np.zeros(len(EDGES) + 1, dtype=np.int64)
     for shard in shards:
         bins = np.searchsorted(EDGES, np.load(corpus.scores_file(shard)), side="right")
-        counts += np.bincount(bins, minlength=len(counts))
-    documents = int(counts.sum())
+        histogram += np.bincount(bins, minlength=len(histogram))
+    documents = int(histogram.sum())
     if not documents:
         raise InvalidInput(
             key="--corpus",
@@ -91,14 +91,14 @@ def score_corpus(
             rule="a corpus with documents",
             fix="name another source",
         )
-    return (documents - np.cumsum(counts)[:-1]) / documents, documents
+    return (documents - np.cumsum(histogram)[:-1]) / documents, documents
 
 
 def _score_shard(corpus: ScoredCorpus, shard: SourceShard) -> RecordCounts:
     """Write the scores of a shard's documents and return its record counts."""
-    records = RecordCounts()
+    counts = RecordCounts()
     scores = [np.zeros(0, dtype=np.float32)]
-    documents = read_documents(corpus.source, corpus.files, shard, records)
+    documents = read_documents(corpus.source, corpus.files, shard, counts)
     while batch := list(islice(documents, BATCH_DOCUMENTS)):
         scores.append(score_documents(batch, corpus.folder / WEIGHTS_FILE))
     path = corpus.scores_file(shard)
@@ -106,4 +106,4 @@ def _score_shard(corpus: ScoredCorpus, shard: SourceShard) -> RecordCounts:
     with unfinished.open("wb") as file:
         np.save(file, np.concatenate(scores))
     unfinished.replace(path)
-    return records
+    return counts

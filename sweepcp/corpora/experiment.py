@@ -100,7 +100,7 @@ def _check_shared_file(file: Path, source: Source, *, other: Source) -> None:
     if all(getattr(source, name) == getattr(other, name) for name in READING_FIELDS):
         raise InvalidInput(
             found=found,
-            rule="two sources read different documents",
+            rule="sources that share a file read different documents of it",
             fix="remove one, or give them different filters",
         )
 
@@ -121,7 +121,7 @@ def _resolve_task(member: MemberSpec, task_folder: Path) -> MemberSpec:
     if not task_folder.is_dir():
         raise InvalidInput(
             found=member.path,
-            rule=f"a folder; {task_folder} is none",
+            rule=f"an existing folder (looked for {task_folder})",
             fix="correct the path; it is relative to the folder of the experiment file",
         )
     for file in sorted(task_folder.rglob("*.yaml")):
@@ -130,7 +130,7 @@ def _resolve_task(member: MemberSpec, task_folder: Path) -> MemberSpec:
                 file=file,
                 key="!function",
                 found=member.name,
-                rule="task files run no Python unless that is allowed",
+                rule="task files without Python code, unless `allow_code` is set",
                 fix="read the code; if it is safe to run, set `allow_code: true`",
             )
     return member.model_copy(update={"path": str(task_folder)})

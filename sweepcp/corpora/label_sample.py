@@ -27,7 +27,7 @@ class LabelCandidate(NamedTuple):
 
     key: bytes
     id: str
-    place: str
+    location: str
     score: float
     text: str
 
@@ -91,7 +91,7 @@ def write_sample(
                 "label": None,
                 "id": candidate.id,
                 "text": candidate.text,
-                "place": candidate.place,
+                "place": candidate.location,
                 "score": candidate.score,
                 "stratum": stratum,
                 "stands_for": shares_above[stratum + 1] - shares_above[stratum],
@@ -114,7 +114,7 @@ def read_labels(path: Path, stamp: str) -> list[LabelledDocument]:
         return []
     rows: list[dict[str, Any]] = []
     for number, line in enumerate(path.read_text("utf-8").splitlines(), start=1):
-        rows.append(_read_row(line, place=f"{path}:{number}", stamp=stamp))
+        rows.append(_read_row(line, location=f"{path}:{number}", stamp=stamp))
     labelled = [row for row in rows if row["label"] is not None]
     if not labelled:
         return []
@@ -141,14 +141,14 @@ def labelled_precision(
     return (sum(selected) / len(selected), len(selected)) if selected else None
 
 
-def _read_row(line: str, *, place: str, stamp: str) -> dict[str, Any]:
-    """Parse one line of the sample, at `place` in messages."""
+def _read_row(line: str, *, location: str, stamp: str) -> dict[str, Any]:
+    """Parse one line of the sample; messages name its location."""
     try:
         row: dict[str, Any] = json.loads(line)
         label = row["label"]
     except (ValueError, KeyError, TypeError):
         raise InvalidInput(
-            file=place,
+            file=location,
             key="label",
             found=line,
             rule="each line is a JSON object with a label",
@@ -157,7 +157,7 @@ def _read_row(line: str, *, place: str, stamp: str) -> dict[str, Any]:
     # `1 == True` in Python, so the type decides and not the value.
     if label is not None and not isinstance(label, bool):
         raise InvalidInput(
-            file=place,
+            file=location,
             key="label",
             found=label,
             rule="true (domain), false or null",
@@ -165,10 +165,10 @@ def _read_row(line: str, *, place: str, stamp: str) -> dict[str, Any]:
         )
     if label is not None and row.get("of") != stamp:
         raise InvalidInput(
-            file=place,
+            file=location,
             key="of",
             found=row.get("of"),
             rule="labels of the corpus and the domain text that the sample was drawn with",
-            fix="name another --out",
+            fix="pass another --out to draw a new sample",
         )
     return row

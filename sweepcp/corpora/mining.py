@@ -303,10 +303,10 @@ def _select_from_shard(
     lines: list[bytes] = []
     strata: list[list[LabelCandidate]] = [[] for _ in range(STRATA)]
     for document, score in zip(documents, scores, strict=True):
-        document_id, place = document.id, str(document.location)
+        document_id, location = document.id, str(document.location)
         stratum = stratum_of(score, edges)
         candidate = LabelCandidate(
-            document.sha256, document_id, place, score, document.text[:SAMPLE_CHARS]
+            document.sha256, document_id, location, score, document.text[:SAMPLE_CHARS]
         )
         strata[stratum] = add_candidate(strata[stratum], candidate)
         if stratum == 0:
@@ -314,7 +314,7 @@ def _select_from_shard(
             row = {
                 "id": document_id,
                 "score": round(score, 3),
-                "place": place,
+                "place": location,
                 "text": document.text,
             }
             lines.append(json.dumps(row).encode() + b"\n")

@@ -110,7 +110,7 @@ def check_bad_records(source: Source, counts: RecordCounts) -> None:
             file=source.name,
             key=f"sources.{source.name}.bad_records",
             found=f"{counts.bad:,} of {counts.records:,} records cannot be used: {examples}",
-            rule=f"at most {source.bad_records:.3%}",
+            rule=f"at most {source.bad_records:.3%} of the records",
             fix="correct the files, or raise bad_records",
         )
 

@@ -47,7 +47,7 @@ def materialize_mix(
             file=out,
             key="--out",
             found="a folder that holds a mix",
-            rule="a mix is written once",
+            rule="a folder without a mix",
             fix="use it, or remove it to write it again",
         )
     work = out.with_name(f".{out.name}.work")

@@ -47,7 +47,7 @@ def ngrams(words: list[str], length: int) -> list[str]:
 
 
 class Signer:
-    """Computes MinHash signatures of texts."""
+    """Computes the MinHash signature of a document."""
 
     def __init__(self) -> None:
         from datasketch import MinHash
@@ -56,7 +56,7 @@ class Signer:
         self.empty = MinHash(num_perm=MINIMA, seed=1, hashfunc=xxh32_intdigest, scheme="affine32")
 
     def sign(self, text: str) -> np.ndarray:
-        """Return the minima of the hashes of a text's 5-grams, shape (MINIMA,), uint32."""
+        """Return the minima of the hashes of a document's 5-grams, shape (MINIMA,), uint32."""
         grams = ngrams(split_words(text), NGRAM_WORDS)
         signature = self.empty.copy()
         for first in range(0, len(grams), GRAMS_PER_BATCH):

@@ -119,7 +119,7 @@ def too_long(found: str, source: Source) -> RecordProblem:
     return RecordProblem(
         key="the text",
         found=found,
-        rule=f"a document has at most max_document_bytes, {source.max_document_bytes:,}",
+        rule=f"at most {source.max_document_bytes:,} bytes per document (max_document_bytes)",
         fix="split it into documents (`unit: paragraph` for .txt), or raise max_document_bytes",
     )
 
@@ -256,7 +256,7 @@ def _decode(content: bytes | RecordProblem) -> str | RecordProblem:
         return content.decode("utf-8")
     except UnicodeDecodeError as error:
         return RecordProblem(
-            key="the text", found=str(error), rule="text is UTF-8", fix="convert the file to UTF-8"
+            key="the text", found=str(error), rule="UTF-8 text", fix="convert the file to UTF-8"
         )
 
 

@@ -162,7 +162,7 @@ def _no_match(path: Path, *, folder: Path, pattern: str) -> InvalidInput:
 def _check_suffixes(paths: list[Path]) -> None:
     for path in paths:
         if not path.name.endswith(SUFFIXES):
-            rule = f"a file ends in {', '.join(SUFFIXES)}"
+            rule = f"a file name that ends in one of {', '.join(SUFFIXES)}"
             raise InvalidInput(found=str(path), rule=rule, fix="convert or rename it")
 
 

@@ -33,8 +33,8 @@ class SourceSequences:
     """The training sequences of one source, in shuffled epochs.
 
     The tokens of the source are cut into blocks of `seq_len`; a shorter block at the end is left
-    out. Every epoch visits each block once, in an order of its own. If the store stands for a
-    fraction of itself, a random subset of the blocks is used, the same in every epoch.
+    out. Every epoch visits each block once, in an order of its own. If the fraction of the store is
+    below 1, only a random subset of the blocks is used, the same in every epoch.
 
     Attributes:
         blocks: Number of blocks in an epoch.

@@ -95,18 +95,18 @@ def save_checkpoint(
         group: The ranks.
         keep: Complete checkpoints that are kept; older ones are removed.
     """
-    place = folder / f"step-{progress.step:08d}"
+    checkpoint = folder / f"step-{progress.step:08d}"
     if group.is_first:
         # What was left of a checkpoint that was not completed, perhaps by more ranks.
-        shutil.rmtree(place, ignore_errors=True)
-        place.mkdir(parents=True)
+        shutil.rmtree(checkpoint, ignore_errors=True)
+        checkpoint.mkdir(parents=True)
     group.barrier()
     shards, sizes = {}, {}
     for name, size, shard in state:
         sizes[name] = size
         if len(shard):
             shards[name] = shard.detach().cpu().contiguous()
-    file = place / _rank_file(group.rank)
+    file = checkpoint / _rank_file(group.rank)
     # safetensors refuses a file without tensors, which the last ranks may have to write.
     save_file(shards or {"nothing": torch.zeros(1)}, file)
     with file.open("rb") as written:
@@ -118,8 +118,8 @@ def save_checkpoint(
         manifest = progress.model_copy(
             update={"sizes": sizes, "files": files, "ranks": group.world_size}
         )
-        write_json(place / "manifest.json", manifest.model_dump(mode="json"))
-        write_text(folder / "latest", place.name + "\n")
+        write_json(checkpoint / "manifest.json", manifest.model_dump(mode="json"))
+        write_text(folder / "latest", checkpoint.name + "\n")
         for old in _complete_checkpoints(folder)[:-keep]:
             shutil.rmtree(old)
     group.barrier()
@@ -153,24 +153,24 @@ def find_checkpoint(
             pointed,
             newest,
         )
-    for place in reversed(existing):
+    for checkpoint in reversed(existing):
         progress = read_record(
             RunProgress,
-            place / "manifest.json",
-            fix=f"restore the file from a backup, or remove {place}",
+            checkpoint / "manifest.json",
+            fix=f"restore the file from a backup, or remove {checkpoint}",
         )
         if progress.bundle != bundle_id:
             raise InvalidInput(
-                file=place,
+                file=checkpoint,
                 key="bundle",
                 found=progress.bundle[:16],
                 rule="checkpoints of this bundle; this folder has those of another one",
                 fix="name another --out",
             )
-        damaged = _first_damaged(place, progress, group)
+        damaged = _first_damaged(checkpoint, progress, group)
         if not damaged:
-            return place, progress
-        logger.warning("%s is damaged (%s); using the checkpoint before it", place, damaged)
+            return checkpoint, progress
+        logger.warning("%s is damaged (%s); using the checkpoint before it", checkpoint, damaged)
     raise InvalidInput(
         file=folder,
         key="the checkpoints",
@@ -181,7 +181,7 @@ def find_checkpoint(
 
 
 def read_checkpoint(
-    place: Path, progress: RunProgress, group: ProcessGroup
+    checkpoint: Path, progress: RunProgress, group: ProcessGroup
 ) -> Iterator[tuple[str, torch.Tensor]]:
     """Read this rank's shard of every tensor, whatever the number of ranks that wrote them.
 
@@ -200,7 +200,7 @@ def read_checkpoint(
                 if low >= high:
                     continue
                 if rank not in files:
-                    opened = safe_open(place / _rank_file(rank), framework="pt")
+                    opened = safe_open(checkpoint / _rank_file(rank), framework="pt")
                     files[rank] = stack.enter_context(opened)
                 pieces.append(files[rank].get_slice(name)[low - begin : high - begin])
             yield name, torch.cat(pieces) if pieces else torch.empty(0)
@@ -228,13 +228,13 @@ def _read_pointer(pointer: Path, newest: str) -> str:
     return text
 
 
-def _first_damaged(place: Path, progress: RunProgress, group: ProcessGroup) -> str:
+def _first_damaged(checkpoint: Path, progress: RunProgress, group: ProcessGroup) -> str:
     """Return the first file that does not match the manifest, or an empty string if all do."""
     names = list(progress.files)
     damaged = np.zeros(len(names))
     # Hashing is slow, so the ranks share the files.
     for number in range(group.rank, len(names), group.world_size):
-        path = place / names[number]
+        path = checkpoint / names[number]
         damaged[number] = not path.is_file() or file_sha256(path) != progress.files[names[number]]
     on_any_rank = group.all_reduce_sum(damaged)
     return next((name for name, bad in zip(names, on_any_rank, strict=True) if bad), "")

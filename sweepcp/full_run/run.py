@@ -216,15 +216,18 @@ class _FullRun:
             return start, base, watched_base
         base = list(BaseRecord.model_validate_json(base_path.read_bytes()).items)
         watched_base = read_items(watched_path)
-        checkpoint = find_checkpoint(self.checkpoints, self.bundle.id, self.group)
-        if checkpoint is None:
+        latest = find_checkpoint(self.checkpoints, self.bundle.id, self.group)
+        if latest is None:
             logger.info("the run was stopped before its first checkpoint: starting at step 0")
             return start, base, watched_base
-        place, progress = checkpoint
+        checkpoint, progress = latest
         logger.info(
-            "resuming after step %d of %d from %s", progress.step, self.recipe.steps, place.name
+            "resuming after step %d of %d from %s",
+            progress.step,
+            self.recipe.steps,
+            checkpoint.name,
         )
-        self._load_state(place, progress)
+        self._load_state(checkpoint, progress)
         return progress, base, watched_base
 
     def _base_record(self, items: list[ItemScores]) -> BaseRecord:
@@ -237,8 +240,8 @@ class _FullRun:
             versions=package_versions(),
         )
 
-    def _load_state(self, place: Path, progress: RunProgress) -> None:
-        state = read_checkpoint(place, progress, self.group)
+    def _load_state(self, checkpoint: Path, progress: RunProgress) -> None:
+        state = read_checkpoint(checkpoint, progress, self.group)
         self.engine.set_state(state, steps=progress.step)
 
     def _train(self, progress: RunProgress, watched_base: list[ItemScores]) -> RunProgress:
@@ -321,10 +324,10 @@ class _FullRun:
         spikes = self.target.spikes
         if spikes is None or error.step is None or progress.rollbacks == spikes.at_most:
             raise error
-        checkpoint = find_checkpoint(self.checkpoints, self.bundle.id, self.group)
-        if checkpoint is None:
+        latest = find_checkpoint(self.checkpoints, self.bundle.id, self.group)
+        if latest is None:
             raise error
-        place, back = checkpoint
+        checkpoint, back = latest
         # Steps of the optimizer and of the stream differ once steps of the stream were skipped.
         stream = MixtureStream(self.recipe, self.stores, progress.skipped)
         newly_skipped = tuple(
@@ -336,7 +339,7 @@ class _FullRun:
             back.step,
             len(newly_skipped),
         )
-        self._load_state(place, back)
+        self._load_state(checkpoint, back)
         self.log.truncate(back.step)
         skipped = tuple(sorted({*progress.skipped, *newly_skipped}))
         return back.model_copy(update={"skipped": skipped, "rollbacks": progress.rollbacks + 1})

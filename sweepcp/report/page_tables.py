@@ -31,7 +31,7 @@ class Column(NamedTuple):
 
 @dataclass(frozen=True)
 class PageTable:
-    """A table of texts."""
+    """A table of strings."""
 
     caption: str
     columns: list[Column]
@@ -43,8 +43,8 @@ class PageTable:
 LR_FRACTION = Column("LR fraction", "number")
 DOMAIN_SHARE = Column("domain share, %", "number")
 SCORE_COLUMNS = [
-    Column(f"{score}, {half} half", "number")
-    for half in ("selection", "reporting")
+    Column(f"{score}, {split} half", "number")
+    for split in ("selection", "reporting")
     for score in ("domain", "general")
 ]
 P_FRONT = Column("P(front)", "number")
@@ -90,7 +90,7 @@ def member_table(trial: Trial) -> PageTable:
     """Return the members of a trial's suites on the reporting half."""
     columns = [
         Column("suite"),
-        Column("benchmark"),
+        Column("member"),
         Column("language"),
         Column("unit"),
         Column("items", "number"),
@@ -111,7 +111,7 @@ def member_table(trial: Trial) -> PageTable:
             f"{member.value:.3f} ± {member.value_se:.3f}",
             f"{change} {_change_unit(member)}",
         ])  # fmt: skip
-    caption = f"Trial {trial.id} against the base by benchmark, on the reporting half"
+    caption = f"Trial {trial.id} against the base by member, on the reporting half"
     return PageTable(caption, columns, rows)
 
 
@@ -121,7 +121,7 @@ def language_table(trial: Trial) -> PageTable:
         Column("suite"),
         Column("language"),
         Column("unit"),
-        Column("benchmarks", "number"),
+        Column("members", "number"),
         Column("change", "number"),
     ]
     members = _scorecard(trial).report.members

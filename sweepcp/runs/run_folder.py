@@ -247,8 +247,8 @@ def _read_experiment(file: Path) -> tuple[Experiment, dict[str, str]]:
         raise InvalidInput(
             file=file,
             key="the run folder",
-            found="No such file or directory",
-            rule="a run folder holds experiment.json",
+            found="no experiment.json",
+            rule="a folder with the experiment.json of a run",
             fix="name a folder that `sweepcp search --out` wrote",
         )
     fix = "restore the file from a backup, or search into a new folder"

@@ -98,7 +98,7 @@ def resampled_scores(
     Args:
         amounts: For each member of `base` the bits of its items in n trials, shape (n, items).
         base: The continuous members (bits per byte) of the base.
-        split: The half of the items to resample.
+        split: The items to resample: those of the selection or of the reporting half.
         rng: Draws the items.
 
     Returns:

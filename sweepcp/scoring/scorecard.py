@@ -2,7 +2,8 @@
 
 The scalars are relative changes against the base in per cent; higher is better. Only continuous
 members (bits per byte) enter them; accuracies are shown beside them. Every item belongs to one of
-two splits, by the hash of its content: a trial is chosen on `select` and reported on `report`.
+two splits, each about half of the items, by the hash of its content: a trial is chosen on `select`
+(the selection half) and reported on `report` (the reporting half).
 """
 
 import hashlib
@@ -125,8 +126,8 @@ def compare_with_base(*, trial: list[ItemScores], base: list[ItemScores]) -> Sco
     """Compare a model's scores with the base's on the same items.
 
     Raises:
-        ValueError: The two were not measured on the same items, a split has too few of them, or a
-            suite has no continuous member.
+        ValueError: The two were not measured on the same items, a split has too few of them, a
+            suite has no continuous member, or a value is not finite.
     """
     return Scorecard(
         select=_split_score(trial=trial, base=base, split="select"),

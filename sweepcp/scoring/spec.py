@@ -15,7 +15,7 @@ class ScoringSpec:
 
     suites: Suites
     stores: tuple[TokenStore, ...]
-    """Of the sources whose held-out text the suites score."""
+    """The token stores of the sources, which hold the held-out text that the suites score."""
     languages: dict[str, str]
     """Source → language."""
     generated_tasks: Path | None

@@ -34,14 +34,15 @@ def axis_importance(run: Run) -> dict[str, dict[str, float]]:
     for trial in done:
         scores = [float(trial.domain or 0), float(trial.general or 0)]
         study.add_trial(frozen_trial(run.experiment.space, trial.point, scores))
-    # The evaluator takes lower for better in a target, whatever the study's directions.
+    # In a target the evaluator takes lower values for better ones, whatever the study's directions.
     targets: dict[str, Callable[[FrozenTrial], float] | None] = {
         "front": None,
         "domain": lambda trial: -float(trial.values[0]),
         "general": lambda trial: -float(trial.values[1]),
     }
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Optuna warns about exactly that
+        # Optuna warns that lower values are taken for better ones.
+        warnings.simplefilter("ignore")
         quantile = max(0.1, MIN_BEST_TRIALS / len(done))
         evaluator = PedAnovaImportanceEvaluator(target_quantile=quantile)
         return {

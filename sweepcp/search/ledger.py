@@ -55,6 +55,18 @@ class TrialLedger:
         trials: int,
         seed: int,
     ) -> None:
+        """Take over the finished trials of a run.
+
+        Args:
+            writer: The run folder.
+            progress: Receives the steps of each trial, and the number of finished trials.
+            base: The scores of the base; None if they are yet to be measured.
+            finished: The trials that the run folder holds.
+            space: The axes and anchors, for proposals.
+            make_recipe: Point of the space → recipe of a trial.
+            trials: Number of trials in the budget.
+            seed: The experiment's seed.
+        """
         self.writer, self.progress, self.base = writer, progress, base
         self.space, self.make_recipe, self.seed = space, make_recipe, seed
         self.finished = {trial.number: trial for trial in finished}

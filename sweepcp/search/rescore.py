@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from sweepcp.config.base_model import BaseSpec
 from sweepcp.corpora.provenance import base_items, stores_of_run
 from sweepcp.errors import located
 from sweepcp.models.files import read_config, read_shards
@@ -48,7 +49,7 @@ def _make_scorer(model: Path, run: Run) -> "Scorer":
     )
     torch.set_num_threads(experiment.budget.cpus_per_trial)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    own = {"path": str(model), "hub": None, "pretrain": None, "revision": None}
-    tokenizer = load_tokenizer(experiment.base.model_copy(update=own))
+    # The model's own tokenizer, which need not be that of the run's base.
+    tokenizer = load_tokenizer(BaseSpec(path=str(model), max_lr=experiment.base.max_lr))
     loaded = load_model(str(model), revision=None, device=device)
     return Scorer(spec, loaded, tokenizer, ProcessGroup(device=device))

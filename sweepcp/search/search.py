@@ -82,8 +82,8 @@ def _refuse_planned_sources(experiment: Experiment) -> None:
                 file=experiment.name,
                 key=f"sources.{source.name}.planned_tokens",
                 found=source.planned_tokens,
-                rule="a search reads documents; a planned source has none",
-                fix="give its `files`, or view the experiment with `sweepcp plan`",
+                rule="a source with documents, which a search reads; a planned one has none",
+                fix="add its `files`, or view the experiment with `sweepcp plan`",
             )
 
 
@@ -225,4 +225,5 @@ def _find_or_pretrain_base(
         ):
             detail = f"pretraining, loss {metrics.loss:.2f}"
             progress.update("base", done=metrics.step, total=steps, detail=detail)
+        progress.finish("base")
     return str(path)

@@ -48,7 +48,7 @@ def run(
             "python-docs: 0.9",
             ["base.pretrain.mixture", "0.9", "sum to 1", "correct the shares"],
         ),
-        ("trials: 16", "trials: 0", ["budget.trials", "0", "a number of at least 1"]),
+        ("trials: 16", "trials: 0", ["budget.trials", "0", "an integer of at least 1"]),
         ("space: lr-mix", LOW, ["space.lr_fraction", "low 1 is below high 0.1", "swap them"]),
         (
             "python: {part: code}",
@@ -108,13 +108,13 @@ def test_invalid_experiments(
         (["search", "none.yaml"], ["none.yaml", "e-llama, quickstart"]),
         (["search", "--set", "budget.trails=4"], ["--set budget.trails=4", "`trials`"]),
         (["search", "--set", "budget"], ["key=value"]),
-        (["search", "--trials", "0"], ["--set budget.trials=0", "a number of at least 1"]),
+        (["search", "--trials", "0"], ["--set budget.trials=0", "an integer of at least 1"]),
         (
             ["search", "--set", "space.lr_fraction.low=2"],
             ["--set space.lr_fraction.low=2", "low 2 is below high 1"],
         ),
         (["search", "--set", "sources.nope.weight=1"], ["python-docs, python-code"]),
-        (["search", "e-llama"], ["sources.listings-en.planned_tokens", "give its `files`"]),
+        (["search", "e-llama"], ["sources.listings-en.planned_tokens", "add its `files`"]),
         (["front", "nowhere"], ["nowhere", "experiment.json"]),
         (
             ["plan", "--set", "choose.knee=true"],

@@ -109,7 +109,7 @@ def test_calibration_and_brier_by_hand():
         ('{"text": "a"}', "each line is a JSON object"),
         ('{"label": "yes", "of": "x"}', "true (domain), false or null"),
         ('{"label": 1, "of": "x"}', "true (domain), false or null"),
-        ('{"label": true, "of": "other"}', "name another --out"),
+        ('{"label": true, "of": "other"}', "pass another --out"),
         ('{"label": true, "of": "x", "stratum": 1}', "none in stratum 0"),
     ],
 )

@@ -75,7 +75,7 @@ def test_a_mix_on_disk_has_its_tokens_counted_and_is_written_once(stores, tmp_pa
     record = json.loads((out / "mix.json").read_text())
     assert (record["rows"], record["tokens"], record["kind"]) == (32, tokens, "sequences")
     assert [path.name for path in tmp_path.iterdir() if "work" in path.name] == []
-    with pytest.raises(InvalidInput, match="written once"):
+    with pytest.raises(InvalidInput, match="without a mix"):
         materialize_mix(RECIPE, stores, out=out, rows="sequences", workers=workers)
 
 

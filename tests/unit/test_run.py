@@ -78,7 +78,7 @@ def test_experiment_of_another_version_is_refused_with_file_and_key(folder: Path
 
 
 def test_folder_without_experiment_is_refused(tmp_path: Path):
-    with pytest.raises(InvalidInput, match=r"a run folder holds experiment\.json"):
+    with pytest.raises(InvalidInput, match=r"with the experiment\.json"):
         sweepcp.load_run(tmp_path)
 
 

@@ -30,7 +30,7 @@ def test_documents_come_in_the_order_of_sorted_files(tmp_path: Path):
     ("changes", "key", "rule"),
     [
         ({"files": ["none.jsonl"]}, "files", "a file, or a folder of files, below"),
-        ({"files": ["a.csv"]}, "files", "a file ends in .jsonl"),
+        ({"files": ["a.csv"]}, "files", "ends in one of .jsonl"),
         ({"files": ["empty.jsonl"]}, "files", "these are empty"),
         ({"files": ["loop.jsonl"]}, "files", "leads nowhere, or to itself"),
         ({"files": ["round"]}, "files", "lead back to a folder above them"),
@@ -91,7 +91,7 @@ def test_an_unreadable_file_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyP
         ({"saved": {"path": "x"}}, "exactly one of files, saved, hub, python and planned_tokens"),
         ({"field": "body", "template": "{title}"}, "by its field or by a template"),
         ({"template": "{"}, "braces come in pairs"),
-        ({"held_out": 0.1, "held_out_files": ["a.jsonl"]}, "in place of held_out"),
+        ({"held_out": 0.1, "held_out_files": ["a.jsonl"]}, "the place of held_out"),
         ({"filters": {"keep": "("}}, "not a regular expression"),
         ({"files": None, "hub": {"id": "org/name", "revision": "main"}}, "revision"),
     ],

@@ -98,5 +98,5 @@ def test_a_point_becomes_a_recipe():
 
 
 def test_choices_hold_their_values_only():
-    assert Choices(choices=("cosine", "wsd")).holds("wsd")
-    assert not Choices(choices=("cosine",)).holds("wsd")
+    assert Choices(choices=("cosine", "wsd")).includes("wsd")
+    assert not Choices(choices=("cosine",)).includes("wsd")

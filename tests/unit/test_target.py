@@ -147,7 +147,7 @@ WRONG = {
         "tokens are stated for a planned store",
     ),
     "model parallel": ({"parallelism": {"tensor": 3}}, "divides the 2 devices"),
-    "one checkpoint": ({"checkpoints": {"every": 5, "keep": 1}}, "a number of at least 2"),
+    "one checkpoint": ({"checkpoints": {"every": 5, "keep": 1}}, "an integer of at least 2"),
     "unknown key": ({"hardware": {"nodes": 1, "gpus": 2}}, "unknown key"),
 }
 
