@@ -12,7 +12,7 @@ exports   `sweepcp export`, every bundle for every trainer on every launcher, wi
           with the example
 
 Values must be equal to the last bit. Differences of prose (messages, comments, docstrings) are
-counted and are no failure. The exit status is 1 if anything else differs. The committed golden
+counted but do not fail the comparison. The exit status is 1 if anything else differs. The committed golden
 losses may come from another machine: how far the written ones are from them is said, and is no
 failure.
 
@@ -88,12 +88,12 @@ SHOWN, WIDTH = 20, 120
 """Lines about differences of a stage, and characters of a value there."""
 
 
-# What a checkout makes
+# Producing the outputs of a checkout
 
 
 @dataclass(frozen=True)
 class Side:
-    """One of the two checkouts, and the folder of what it makes."""
+    """One of the two checkouts, and the folder of its outputs."""
 
     name: str
     checkout: Path
@@ -131,7 +131,7 @@ class Side:
             command, cwd=cwd, env=inherited | stated, capture_output=True, text=True, check=False
         )
 
-    def must(self, *arguments: object, cwd: Path) -> str:
+    def run_or_exit(self, *arguments: object, cwd: Path) -> str:
         """Run this interpreter and return what it prints, or end the comparison when it fails."""
         done = self.python(*arguments, cwd=cwd)
         if done.returncode:
@@ -143,7 +143,7 @@ class Side:
 def make_trials(side: Side, folder: Path) -> None:
     """Search the quickstart, one trial at a time."""
     budget = ("--trials", side.trials, "--set", "budget.concurrency=1")
-    side.must("-m", "sweepcp", "search", "quickstart", *budget, "--out", "run", cwd=folder)
+    side.run_or_exit("-m", "sweepcp", "search", "quickstart", *budget, "--out", "run", cwd=folder)
 
 
 def make_golden(side: Side, folder: Path) -> None:
@@ -151,7 +151,7 @@ def make_golden(side: Side, folder: Path) -> None:
     golden = side.copy / "tests" / "golden" / "full_run.json"
     shutil.copy(golden, folder / "committed.json")
     golden.unlink()
-    side.must("-m", "tests.integration.test_full_run", cwd=side.copy)
+    side.run_or_exit("-m", "tests.integration.test_full_run", cwd=side.copy)
     shutil.copy(golden, folder / "written.json")
     shutil.copy(folder / "committed.json", golden)
 
@@ -187,7 +187,7 @@ def write_site(side: Side, folder: Path) -> Path:
 
 
 def write_outcomes(side: Side, folder: Path, calls: dict[str, list[str]]) -> None:
-    """Call sweepcp, and write the status of every call, with what it said when it failed."""
+    """Call sweepcp, and write each call's status, with its message if it failed."""
     outcomes = {}
     for name, arguments in calls.items():
         done = side.python("-m", "sweepcp", *arguments, cwd=folder)
@@ -198,7 +198,7 @@ def write_outcomes(side: Side, folder: Path, calls: dict[str, list[str]]) -> Non
 
 @dataclass(frozen=True)
 class Stage:
-    """Something that both checkouts make, and how it is compared."""
+    """Outputs that both checkouts produce, and how they are compared."""
 
     name: str
     make: Callable[[Side, Path], None]
@@ -223,13 +223,15 @@ def copy_checkout(side: Side) -> None:
         place = side.copy / name
         place.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(side.checkout / name, place)
-    found = side.must("-c", "import sweepcp; print(sweepcp.__file__)", cwd=side.folder).strip()
+    found = side.run_or_exit(
+        "-c", "import sweepcp; print(sweepcp.__file__)", cwd=side.folder
+    ).strip()
     if not Path(found).is_relative_to(side.copy):
         sys.exit(f"{side.name}: {found} is imported, and not the one in {side.copy}")
 
 
 def fingerprint(side: Side, inputs: tuple[str, ...]) -> str:
-    """Hash what decides the outputs of a stage: files, number of trials, interpreter."""
+    """Hash the inputs of a stage: files, number of trials, interpreter."""
     found = hashlib.sha256(f"{side.trials} {sys.prefix} {sys.version}".encode())
     for path in sorted(side.copy.rglob("*")):
         name = str(path.relative_to(side.copy))
@@ -239,21 +241,21 @@ def fingerprint(side: Side, inputs: tuple[str, ...]) -> str:
 
 
 def make(side: Side, stages: tuple[Stage, ...]) -> None:
-    """Run the stages whose outputs are not there yet, and all that follow one that was run."""
+    """Run the stages without outputs, and every stage after one that was run."""
     side.folder.mkdir(parents=True, exist_ok=True)
     copy_checkout(side)
-    anew = False
+    remake = False
     for stage in stages:
         folder, done = side.folder / stage.name, side.folder / f"{stage.name}.done"
         wanted = fingerprint(side, stage.inputs)
         found = done.read_text() if done.exists() else None
-        if found == wanted and not anew:
-            print(f"{side.name}: {stage.name}: as made before", file=sys.stderr)
+        if found == wanted and not remake:
+            print(f"{side.name}: {stage.name}: reused", file=sys.stderr)
             continue
         if found not in (None, wanted) and side.name == "before":
             fix = "name another --work, or remove that folder"
             sys.exit(f"{folder} is of other files or another number of trials: {fix}")
-        anew = True
+        remake = True
         done.unlink(missing_ok=True)
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir()
@@ -264,7 +266,7 @@ def make(side: Side, stages: tuple[Stage, ...]) -> None:
         print(f"{side.name}: {stage.name}: {seconds:.0f} s", file=sys.stderr)
 
 
-# How it is compared
+# Comparing the outputs
 
 
 @dataclass
@@ -283,12 +285,12 @@ class Report:
         return sum(map(len, self.differences.values()))
 
     def add(self, file: str, text: str, kind: str) -> None:
-        """Note a difference."""
+        """Record a difference."""
         kind = f"{Path(file).name}: {kind}"
         self.differences.setdefault(kind, []).append(f"{file}: {text}")
 
     def texts(self, before: Path, after: Path) -> tuple[str, str]:
-        """Read a file of both sides, with what is each side's own replaced."""
+        """Read a file of both sides, with each side's paths and hashes replaced by placeholders."""
         found = []
         for path, replaced in zip((before, after), self.placeholders, strict=True):
             text = path.read_text(encoding="utf-8")
@@ -326,7 +328,7 @@ class Report:
             self.lines(name, before=simplify(texts[0]), after=simplify(texts[1]))
 
     def values(self, name: str, *, before: Any, after: Any) -> None:
-        """Compare what a file holds, key by key."""
+        """Compare the values in a file, key by key."""
         file = Path(name).name
         for key, old, new in differing(before, after):
             if matches(key, IGNORED.get(file, ())):
@@ -361,7 +363,7 @@ def differing(before: Any, after: Any, key: str = "") -> Iterator[tuple[str, Any
 
 
 def matches(key: str, patterns: tuple[str, ...]) -> bool:
-    """Say whether a key, or one that it is within, matches a pattern."""
+    """Return whether a key, or one that it is within, matches a pattern."""
     return any(fnmatchcase(key, p) or fnmatchcase(key, f"{p}.*") for p in patterns)
 
 
@@ -412,12 +414,12 @@ def code_of(text: str) -> Simplified:
 
 
 def is_own(module: str) -> bool:
-    """Say whether a module is one of sweepcp."""
+    """Return whether a module is one of sweepcp."""
     return module.partition(".")[0] == "sweepcp"
 
 
 class Plain(ast.NodeTransformer):
-    """Takes docstrings, messages and imports of sweepcp out of a Python file."""
+    """Removes docstrings, messages and imports of sweepcp from a Python file."""
 
     def __init__(self, prose: list[str]) -> None:
         """Start with an empty set of imported names; texts are appended to `prose`."""
@@ -425,7 +427,7 @@ class Plain(ast.NodeTransformer):
         self.imported: set[str] = set()
 
     def generic_visit(self, node: ast.AST) -> ast.AST:
-        """Take out a docstring, and go on within."""
+        """Remove a docstring, then visit the children."""
         documented = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
         if isinstance(node, documented) and (text := ast.get_docstring(node)) is not None:
             self.prose.append(text)
@@ -433,21 +435,21 @@ class Plain(ast.NodeTransformer):
         return super().generic_visit(node)
 
     def visit_Import(self, node: ast.Import) -> ast.AST | None:
-        """Take out what is imported of sweepcp, by the name that it has here."""
+        """Remove imports of sweepcp and remember the names they bind."""
         return self._without(node, [a for a in node.names if is_own(a.name)])
 
     def visit_ImportFrom(self, node: ast.ImportFrom) -> ast.AST | None:
-        """Take out what is imported from sweepcp, by the name that it has here."""
+        """Remove imports from sweepcp and remember the names they bind."""
         return self._without(node, node.names if is_own(node.module or "") else [])
 
     def visit_Raise(self, node: ast.Raise) -> ast.AST:
-        """Take out the message of an exception."""
+        """Remove the message of an exception."""
         if isinstance(node.exc, ast.Call):
             self._without_texts(node.exc)
         return self.generic_visit(node)
 
     def visit_Call(self, node: ast.Call) -> ast.AST:
-        """Take out the message of a call that prints it."""
+        """Remove the message of a call that prints it."""
         if ast.unparse(node.func) in ENDS:
             self._without_texts(node)
         return self.generic_visit(node)
@@ -466,7 +468,7 @@ class Plain(ast.NodeTransformer):
 
 
 def read_lines(text: str) -> list[Any]:
-    """Parse JSON, a value a line."""
+    """Parse JSON with one value per line."""
     return [json.loads(line) for line in text.splitlines()]
 
 
@@ -481,14 +483,14 @@ def read_yaml(text: str) -> list[Any]:
 
 
 def without_head(content: Any) -> Any:
-    """Take out what an exported file says of itself."""
+    """Remove the header of an exported file."""
     if not isinstance(content, dict):
         return content
     return {key: value for key, value in content.items() if key != "sweepcp"}
 
 
 def simplify_scripts(value: Any) -> Any:
-    """Replace texts of several lines by the lines of a shell script."""
+    """Replace strings of several lines by the lines of the shell script in them."""
     if isinstance(value, dict):
         return {key: simplify_scripts(inner) for key, inner in value.items()}
     if isinstance(value, list):
@@ -504,7 +506,7 @@ READERS: dict[str, Callable[[str], Any]] = {
 
 
 def placeholders_of(side: Side) -> dict[str, str]:
-    """Name what stands for paths of a side, and for the hashes of its bundles that hold them."""
+    """Return placeholders for a side's paths, and for the bundle hashes that depend on them."""
     found = {str(side.folder): "WORK"}
     for target in BUNDLES:
         manifest = side.bundles / target / "manifest.json"
@@ -532,7 +534,7 @@ def compare_golden(report: Report, before: Path, after: Path) -> str:
 
 
 def off_committed(folder: Path) -> str:
-    """Say how far the written losses are from the committed ones."""
+    """Return how far the written losses are from the committed ones."""
     committed, written = (
         json.loads((folder / f"{name}.json").read_text()) for name in ("committed", "written")
     )
@@ -564,7 +566,7 @@ def lines_in(folder: Path, pattern: str) -> int:
 
 
 def statuses(folder: Path, what: str) -> str:
-    """Count the calls that wrote what they were to write, were refused, or failed."""
+    """Count the calls that succeeded, were refused, or failed."""
     outcomes = json.loads((folder / "outcomes.json").read_text())
     found = [outcome["status"] for outcome in outcomes.values()]
     written, refused = found.count(0), found.count(2)
@@ -581,7 +583,7 @@ STAGES = (
 
 
 def show(stage: Stage, report: Report, amount: str) -> None:
-    """Print what a stage came to."""
+    """Print the result of a stage."""
     count = f"{report.count} differences" if report.count else "equal to the last bit"
     prose = f"; {report.prose} differences of prose" if report.prose else ""
     print(f"{stage.name}: {amount}: {count}{prose}")
@@ -601,7 +603,7 @@ def listed(report: Report) -> list[str]:
 
 
 def compare(before: Side, after: Side) -> int:
-    """Compare what both sides made, print it, and return the number of differences."""
+    """Compare the outputs of both sides, print the result, and return the number of differences."""
     placeholders = placeholders_of(before), placeholders_of(after)
     count = 0
     for stage in STAGES:
@@ -613,8 +615,8 @@ def compare(before: Side, after: Side) -> int:
 
 
 @contextmanager
-def alone(work: Path) -> Iterator[None]:
-    """Hold a folder for this process, or end when another comparison has it."""
+def locked(work: Path) -> Iterator[None]:
+    """Lock a folder, or exit if another comparison uses it."""
     work.mkdir(parents=True, exist_ok=True)
     with (work / "lock").open("w") as file:
         try:
@@ -625,7 +627,7 @@ def alone(work: Path) -> Iterator[None]:
 
 
 def main() -> None:
-    """Run both checkouts, and compare what they made."""
+    """Run both checkouts and compare their outputs."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -642,7 +644,7 @@ def main() -> None:
         for name, checkout in (("before", asked.before), ("after", asked.after))
     ]
     print(f"outputs are kept in {work}", file=sys.stderr)
-    with alone(work):
+    with locked(work):
         for side in sides:
             make(side, STAGES)
         sys.exit(1 if compare(*sides) else 0)

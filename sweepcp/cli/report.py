@@ -63,21 +63,21 @@ def report(
 
     rule = rule_from_options(max_regression, knee, weights)
     loaded = load_run(run).with_rule(**rule)
-    written = []
-    if html is not None or image is None:
-        from sweepcp.report.page import write_report
-
-        page = html or run / "report.html"
-        write_report(loaded, page)
-        written.append(page)
+    page = html
+    if html is None and image is None:
+        page = run / "report.html"
+    # The image goes first: its file extension may be invalid, and then nothing must be written.
     if image is not None:
         from sweepcp.report.front_charts import front_chart
         from sweepcp.report.matplotlib_figures import save_image
 
         save_image(front_chart(loaded, loaded.labels), image)
-        written.append(image)
+    if page is not None:
+        from sweepcp.report.page import write_report
+
+        write_report(loaded, page)
     typer.echo(choice_sentence(loaded))
-    typer.echo("\n".join(map(str, written)))
+    typer.echo("\n".join(str(file) for file in (page, image) if file is not None))
 
 
 def watch(

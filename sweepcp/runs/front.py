@@ -20,9 +20,11 @@ class Choice(Record):
     domain: float | None
     """On the selection half of the items, on which the choice was made."""
     general: float | None
+    """On the selection half."""
     reported_domain: float | None
     """On the reporting half: not biased by the choice."""
     reported_general: float | None
+    """On the reporting half."""
 
 
 class Front(Record):

@@ -56,6 +56,7 @@ class Trial(Record):
     domain: float | None
     """Relative change on the domain suite in %, on the selection half; None unless done."""
     general: float | None
+    """The same on the general suite."""
     scorecard: Scorecard | None
     tokens_by_source: dict[str, int]
     epochs_by_source: dict[str, float]

@@ -28,6 +28,7 @@ class WorkerSpec:
     micro_batch: int | None
     """Sequences per forward pass; None for the whole batch."""
     precision: str
+    """`fp32`, `bf16` or `auto` (bf16 on a GPU)."""
     threads: int
     """CPU threads of the worker."""
 
