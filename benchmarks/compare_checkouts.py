@@ -12,9 +12,8 @@ exports   `sweepcp export`, every bundle for every trainer on every launcher, wi
           with the example
 
 Values must be equal to the last bit. Differences of prose (messages, comments, docstrings) are
-counted but do not fail the comparison. The exit status is 1 if anything else differs. The committed golden
-losses may come from another machine: how far the written ones are from them is said, and is no
-failure.
+counted but do not fail the comparison. The exit status is 1 if anything else differs. The committed
+golden losses may come from another machine, so the distance from them is only reported.
 
 Each checkout is copied into FOLDER (the files that git tracks or does not ignore), and only the
 copy runs. A stage is skipped where FOLDER holds its outputs from the same files, so FOLDER may be

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import PurePath
 from typing import Self
 
 SHOWN_CHARACTERS = 200
@@ -28,7 +29,7 @@ class InvalidInput(Exception):
         return _rebuild, (self.file, self.key, self.found, self.rule, self.fix)
 
     def __str__(self) -> str:
-        found = repr(self.found)
+        found = repr(str(self.found) if isinstance(self.found, PurePath) else self.found)
         if len(found) > SHOWN_CHARACTERS:
             found = found[: SHOWN_CHARACTERS - 3] + "..."
         where = ": ".join(part for part in (self.file, self.key) if part)
@@ -67,6 +68,17 @@ def located(file: object, key: str = "") -> Iterator[None]:
 
 class BaseNotScored(Exception):
     """The base model cannot be loaded or scored, so trials have no reference; exit status 1."""
+
+
+class Diverged(Exception):
+    """The loss or the gradient is not finite, or the loss is out of bounds.
+
+    `step` is the training step, or None when a model diverges while it is scored.
+    """
+
+    def __init__(self, reason: str, step: int | None = None) -> None:
+        self.step = step
+        super().__init__(reason)
 
 
 class Alarmed(Exception):

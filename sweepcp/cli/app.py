@@ -16,7 +16,7 @@ app = typer.Typer(
 )
 
 ExperimentName = Annotated[
-    str, typer.Argument(metavar="[EXPERIMENT]", help="A file, or the name of a shipped experiment.")
+    str, typer.Argument(metavar="EXPERIMENT", help="A file, or the name of a shipped experiment.")
 ]
 Overrides = Annotated[
     list[str] | None,

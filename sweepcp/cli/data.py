@@ -1,7 +1,7 @@
 """Commands that build, inspect and mine corpora."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, cast, get_args
 
 import typer
 
@@ -123,16 +123,12 @@ def mix(
 
     Needs 9 bytes per token on disk, and as much again while it is written.
     """
-    from sweepcp.data.materialize import materialize_mix
+    from sweepcp.data.materialize import MixRows, materialize_mix
     from sweepcp.errors import InvalidInput
     from sweepcp.full_run.preflight import check_ready, stores_of_bundle
     from sweepcp.promote.bundle import load_bundle
 
-    kinds: dict[str, Literal["documents", "sequences"]] = {
-        "documents": "documents",
-        "sequences": "sequences",
-    }
-    if rows not in kinds:
+    if rows not in get_args(MixRows):
         raise InvalidInput(
             file="data mix",
             key="--rows",
@@ -146,7 +142,7 @@ def mix(
         loaded.bundle.recipe,
         stores_of_bundle(loaded.bundle),
         out=out.absolute(),
-        rows=kinds[rows],
+        rows=cast("MixRows", rows),
         workers=workers,
     )
     for source, count in tokens.items():

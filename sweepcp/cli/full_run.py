@@ -14,7 +14,7 @@ from sweepcp.cli.app import (
     ScalarWeights,
     rule_from_options,
 )
-from sweepcp.errors import InvalidInput
+from sweepcp.errors import Alarmed, Diverged, InvalidInput
 
 DIVERGED = 3
 """Exit status where restarting would not help. Schedulers restart a job that ends with 1."""
@@ -23,7 +23,7 @@ DIVERGED = 3
 def promote(
     run: Annotated[
         Path | None,
-        typer.Argument(metavar="[RUN]", help="A folder that `sweepcp search` wrote."),
+        typer.Argument(metavar="RUN", help="A folder that `sweepcp search` wrote."),
     ] = None,
     target: Annotated[
         str, typer.Option(help="A target file, or the name of a shipped target.")
@@ -175,9 +175,7 @@ def train(
     from sweepcp.console.log import log_to_console
     from sweepcp.console.progress import make_console
     from sweepcp.console.scorecard import show_scorecard
-    from sweepcp.errors import Alarmed
     from sweepcp.full_run.run import full_run
-    from sweepcp.training.loop import Diverged
 
     console = make_console()
     try:
@@ -206,7 +204,6 @@ def score(
     from sweepcp.console.scorecard import show_scorecard
     from sweepcp.runs.run_folder import read_run
     from sweepcp.search.rescore import score_model
-    from sweepcp.training.loop import Diverged
 
     try:
         card = score_model(model.absolute(), read_run(run))

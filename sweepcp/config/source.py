@@ -6,7 +6,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from sweepcp.config.template import Template
-from sweepcp.config.types import Fraction, PositiveFloat, PositiveInt, Role, SafeName
+from sweepcp.config.types import COMMIT, Fraction, PositiveFloat, PositiveInt, Role, SafeName
 from sweepcp.config.validation import ConfigModel
 
 
@@ -38,7 +38,7 @@ class HubDataset(ConfigModel):
     """A data set of the hub, pinned to a commit, read as a stream."""
 
     id: str
-    revision: Annotated[str, Field(pattern=r"^[0-9a-f]{40}$")]
+    revision: Annotated[str, Field(pattern=f"^{COMMIT.pattern}$")]
     """The 40 hex digits of a commit: a branch may change between two builds."""
     subset: str | None = None
     split: str = "train"

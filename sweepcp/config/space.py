@@ -7,7 +7,7 @@ from pydantic import BaseModel, Discriminator, Field, Tag, ValidationError, mode
 
 from sweepcp.config.recipe import Mixture, Recipe, SourceShare, TrainingSettings
 from sweepcp.config.types import FiniteFloat, Role
-from sweepcp.config.validation import ConfigModel
+from sweepcp.config.validation import ConfigModel, describe_rule
 
 Value = float | str
 Point = dict[str, Value]
@@ -248,6 +248,6 @@ def _check_recipe_value(name: str, value: Value) -> None:
         model.__pydantic_validator__.validate_assignment(instance, name, value)
     except ValidationError as error:
         raise ValueError(
-            f"{name} cannot be {value!r}: {error.errors()[0]['msg']}; "
+            f"{name} cannot be {value!r}: it must be {describe_rule(error.errors()[0])}; "
             "fix: change the range or the choices"
         ) from None

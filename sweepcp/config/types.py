@@ -1,9 +1,12 @@
 """Types of single values that several schemas share."""
 
+import re
 from typing import Annotated, Literal
 
 from pydantic import Field
 
+COMMIT = re.compile(r"[0-9a-f]{40}")
+"""A full commit hash: what a branch or tag names may change, a commit does not."""
 Role = Literal["domain", "general"]
 """What a source or a suite represents: the domain, or general text that must not be forgotten."""
 SafeName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]

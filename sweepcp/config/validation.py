@@ -23,6 +23,20 @@ BOUNDS = {
     "less_than": "{number} below {lt:g}",
 }
 """Pydantic's errors of numeric constraints, as rules."""
+RULES = {
+    "int_type": "an integer",
+    "int_from_float": "an integer",
+    "float_type": "a number",
+    "string_type": "text",
+    "bool_type": "true or false",
+    "tuple_type": "a list",
+    "model_type": "a mapping of keys to values",
+    "dict_type": "a mapping of keys to values",
+    "too_short": "a list with {min_length} or more items",
+    "too_long": "a list with at most {max_length} items",
+    "string_pattern_mismatch": "text that matches {pattern}",
+}
+"""Other errors of pydantic, as rules."""
 
 
 class ConfigModel(BaseModel):
@@ -78,21 +92,39 @@ def _rule_and_fix(model: type[BaseModel], problem: ErrorDetails, path: KeyPath) 
     if kind == "extra_forbidden":
         return "unknown key", _suggest_key(model, path)
     if kind == "missing":
+        if isinstance(path[-1], int):
+            return f"a list with {path[-1] + 1} or more items", "add the missing item"
         return "a required key", f"add `{_format_key(path)}: ...`"
-    if kind in ("float_type", "int_type") and isinstance(value, str):
+    if kind in ("float_type", "int_type") and _is_quoted_number(value):
         return "a number, not text", f"write `{path[-1]}: {value}` without quotes"
     if kind == "value_error":
         # Validators of this package raise ValueError("<rule>; fix: <fix>").
         rule, _, fix = message.removeprefix("Value error, ").partition("; fix: ")
         return rule, fix or "change the value"
+    return describe_rule(problem), "change the value to one that the rule allows"
+
+
+def describe_rule(problem: ErrorDetails) -> str:
+    """Return what a field allows, from an error of pydantic: "an integer of at least 1"."""
+    kind, context = problem["type"], problem.get("ctx", {})
     if kind in BOUNDS:
         # The bound has the type of the field.
-        bounds = problem["ctx"]
-        is_integer = all(isinstance(bound, int) for bound in bounds.values())
-        rule = BOUNDS[kind].format(number="an integer" if is_integer else "a number", **bounds)
-    else:
-        rule = message.removeprefix("Input should be ")
-    return rule[0].lower() + rule[1:], "change the value to one that the rule allows"
+        is_integer = all(isinstance(bound, int) for bound in context.values())
+        return BOUNDS[kind].format(number="an integer" if is_integer else "a number", **context)
+    if kind in RULES:
+        return RULES[kind].format(**context)
+    rule = problem["msg"].removeprefix("Input should be ")
+    return rule[0].lower() + rule[1:]
+
+
+def _is_quoted_number(value: Any) -> bool:
+    if not isinstance(value, str):
+        return False
+    try:
+        float(value)
+    except ValueError:
+        return False
+    return True
 
 
 def _suggest_key(model: type[BaseModel], path: KeyPath) -> str:

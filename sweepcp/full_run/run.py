@@ -28,7 +28,7 @@ import torch
 
 from sweepcp.config.base_model import BaseSpec
 from sweepcp.data.stream import MixtureStream
-from sweepcp.errors import Alarmed, InvalidInput, Stopped
+from sweepcp.errors import Alarmed, Diverged, InvalidInput, Stopped
 from sweepcp.full_run.checkpoints import (
     RunProgress,
     find_checkpoint,
@@ -52,7 +52,7 @@ from sweepcp.scoring.scorecard import (
 from sweepcp.scoring.scorer import Scorer
 from sweepcp.scoring.spec import ScoringSpec, make_scoring_spec
 from sweepcp.training.deepspeed_config import zero_config
-from sweepcp.training.loop import Diverged, StepMetrics, run_training
+from sweepcp.training.loop import StepMetrics, run_training
 from sweepcp.training.process_group import ProcessGroup
 from sweepcp.training.zero_engine import ZeroEngine, join_process_group
 from sweepcp.util.files import write_json, write_text

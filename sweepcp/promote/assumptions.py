@@ -4,12 +4,12 @@ from collections.abc import Iterator
 
 from sweepcp.config.recipe import Recipe
 from sweepcp.config.target import Target
+from sweepcp.config.types import COMMIT
 from sweepcp.promote.bundle import CorpusPlan, Memory, Model
 from sweepcp.promote.candidate import Candidate
 
 OVERRIDABLE_FIELDS = ("warmup", "final_fraction")
 """Fields of a recipe that a target may change."""
-COMMIT_DIGITS = 40
 
 
 def transfer_assumptions(
@@ -88,7 +88,7 @@ def _corpus_assumptions(corpora: tuple[CorpusPlan, ...]) -> Iterator[str]:
 def _model_and_hardware_assumptions(model: Model, target: Target, memory: Memory) -> Iterator[str]:
     """Yield what is assumed about the model's revision, speed and memory."""
     hardware = target.hardware
-    if model.hub and len(model.revision or "") != COMMIT_DIGITS:
+    if model.hub and not COMMIT.fullmatch(model.revision or ""):
         yield (
             f"{model.hub}@{model.revision or 'main'} is not a commit: ranks and resumed runs may "
             "load different weights"

@@ -8,10 +8,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sweepcp.config.suites import MemberSpec
 from sweepcp.config.types import Role
+from sweepcp.errors import Diverged
 from sweepcp.scoring.held_out import HeldOutText
 from sweepcp.scoring.scorecard import ItemScores
 from sweepcp.scoring.spec import ScoringSpec
-from sweepcp.training.loop import Diverged
 from sweepcp.training.process_group import ProcessGroup
 
 if TYPE_CHECKING:

@@ -10,6 +10,7 @@ from sweepcp.config.experiment import Experiment
 from sweepcp.config.recipe import Recipe
 from sweepcp.config.source import Source
 from sweepcp.config.space import Range
+from sweepcp.config.types import COMMIT
 from sweepcp.corpora.repetition import EpochCount, count_epochs, epoch_warnings, first_recipe
 from sweepcp.data.encoding import Encoder
 from sweepcp.data.source_files import ResolvedSource, source_fingerprint
@@ -25,8 +26,6 @@ LARGE_GPU_GB = 70
 """Memory in GB for weights and optimizer above which a warning is due: an 80 GB GPU is full."""
 MIN_STEPS = 20
 """Trials with fewer steps have hardly any schedule."""
-COMMIT_DIGITS = 40
-"""Hexadecimal digits of a full commit hash."""
 
 
 @dataclass(frozen=True)
@@ -124,7 +123,7 @@ def _warnings(plan: Plan) -> list[str]:
         )
     warnings += epoch_warnings(plan.epochs)
     base = experiment.base
-    if base.hub and (base.revision is None or len(base.revision) != COMMIT_DIGITS):
+    if base.hub and not COMMIT.fullmatch(base.revision or ""):
         warnings.append(
             f"base.revision {base.revision or '(none)'} is not a commit, "
             "so the model may change between workers"

@@ -8,12 +8,13 @@ import torch
 
 from sweepcp.config.recipe import Recipe
 from sweepcp.data.stream import MixtureStream
+from sweepcp.errors import Diverged
 from sweepcp.models.loading import load_model, load_tokenizer
 from sweepcp.runs.trial import BaseRecord, Cost, TrialOutcome, package_versions
 from sweepcp.scoring.scorer import Scorer
 from sweepcp.search.worker_io import WorkerSpec
 from sweepcp.training.engine import PlainEngine
-from sweepcp.training.loop import Diverged, StepMetrics, run_training
+from sweepcp.training.loop import StepMetrics, run_training
 from sweepcp.training.process_group import ProcessGroup
 
 

@@ -9,6 +9,7 @@ import numpy as np
 from sweepcp.config.recipe import Recipe, SourceShare
 from sweepcp.config.types import Role
 from sweepcp.data.stream import IGNORED, Batch, MixtureStream
+from sweepcp.errors import Diverged
 from sweepcp.training.process_group import ProcessGroup
 
 
@@ -47,17 +48,6 @@ class StepMetrics(NamedTuple):
     """Source → tokens fed to the model so far."""
     losses: dict[Role, float]
     """Role → nats per target token, without roles that have no target in the batch."""
-
-
-class Diverged(Exception):
-    """The loss or the gradient is not finite, or the loss is out of bounds.
-
-    `step` is the training step, or None when a model diverges while it is scored.
-    """
-
-    def __init__(self, reason: str, step: int | None = None) -> None:
-        self.step = step
-        super().__init__(reason)
 
 
 def run_training(

@@ -35,7 +35,9 @@ def read_record(record_type: type[R], path: Path, *, fix: str) -> R:
     except OSError as error:
         found = str(error.strerror)
     except ValidationError as error:
-        found = " ".join(str(error).splitlines()[:3])
+        problem = error.errors(include_url=False)[0]
+        key = ".".join(str(part) for part in problem["loc"])
+        found = f"{key}: {problem['msg']}" if key else problem["msg"]
     raise InvalidInput(
         file=path,
         key="the record",
