@@ -86,7 +86,7 @@ def _show_overlaps(console: Console, overlaps: list[DocumentOverlap]) -> None:
     if overlaps:
         console.print(
             Text(
-                "To exclude these documents: --write overlaps.jsonl, then "
-                "`exclude: overlaps.jsonl` in the sources."
+                "To exclude these documents, list them with `--write overlaps.jsonl` and add "
+                "`exclude: overlaps.jsonl` to the sources."
             )
         )

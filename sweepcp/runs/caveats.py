@@ -21,5 +21,5 @@ def caveats_of(run: Run, trial: Trial) -> list[str]:
                 "the optimum may lie outside the range"
             )
     if len(run.done) < FEW_TRIALS:
-        caveats.append(f"the choice was made among few done trials: {len(run.done)}")
+        caveats.append(f"the choice was made among few trials: {len(run.done)} done")
     return caveats

@@ -140,6 +140,7 @@ def _run_missing_trials(
     experiment = run.experiment
     budget = experiment.budget
     with ray_cluster(address, budget) as concurrency, stop_on_signal():
+        logger.info("starting workers for %d trials at a time", concurrency)
         ledger = TrialLedger(
             writer,
             progress=progress,

@@ -137,7 +137,7 @@ def test_page_of_an_empty_run(tmp_path: Path):
 
 def test_page_of_one_trial(tmp_path: Path):
     seen = read(write_run(tmp_path, 1, documents=20))
-    assert "The choice was made among few done trials: 1." in seen.words
+    assert "The choice was made among few trials: 1 done." in seen.words
     assert "No trend is shown: it needs more done trials." in seen.words
 
 
