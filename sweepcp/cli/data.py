@@ -17,7 +17,7 @@ data = typer.Typer(
 def build(
     experiment: ExperimentName = "quickstart", overrides: Overrides = None, address: Address = None
 ) -> None:
-    """Read, filter and tokenise every source of an experiment into its token store.
+    """Read, filter and tokenize every source of an experiment into its token store.
 
     `search` does the same where a store is missing. A store is built once and reused while the
     source is unchanged. A build that was stopped resumes.

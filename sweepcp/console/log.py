@@ -33,11 +33,14 @@ def log_to_console(console: Console, prefix: Callable[[], str] = lambda: "") -> 
         prefix: Called for each record; its result is printed before the message.
     """
     logger, handler = logging.getLogger(LOGGER), ConsoleHandler(console, prefix)
-    level = logger.level
+    level, propagate = logger.level, logger.propagate
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)
+    # Libraries install handlers at the root, which would print every record a second time.
+    logger.propagate = False
     try:
         yield
     finally:
         logger.removeHandler(handler)
         logger.setLevel(level)
+        logger.propagate = propagate

@@ -44,7 +44,7 @@ def _result_lines(result: MiningResult) -> list[str]:
         f"{result.threshold:.2f}",
         f"predicted   precision {result.precision:.1%} at that prevalence, recall "
         f"{result.recall:.1%}",
-        f"held out    selected would be {selected}",
+        f"held out    of documents not trained on, {selected} would be selected",
         f"calibration Brier score {result.brier:.4f}; predicted → observed: {calibration}",
     ]
     if result.labelled_precision is not None:
