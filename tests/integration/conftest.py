@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -50,6 +51,13 @@ def torchrun(
     command += ["--nproc-per-node", str(processes), *map(str, args)]
     env = os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "120"}
     return subprocess.run(command, capture_output=True, text=True, timeout=timeout, env=env)
+
+
+def wait_for_trials(out: Path, count: int) -> None:
+    """Wait until a run folder has so many finished trials, at most three minutes."""
+    deadline = time.monotonic() + 180
+    while len(list(out.glob("trials/*/trial.json"))) < count and time.monotonic() < deadline:
+        time.sleep(0.1)
 
 
 def metrics(folder: Path) -> list[dict[str, Any]]:

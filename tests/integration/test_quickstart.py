@@ -10,7 +10,7 @@ import pytest
 
 from sweepcp import load_run
 from sweepcp.runs.run_folder import Run
-from tests.integration.conftest import SHORT, set_options, sweepcp
+from tests.integration.conftest import SHORT, set_options, sweepcp, wait_for_trials
 
 pytestmark = pytest.mark.slow
 OPTIONS = set_options(SHORT)
@@ -66,12 +66,6 @@ def test_a_run_that_is_killed_twice_is_completed(quickstart: Run, tmp_path: Path
     assert all(path.stat().st_mtime_ns == stamp for path, stamp in kept.items())
 
 
-def wait_for_trials(out: Path, count: int) -> None:
-    deadline = time.monotonic() + 180
-    while len(list(out.glob("trials/*/trial.json"))) < count and time.monotonic() < deadline:
-        time.sleep(0.1)
-
-
 def leftovers(driver: int) -> list[str]:
     """Workers and raylets of the Ray of a driver, whose id is in the name of its session folder."""
     command = ["ps", "-eo", "pid,args"]
@@ -80,20 +74,6 @@ def leftovers(driver: int) -> list[str]:
     raylets = [line for line in raylets if "agent" not in line]
     # Two agents of Ray's own stay for a minute.
     return raylets + [line for line in listed if "ray::" in line and "Agent" not in line]
-
-
-def test_sigterm_leaves_a_run_that_resumes(quickstart: Run, tmp_path: Path):
-    out = tmp_path / "run"
-    command = [sys.executable, "-m", "sweepcp", "search", "--out", str(out)]
-    command += ["--trials", "4", *OPTIONS]
-    driver = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    wait_for_trials(out, 1)
-    driver.terminate()
-    _, message = driver.communicate(timeout=60)
-    assert driver.returncode == 128 + signal.SIGTERM
-    expected = "Stopped. Finished work is kept. Run the same command to resume."
-    assert message.strip() == expected
-    assert 1 <= len(load_run(out).trials) < 4
 
 
 def test_two_nodes_by_address(quickstart: Run, tmp_path: Path):

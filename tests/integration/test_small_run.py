@@ -1,6 +1,9 @@
 """A short search of the quickstart: what its files hold, and that other processes agree."""
 
 import json
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import lm_eval
@@ -19,7 +22,13 @@ from sweepcp.runs.trial import TrialOutcome
 from sweepcp.search.search import prepare_worker
 from sweepcp.search.trial_runner import TrialRunner
 from sweepcp.util.progress import NoProgress
-from tests.integration.conftest import SMALL, set_options, side_by_side, sweepcp
+from tests.integration.conftest import (
+    SMALL,
+    set_options,
+    side_by_side,
+    sweepcp,
+    wait_for_trials,
+)
 
 
 def make_runner(overrides: list[str]) -> TrialRunner:
@@ -104,6 +113,30 @@ def test_front_commands(small_run: Run, tmp_path: Path):
     done = sweepcp("front", small_run.path, "--knee", "--csv", tmp_path / "trials.csv")
     assert done.returncode == 0
     assert len(pd.read_csv(tmp_path / "trials.csv")) == 6
+
+
+@pytest.mark.parametrize(
+    "number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)]
+)
+def test_a_search_that_a_signal_stops_resumes(small_run: Run, tmp_path: Path, number: int):
+    """It resumes to the trials that the undisturbed search of the same seed has."""
+    command = [sys.executable, "-m", "sweepcp", "search", "--out", str(tmp_path / "run")]
+    command += set_options([*SMALL, "budget.trials=4"])
+    driver = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    wait_for_trials(tmp_path / "run", 1)
+    driver.send_signal(number)
+    _, message = driver.communicate(timeout=60)
+    assert driver.returncode == 128 + number
+    assert message.strip() == "Stopped. Finished work is kept. Run the same command to resume."
+    before = load_run(tmp_path / "run").trials
+    assert 1 <= len(before) < 4
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    trials = load_run(tmp_path / "run").trials
+    assert [trial.status for trial in trials] == ["done"] * 4
+    # The first five points are an anchor and quasi-random ones, whatever has finished before.
+    for trial, undisturbed in zip(trials, small_run.trials, strict=False):
+        assert (trial.point, trial.scorecard) == (undisturbed.point, undisturbed.scorecard)
 
 
 def test_a_recipe_scores_the_same_in_another_process(small_run: Run, runner: TrialRunner):
