@@ -73,7 +73,7 @@ def at_fixed_paths(loaded: LoadedBundle) -> ExportInput:
 def rendered(export_input: ExportInput, *names: str) -> dict[str, str]:
     """Render the files for a trainer, a launcher, or both."""
     trainer, launcher = choose_targets(names)
-    plan = TRAINERS[trainer].make_plan(export_input)
+    plan = TRAINERS[trainer].make_export_plan(export_input)
     return render_files(ExportResult(export_input, trainer, launcher, plan))
 
 
@@ -103,7 +103,7 @@ def verify_exports(python: str, trainer: str, exports: list[Exported]) -> list[V
     assert "missing" not in content, content
     verifications = []
     for (export_input, _), parsed in zip(exports, content["read"], strict=True):
-        plan = TRAINERS[trainer].make_plan(export_input)
+        plan = TRAINERS[trainer].make_export_plan(export_input)
         verifications.append(
             compare_parsed(export_input, plan, peer=content["peer"], content=parsed)
         )
@@ -118,7 +118,7 @@ def export_alterations(folder: Path, loaded: LoadedBundle, trainer: str) -> dict
     """
     unaltered = make_input(loaded, folder / "none")
     files = rendered(unaltered, trainer)
-    parsed_files = set(TRAINERS[trainer].make_plan(unaltered).files)
+    parsed_files = set(TRAINERS[trainer].make_export_plan(unaltered).files)
     count = len(list(alterations(files, parsed_files)))
     exports = {"nothing": (unaltered, files)}
     for number in range(count):

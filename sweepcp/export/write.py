@@ -115,7 +115,7 @@ def write_export(
     export_input = ExportInput(loaded, site, out)
     bundle_file = loaded.path / "bundle.json"
     with located(bundle_file):
-        plan = TRAINERS[trainer].make_plan(export_input)
+        plan = TRAINERS[trainer].make_export_plan(export_input)
     if strict:
         _refuse_differences(trainer, plan)
     export = ExportResult(export_input, trainer, launcher, plan)

@@ -2,6 +2,8 @@
 
 import json
 import os
+from pathlib import Path
+from typing import Any
 
 from common import (
     flatten,
@@ -15,7 +17,7 @@ from common import (
 os.environ |= {"DS_ACCELERATOR": "cpu", "AXOLOTL_DO_NOT_TRACK": "1", "HF_HUB_OFFLINE": "1"}
 
 
-def load_peer():
+def load_peer() -> str:
     """Import Axolotl, and return its version."""
     from importlib.metadata import version
 
@@ -32,7 +34,7 @@ def load_peer():
     return f"axolotl {version('axolotl')}"
 
 
-def read_folder(folder, record):
+def read_folder(folder: Path, record: dict[str, Any]) -> dict[str, Any]:
     """Read `axolotl.yaml` and `ds_config.json`, and the mix if it has been written."""
     world_size = record["nodes"] * record["per_node"]
     cfg = load_config(folder / "axolotl.yaml", world_size=world_size)
@@ -51,7 +53,7 @@ def read_folder(folder, record):
     return {"settings": config_settings(cfg, folder) | zero_settings, "facts": facts}
 
 
-def load_config(path, *, world_size):
+def load_config(path: Path, *, world_size: int) -> Any:
     """Parse a file as Axolotl does on one of `world_size` processes."""
     import axolotl.utils.distributed
     from accelerate.state import AcceleratorState
@@ -66,7 +68,7 @@ def load_config(path, *, world_size):
     return cfg
 
 
-def training_arguments(cfg):
+def training_arguments(cfg: Any) -> Any:
     """Return the training arguments that Axolotl's builder derives, without model and data."""
     from axolotl.core.builders import HFCausalTrainerBuilder
     from axolotl.core.training_args import AxolotlTrainingArguments
@@ -77,7 +79,7 @@ def training_arguments(cfg):
     return AxolotlTrainingArguments(**kwargs, use_cpu=True)
 
 
-def config_settings(cfg, folder):
+def config_settings(cfg: Any, folder: Path) -> dict[str, Any]:
     """Return what was parsed, by the keys of `axolotl.yaml`."""
     settings = flatten("", cfg.to_dict())
     # Unflattened, as they are written.
@@ -93,7 +95,7 @@ def config_settings(cfg, folder):
     return settings
 
 
-def data_facts(cfg, folder):
+def data_facts(cfg: Any, folder: Path) -> dict[str, Any]:
     """Return shares, isolation of documents, and order."""
     (data,) = cfg.datasets
     packed_in_order = (
@@ -115,7 +117,7 @@ def data_facts(cfg, folder):
     }
 
 
-def check_packs(cfg, mix):
+def check_packs(cfg: Any, mix: Any) -> None:
     """Raise `ValueError` unless Axolotl's sampler restores the stream's sequences.
 
     Every pack must be full, and every row must be in one.

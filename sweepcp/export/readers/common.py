@@ -5,7 +5,9 @@ import contextlib
 import enum
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 MIX_NOT_WRITTEN = "the mix has not been written yet"
 """As in `sweepcp.export.recipe_facts`."""
@@ -14,7 +16,9 @@ HERE = Path(__file__).resolve().parent
 sys.path = [folder for folder in sys.path if Path(folder or ".").resolve() != HERE]
 
 
-def run_reader(load_peer, read_folder):
+def run_reader(
+    load_peer: Callable[[], str], read_folder: Callable[[Path, dict[str, Any]], dict[str, Any]]
+) -> None:
     """Read the folders of the command line and write the result file.
 
     Args:
@@ -33,7 +37,7 @@ def run_reader(load_peer, read_folder):
     Path(result).write_text(json.dumps(content), encoding="utf-8")
 
 
-def read_recipe(bundle, *, expected_hash):
+def read_recipe(bundle: str, *, expected_hash: str) -> dict[str, Any]:
     """Return the recipe of a bundle; raises `ValueError` unless it is the exported bundle."""
     import hashlib
 
@@ -44,7 +48,7 @@ def read_recipe(bundle, *, expected_hash):
     return json.loads((folder / "bundle.json").read_text(encoding="utf-8"))["recipe"]
 
 
-def stream_facts(recipe):
+def stream_facts(recipe: Any) -> dict[str, Any]:
     """Return the facts that hold where sweepcp's stream feeds the trainer."""
     across_or_within = "across" if recipe["cross_documents"] else "within"
     return {
@@ -55,7 +59,7 @@ def stream_facts(recipe):
     }
 
 
-def mix_shares(folder):
+def mix_shares(folder: Path) -> Any:
     """Return the token shares of a written mix, after counting its rows as the trainer loads it."""
     if not (folder / "mix.json").is_file():
         return MIX_NOT_WRITTEN
@@ -68,7 +72,7 @@ def mix_shares(folder):
     return {source: tokens / total for source, tokens in content["tokens"].items()}
 
 
-def to_json_value(value):
+def to_json_value(value: Any) -> Any:
     """Return a parsed value as JSON represents it."""
     if isinstance(value, enum.Enum):
         return to_json_value(value.value)
@@ -81,7 +85,7 @@ def to_json_value(value):
     return str(value)
 
 
-def flatten(prefix, content):
+def flatten(prefix: str, content: Any) -> dict[str, Any]:
     """Return nested keys as `prefix.a.b` → JSON value."""
     settings = {}
     for key, value in content.items():
@@ -92,7 +96,7 @@ def flatten(prefix, content):
     return settings
 
 
-def script_constants(path):
+def script_constants(path: Path) -> dict[str, Any]:
     """Return the literals that a script assigns at its top level, without running it."""
     constants = {}
     for node in ast.parse(path.read_text(encoding="utf-8")).body:
@@ -102,7 +106,7 @@ def script_constants(path):
     return constants
 
 
-def read_deepspeed(path, world_size):
+def read_deepspeed(path: Path, world_size: int) -> Any:
     """Parse a DeepSpeed configuration with DeepSpeed.
 
     Returns:
@@ -118,7 +122,7 @@ def read_deepspeed(path, world_size):
         """Stands for the processes of the run, none of which is started here."""
 
         @staticmethod
-        def get_data_parallel_world_size():
+        def get_data_parallel_world_size() -> int:
             return world_size
 
     content = json.loads(Path(path).read_text(encoding="utf-8"))
@@ -131,7 +135,7 @@ def read_deepspeed(path, world_size):
     }
 
 
-def lr_curve(optimizer, scheduler, steps):
+def lr_curve(optimizer: Any, scheduler: Any, steps: int) -> list[float]:
     """Return the LR that each optimizer step uses."""
     curve = []
     for _ in range(steps):
@@ -141,14 +145,16 @@ def lr_curve(optimizer, scheduler, steps):
     return curve
 
 
-def dummy_optimizer(lr):
+def dummy_optimizer(lr: float) -> Any:
     """Return AdamW with one parameter, for a scheduler to work on."""
     import torch
 
     return torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))], lr=lr)
 
 
-def transformers_facts(args, deepspeed, *, world_size, seq_len):
+def transformers_facts(
+    args: Any, deepspeed: Any, *, world_size: int, seq_len: int
+) -> dict[str, Any]:
     """Return the facts that follow from transformers' `TrainingArguments`.
 
     Args:
@@ -180,12 +186,14 @@ def transformers_facts(args, deepspeed, *, world_size, seq_len):
     }
 
 
-def loss_averaging(*, over_batch):
+def loss_averaging(*, over_batch: bool) -> str:
     """Return the value of the fact `loss`."""
     return "mean over the targets of the whole batch" if over_batch else "mean of per-process means"
 
 
-def _read_or_error(read_folder, folder):
+def _read_or_error(
+    read_folder: Callable[[Path, dict[str, Any]], dict[str, Any]], folder: Path
+) -> dict[str, Any]:
     record = json.loads((folder / "export.json").read_text(encoding="utf-8"))
     try:
         return read_folder(folder, record)
@@ -194,7 +202,7 @@ def _read_or_error(read_folder, folder):
         return {"error": f"{type(error).__name__}: {error}"[:2000]}
 
 
-def _deepspeed_settings(config, content):
+def _deepspeed_settings(config: Any, content: Any) -> dict[str, Any]:
     """Return what DeepSpeed parsed, by the keys of its configuration file."""
     names = (
         "train_batch_size",
@@ -214,7 +222,7 @@ def _deepspeed_settings(config, content):
     return settings
 
 
-def _deepspeed_precision(config):
+def _deepspeed_precision(config: Any) -> str:
     if not config.bfloat16_config.enabled:
         return "fp32"
     if config.grad_accum_dtype != "fp32":
@@ -222,7 +230,7 @@ def _deepspeed_precision(config):
     return "bf16"
 
 
-def _transformers_lr_curve(args):
+def _transformers_lr_curve(args: Any) -> list[float]:
     """Return the LR of each step by transformers' own scheduler."""
     from transformers.optimization import get_scheduler
 
@@ -237,7 +245,7 @@ def _transformers_lr_curve(args):
     return lr_curve(optimizer, scheduler, args.max_steps)
 
 
-def _transformers_decayed():
+def _transformers_decayed() -> str:
     """Return to which parameters of a Llama model transformers applies weight decay."""
     from transformers import LlamaConfig, LlamaForCausalLM, Trainer
 

@@ -2,13 +2,14 @@
 
 import os
 from pathlib import Path
+from typing import Any
 
 from common import loss_averaging, read_deepspeed, run_reader, stream_facts
 
 os.environ["DS_ACCELERATOR"] = "cpu"
 
 
-def load_peer():
+def load_peer() -> str:
     """Import sweepcp and DeepSpeed, and return their versions."""
     import deepspeed
 
@@ -17,7 +18,7 @@ def load_peer():
     return f"sweepcp {sweepcp.__version__}, deepspeed {deepspeed.__version__}"
 
 
-def read_folder(_folder, record):
+def read_folder(_folder: Path, record: dict[str, Any]) -> dict[str, Any]:
     """Read the bundle that `export.json` names; the trainer has no files in the folder."""
     from sweepcp.promote.bundle import load_bundle
 
@@ -45,7 +46,7 @@ def read_folder(_folder, record):
     return {"settings": settings, "facts": facts}
 
 
-def optimizer_facts(recipe):
+def optimizer_facts(recipe: Any) -> dict[str, Any]:
     """Return the facts of the optimizer that sweepcp builds for a small model."""
     import torch
 

@@ -1,6 +1,8 @@
 """transformers: TrainingArguments by HfArgumentParser, DeepSpeed's configuration by DeepSpeed."""
 
 import os
+from pathlib import Path
+from typing import Any
 
 from common import (
     flatten,
@@ -17,7 +19,7 @@ os.environ |= {"DS_ACCELERATOR": "cpu", "RANK": "0", "WORLD_SIZE": "1", "LOCAL_R
 os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29599"}
 
 
-def load_peer():
+def load_peer() -> str:
     """Import transformers and DeepSpeed, and return their versions."""
     import deepspeed
     import transformers
@@ -28,7 +30,7 @@ def load_peer():
     return f"transformers {transformers.__version__}, deepspeed {deepspeed.__version__}"
 
 
-def read_folder(folder, record):
+def read_folder(folder: Path, record: dict[str, Any]) -> dict[str, Any]:
     """Read `training_args.yaml`, `ds_config.json` and the constants of `train.py`."""
     from transformers import HfArgumentParser, TrainingArguments
 

@@ -1,6 +1,8 @@
 """LLaMA-Factory: its own parser of training arguments, DeepSpeed's configuration by DeepSpeed."""
 
 import os
+from pathlib import Path
+from typing import Any
 
 from common import mix_shares, read_deepspeed, run_reader, to_json_value, transformers_facts
 
@@ -16,7 +18,7 @@ os.environ |= {
 }
 
 
-def load_peer():
+def load_peer() -> str:
     """Import LLaMA-Factory, and return its version."""
     import llamafactory.extras.env
     import llamafactory.hparams.parser  # noqa: F401  (raises here if a dependency is missing)
@@ -29,7 +31,7 @@ def load_peer():
     return f"LLaMA-Factory {llamafactory.extras.env.VERSION}"
 
 
-def read_folder(folder, record):
+def read_folder(folder: Path, record: dict[str, Any]) -> dict[str, Any]:
     """Read `llama_factory.yaml` and `ds_config.json`."""
     import yaml
     from llamafactory.hparams.parser import get_train_args

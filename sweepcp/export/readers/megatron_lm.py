@@ -4,11 +4,12 @@ import os
 import sys
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 from common import dummy_optimizer, loss_averaging, run_reader, script_constants, to_json_value
 
 
-def load_peer():
+def load_peer() -> str:
     """Import Megatron-LM from its checkout, and return its version."""
     import torch
 
@@ -35,7 +36,7 @@ def load_peer():
     return f"Megatron-LM {megatron.core.__version__}"
 
 
-def read_folder(folder, record):
+def read_folder(folder: Path, record: dict[str, Any]) -> dict[str, Any]:
     """Read the arguments in `pretrain.py`."""
     from megatron.training.arguments import parse_args, validate_args
 
@@ -70,7 +71,7 @@ def read_folder(folder, record):
     return {"settings": {"MEGATRON": script["MEGATRON"]} | parsed_options(args), "facts": facts}
 
 
-def lr_per_step(args):
+def lr_per_step(args: Any) -> list[float]:
     """Return the LR of each step by Megatron-LM's own scheduler."""
     from megatron.training import global_vars
     from megatron.training.training import get_optimizer_param_scheduler
@@ -87,7 +88,7 @@ def lr_per_step(args):
     return curve
 
 
-def blend_shares(args, stores):
+def blend_shares(args: Any, stores: Any) -> dict[str, float]:
     """Return the token share of each source, from the weights of the data paths."""
     from megatron.core.datasets.utils import get_blend_from_list
 
@@ -99,7 +100,7 @@ def blend_shares(args, stores):
     return shares
 
 
-def decayed_parameters(args):
+def decayed_parameters(args: Any) -> str:
     """Return to which parameters Megatron-LM's Adam applies weight decay."""
     import torch
     from megatron.core.optimizer import OptimizerConfig, get_standard_config_overrides
@@ -119,7 +120,7 @@ def decayed_parameters(args):
     return f"{args.optimizer}: {sorted(decayed)}"
 
 
-def precision(args):
+def precision(args: Any) -> str:
     """Return the precision of computation, and of gradient accumulation where it differs."""
     if not args.bf16:
         return "fp16" if args.fp16 else "fp32"
@@ -128,7 +129,7 @@ def precision(args):
     return "bf16, gradients accumulated in bf16"
 
 
-def parsed_options(args):
+def parsed_options(args: Any) -> dict[str, Any]:
     """Return what was parsed, by the names of the options."""
     import argparse
 

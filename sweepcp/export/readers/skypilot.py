@@ -1,16 +1,19 @@
 """SkyPilot: its own schema and parser of a task."""
 
+from pathlib import Path
+from typing import Any
+
 from common import run_reader
 
 
-def load_peer():
+def load_peer() -> str:
     """Import SkyPilot, and return its version."""
     import sky
 
     return f"skypilot {sky.__version__}"
 
 
-def read_folder(folder, record):
+def read_folder(folder: Path, record: dict[str, Any]) -> dict[str, Any]:
     """Read `task.yaml`."""
     import sky
     import yaml

@@ -3,6 +3,8 @@
 import dataclasses
 import re
 import sys
+from pathlib import Path
+from typing import Any
 
 from common import (
     dummy_optimizer,
@@ -25,7 +27,7 @@ MATRICES = (
 """Names of torchtitan's Llama 3, one of each kind."""
 
 
-def load_peer():
+def load_peer() -> str:
     """Import torchtitan, and return its version."""
     from importlib.metadata import version
 
@@ -34,7 +36,7 @@ def load_peer():
     return f"torchtitan {version('torchtitan')}"
 
 
-def read_folder(folder, record):
+def read_folder(folder: Path, record: dict[str, Any]) -> dict[str, Any]:
     """Read the function `run` in `sweepcp_run.py`."""
     config = load_config(folder)
     recipe = read_recipe(config.dataloader.bundle, expected_hash=config.dataloader.bundle_hash)
@@ -68,7 +70,7 @@ def read_folder(folder, record):
     return {"settings": config_settings(config), "facts": facts}
 
 
-def load_config(folder):
+def load_config(folder: Path) -> Any:
     """Return the configuration that the exported function builds."""
     from torchtitan.config.manager import ConfigManager
 
@@ -81,7 +83,7 @@ def load_config(folder):
         sys.path.remove(str(folder))
 
 
-def lr_per_step(config):
+def lr_per_step(config: Any) -> list[float]:
     """Return the LR of each step by torchtitan's own scheduler."""
     steps = config.training.steps
     optimizer = dummy_optimizer(optimizer_arguments(config, "lm_head.weight")["lr"])
@@ -89,7 +91,7 @@ def lr_per_step(config):
     return lr_curve(optimizer, scheduler, steps)
 
 
-def optimizer_facts(config):
+def optimizer_facts(config: Any) -> dict[str, Any]:
     """Return the facts of the optimizer and of what it decays."""
     adamw = optimizer_arguments(config, "lm_head.weight")
     names = {group.optimizer_name for group in config.optimizer.param_groups}
@@ -102,7 +104,7 @@ def optimizer_facts(config):
     }
 
 
-def optimizer_arguments(config, parameter):
+def optimizer_arguments(config: Any, parameter: Any) -> Any:
     """Return the arguments for a parameter: those of the first group whose pattern matches."""
     for group in config.optimizer.param_groups:
         if re.search(group.pattern, parameter):
@@ -110,26 +112,26 @@ def optimizer_arguments(config, parameter):
     raise ValueError(f"no group of parameters matches {parameter}")
 
 
-def precision(training):
+def precision(training: Any) -> str:
     """Return the precision of computation; master weights must be fp32."""
     if training.dtype != "float32":
         return "no fp32 master weights"
     return {"float32": "fp32", "bfloat16": "bf16"}[training.mixed_precision_param]
 
 
-def uses_flex_attention(config):
+def uses_flex_attention(config: Any) -> bool:
     """Return whether attention is flex attention, which isolates documents by their positions."""
     from torchtitan.models.common.attention import FlexAttention
 
     return isinstance(attention_backend(config), FlexAttention.Config)
 
 
-def attention_backend(config):
+def attention_backend(config: Any) -> Any:
     """Return the configuration of the model's attention."""
     return config.model_spec.model.first_attention.inner_attention
 
 
-def config_settings(config):
+def config_settings(config: Any) -> dict[str, Any]:
     """Return what was parsed, by its path in `Trainer.Config`."""
     from torchtitan.distributed.activation_checkpoint import FullAC
 
@@ -146,12 +148,12 @@ def config_settings(config):
     return settings
 
 
-def field_values(config):
+def field_values(config: Any) -> dict[str, Any]:
     """Return the fields of a dataclass with their values."""
     return {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
 
 
-def as_dict(config):
+def as_dict(config: Any) -> dict[str, Any]:
     """Return nested dataclasses as dictionaries, without the model."""
     values = {}
     for name, value in field_values(config).items():

@@ -1,1 +1,1 @@
-"""One module per trainer: `make_plan(export_input)` returns its files and its start command."""
+"""One module per trainer: `make_export_plan(export_input)` returns files and a start command."""

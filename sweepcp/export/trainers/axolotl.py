@@ -32,7 +32,7 @@ TRACKERS = {
 """accelerate's name of a tracker → Axolotl's key."""
 
 
-def make_plan(export_input: ExportInput) -> ExportPlan:
+def make_export_plan(export_input: ExportInput) -> ExportPlan:
     """Plan `axolotl.yaml` and `ds_config.json`.
 
     Axolotl has no dataset weights, so the mix is written to disk. Each row is the part of a

@@ -4,7 +4,7 @@ from sweepcp.export.export_plan import ExportInput, ExportPlan
 from sweepcp.export.transformers_keys import flatten_settings
 
 
-def make_plan(export_input: ExportInput) -> ExportPlan:
+def make_export_plan(export_input: ExportInput) -> ExportPlan:
     """Plan no files: `sweepcp train` reads the bundle and checks its hashes."""
     bundle = str(export_input.loaded.path)
     return ExportPlan(

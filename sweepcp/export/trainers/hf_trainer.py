@@ -146,7 +146,7 @@ if __name__ == "__main__":
 ''')
 
 
-def make_plan(export_input: ExportInput) -> ExportPlan:
+def make_export_plan(export_input: ExportInput) -> ExportPlan:
     """Plan `training_args.yaml`, `ds_config.json` and `train.py`.
 
     The script reads the bundle's token stores through sweepcp's stream.

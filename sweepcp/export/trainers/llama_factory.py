@@ -19,7 +19,7 @@ ATTENTION = {"sdpa": "sdpa", "eager": "disabled", "flash_attention_2": "fa2"}
 """transformers' name of an attention implementation → LLaMA-Factory's `flash_attn`."""
 
 
-def make_plan(export_input: ExportInput) -> ExportPlan:
+def make_export_plan(export_input: ExportInput) -> ExportPlan:
     """Plan `llama_factory.yaml` and `ds_config.json`.
 
     LLaMA-Factory's dataset weights count documents before packing, so the mix is written to disk

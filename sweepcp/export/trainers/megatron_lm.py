@@ -35,7 +35,7 @@ if __name__ == "__main__":
 """)
 
 
-def make_plan(export_input: ExportInput) -> ExportPlan:
+def make_export_plan(export_input: ExportInput) -> ExportPlan:
     """Plan `pretrain.py`, which starts `pretrain_gpt.py` of the site's checkout with its arguments.
 
     Raises:

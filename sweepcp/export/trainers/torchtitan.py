@@ -165,7 +165,7 @@ def run() -> Trainer.Config:
 ''')
 
 
-def make_plan(export_input: ExportInput) -> ExportPlan:
+def make_export_plan(export_input: ExportInput) -> ExportPlan:
     """Plan `sweepcp_run.py`, which holds the configuration function `run`.
 
     Raises:
