@@ -4,6 +4,8 @@ import ast
 import contextlib
 import enum
 import json
+import os
+import socket
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -35,6 +37,19 @@ def run_reader(
         else:
             content["read"] = [_read_or_error(read_folder, Path(folder)) for folder in folders]
     Path(result).write_text(json.dumps(content), encoding="utf-8")
+
+
+def use_one_process() -> None:
+    """Make torch.distributed start a group of this process alone, on a port that is free.
+
+    Trainers start a process group while they parse. Readers may run side by side, so no port can be
+    fixed.
+    """
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    os.environ |= {"DS_ACCELERATOR": "cpu", "RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
 
 
 def read_recipe(bundle: str, *, expected_hash: str) -> dict[str, Any]:

@@ -1,6 +1,5 @@
 """transformers: TrainingArguments by HfArgumentParser, DeepSpeed's configuration by DeepSpeed."""
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +12,10 @@ from common import (
     stream_facts,
     to_json_value,
     transformers_facts,
+    use_one_process,
 )
 
-os.environ |= {"DS_ACCELERATOR": "cpu", "RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}
-os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29599"}
+use_one_process()
 
 
 def load_peer() -> str:

@@ -4,18 +4,17 @@ import os
 from pathlib import Path
 from typing import Any
 
-from common import mix_shares, read_deepspeed, run_reader, to_json_value, transformers_facts
+from common import (
+    mix_shares,
+    read_deepspeed,
+    run_reader,
+    to_json_value,
+    transformers_facts,
+    use_one_process,
+)
 
-os.environ |= {
-    "DS_ACCELERATOR": "cpu",
-    "DISABLE_VERSION_CHECK": "1",
-    "RANK": "0",
-    "WORLD_SIZE": "1",
-    "LOCAL_RANK": "0",
-    "MASTER_ADDR": "127.0.0.1",
-    "MASTER_PORT": "29598",
-    "HF_HUB_OFFLINE": "1",
-}
+use_one_process()
+os.environ |= {"DISABLE_VERSION_CHECK": "1", "HF_HUB_OFFLINE": "1"}
 
 
 def load_peer() -> str:
