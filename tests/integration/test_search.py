@@ -92,7 +92,8 @@ def test_one_worker_and_one_seed_give_the_same_trials(tmp_path: Path):
     assert found[0] == found[1]
 
 
-def test_a_longer_budget_goes_on_where_the_shorter_ended(tmp_path: Path):
+@pytest.mark.slow
+def test_a_longer_budget_continues_where_the_shorter_ended(tmp_path: Path):
     analytic.run(tmp_path / "whole", 9, concurrency=1)
     analytic.run(tmp_path / "parts", 6, concurrency=1)
     stamps = {p: p.stat().st_mtime_ns for p in (tmp_path / "parts").glob("trials/*/trial.json")}
