@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Literal
 
 import pytest
 from playwright.sync_api import Browser, Page, expect, sync_playwright
@@ -26,6 +27,7 @@ FLAGS = [
     "--disable-background-networking",
 ]
 WIDTHS = (1440, 390)
+Scheme = Literal["light", "dark"]
 SCHEMES = ("light", "dark")
 HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(2)><b>bold</b>"
 
@@ -65,7 +67,7 @@ class OpenPage:
     """A page that is open, with its errors and requests."""
 
     def __init__(
-        self, browser: Browser, url: str, width: int = 1440, scheme: str = "light"
+        self, browser: Browser, url: str, width: int = 1440, scheme: Scheme = "light"
     ) -> None:
         context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme)
         self.page: Page = context.new_page()
@@ -106,7 +108,7 @@ def report(folder: Path, out: Path, **rule: object) -> str:
 @pytest.mark.parametrize("width", WIDTHS)
 @pytest.mark.parametrize("name", ["quickstart", "null", "broken", "one", "empty", "hostile"])
 def test_report_has_no_errors_and_is_accessible(
-    browser: Browser, runs: dict[str, Path], tmp_path: Path, name: str, width: int, scheme: str
+    browser: Browser, runs: dict[str, Path], tmp_path: Path, name: str, width: int, scheme: Scheme
 ):
     rule = {"max_regression": 0.0} if name == "null" else {}
     url = report(runs[name], tmp_path / "report.html", **rule)
