@@ -212,15 +212,13 @@ def _measure_base_loss(
     if model is None:
         logger.info("no loss of the base: `sweepcp search` has not pretrained it yet")
         return
-    import torch
-
-    from sweepcp.models.loading import load_model, load_tokenizer
+    from sweepcp.models.loading import default_device, load_model, load_tokenizer
     from sweepcp.scoring.held_out import HeldOutText
     from sweepcp.training.process_group import ProcessGroup
 
     base, training = experiment.base, experiment.training
     tokenizer = load_tokenizer(base)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = default_device()
     loaded = load_model(model, revision=base.revision, device=device)
     group = ProcessGroup(device=loaded.device)
     for number, check in enumerate(checks, start=1):

@@ -69,7 +69,7 @@ class Verification:
 
     @property
     def passed(self) -> bool:
-        """Whether the peer deviates from the recipe exactly where the export says so."""
+        """Whether the peer deviates from the recipe exactly where the export states it."""
         return not self.mismatches and not self.unfounded_differences
 
 

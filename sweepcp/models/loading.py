@@ -19,6 +19,11 @@ from sweepcp.errors import InvalidInput
 disable_progress_bar()
 
 
+def default_device() -> torch.device:
+    """Return the GPU if one is visible, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
 def byte_tokenizer() -> PreTrainedTokenizerFast:
     """Return a tokenizer of 258 tokens: the 256 bytes of UTF-8, `<s>` (256) and `</s>` (257)."""
     return PreTrainedTokenizerFast(

@@ -5,7 +5,7 @@ from sweepcp.runs.run_folder import Run
 from sweepcp.runs.trial import Trial
 
 FEW_TRIALS = 10
-"""With fewer done trials than this, a caveat says so."""
+"""Fewer done trials than this are reported as a caveat."""
 
 
 def caveats_of(run: Run, trial: Trial) -> list[str]:

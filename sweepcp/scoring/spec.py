@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from sweepcp.config.experiment import Experiment
 from sweepcp.config.suites import Suites
 from sweepcp.data.token_store import TokenStore
 from sweepcp.scoring.generated_tasks import generate_tasks
@@ -46,4 +47,17 @@ def make_scoring_spec(
         generated_tasks=generate_tasks(suites, stores),
         seq_len=seq_len,
         precision=precision,
+    )
+
+
+def experiment_scoring_spec(
+    experiment: Experiment, stores: Mapping[str, TokenStore]
+) -> ScoringSpec:
+    """Return what an experiment scores, see `make_scoring_spec`."""
+    return make_scoring_spec(
+        experiment.suites,
+        stores,
+        languages={source.name: source.language for source in experiment.sources},
+        seq_len=experiment.training.seq_len,
+        precision=experiment.training.precision,
     )

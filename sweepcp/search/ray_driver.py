@@ -23,6 +23,7 @@ from sweepcp.errors import BaseNotScored, InvalidInput, Stopped
 from sweepcp.search.ledger import TrialLedger
 from sweepcp.search.worker import TrialWorker
 from sweepcp.search.worker_io import TrialRunnerProtocol
+from sweepcp.util.parallel import ray_connection
 
 
 class LedgerSearcher(Searcher):
@@ -93,30 +94,8 @@ def ray_cluster(address: str | None, budget: Budget) -> Iterator[int]:
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
     # The ledger records and reports failed trials; Ray Tune would print them a second time.
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
-    started_here = not ray.is_initialized()
-    if started_here:
-        _init_ray(address)
-    try:
+    with ray_connection(address):
         yield _concurrent_trials(budget, ray.cluster_resources())
-    finally:
-        if started_here:
-            ray.shutdown()
-
-
-def _init_ray(address: str | None) -> None:
-    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-    local: dict[str, Any] = {"include_dashboard": False, "num_cpus": os.cpu_count()}
-    try:
-        ray.init(address=address or "local", **quiet, **({} if address else local))
-    except (ConnectionError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise InvalidInput(
-            file="--address",
-            key="--address",
-            found=address,
-            rule=f"the address of a running Ray cluster ({reason})",
-            fix="pass the address that `ray start --head` prints, or omit --address to run here",
-        ) from None
 
 
 def _concurrent_trials(budget: Budget, resources: dict[str, float]) -> int:

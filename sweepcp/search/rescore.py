@@ -9,7 +9,7 @@ from sweepcp.errors import located
 from sweepcp.models.files import read_config, read_shards
 from sweepcp.runs.run_folder import Run
 from sweepcp.scoring.scorecard import Scorecard, compare_with_base
-from sweepcp.scoring.spec import make_scoring_spec
+from sweepcp.scoring.spec import experiment_scoring_spec
 
 if TYPE_CHECKING:
     from sweepcp.scoring.scorer import Scorer
@@ -35,20 +35,14 @@ def score_model(model: Path, run: Run) -> Scorecard:
 def _make_scorer(model: Path, run: Run) -> "Scorer":
     import torch
 
-    from sweepcp.models.loading import load_model, load_tokenizer
+    from sweepcp.models.loading import default_device, load_model, load_tokenizer
     from sweepcp.scoring.scorer import Scorer
     from sweepcp.training.process_group import ProcessGroup
 
     experiment = run.experiment
-    spec = make_scoring_spec(
-        experiment.suites,
-        stores_of_run(run),
-        languages={source.name: source.language for source in experiment.sources},
-        seq_len=experiment.training.seq_len,
-        precision=experiment.training.precision,
-    )
+    spec = experiment_scoring_spec(experiment, stores_of_run(run))
     torch.set_num_threads(experiment.budget.cpus_per_trial)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = default_device()
     # The model's own tokenizer, which need not be that of the run's base.
     tokenizer = load_tokenizer(BaseSpec(path=str(model), max_lr=experiment.base.max_lr))
     loaded = load_model(str(model), revision=None, device=device)

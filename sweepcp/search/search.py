@@ -15,7 +15,7 @@ from sweepcp.data.token_store import TokenStore
 from sweepcp.errors import InvalidInput
 from sweepcp.models.base import pretrained_path
 from sweepcp.runs.run_folder import Run, RunWriter, locked_run, read_run
-from sweepcp.scoring.spec import make_scoring_spec
+from sweepcp.scoring.spec import experiment_scoring_spec
 from sweepcp.search.worker_io import WorkerSpec
 from sweepcp.util.json_values import json_differences
 from sweepcp.util.progress import Progress
@@ -179,13 +179,7 @@ def prepare_worker(
     tokens = {name: float(store.tokens) for name, store in stores.items()}
     check_epochs(experiment, tokens)
     training = experiment.training
-    scoring = make_scoring_spec(
-        experiment.suites,
-        stores,
-        languages={source.name: source.language for source in experiment.sources},
-        seq_len=training.seq_len,
-        precision=training.precision,
-    )
+    scoring = experiment_scoring_spec(experiment, stores)
     visible = []
     for name, store in stores.items():
         fraction = matched_fraction(experiment, name, tokens[name])

@@ -9,7 +9,7 @@ import torch
 from sweepcp.config.recipe import Recipe
 from sweepcp.data.stream import MixtureStream
 from sweepcp.errors import Diverged
-from sweepcp.models.loading import load_model, load_tokenizer
+from sweepcp.models.loading import default_device, load_model, load_tokenizer
 from sweepcp.runs.trial import BaseRecord, Cost, TrialOutcome, package_versions
 from sweepcp.scoring.scorer import Scorer
 from sweepcp.search.worker_io import WorkerSpec
@@ -24,7 +24,7 @@ class TrialRunner:
     def __init__(self, spec: WorkerSpec) -> None:
         torch.set_num_threads(spec.threads)
         self.spec = spec
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.device = default_device()
         self.tokenizer = load_tokenizer(spec.base)
         self.model = load_model(spec.model, revision=spec.base.revision, device=self.device)
         group = ProcessGroup(device=self.device)

@@ -18,6 +18,7 @@ from sweepcp.config.base_model import PretrainSpec
 from sweepcp.config.recipe import Mixture, Recipe, SourceShare
 from sweepcp.data.stream import MixtureStream
 from sweepcp.data.token_store import TokenStore
+from sweepcp.models.loading import default_device
 from sweepcp.training.engine import PlainEngine
 from sweepcp.training.loop import StepMetrics, run_training
 
@@ -78,7 +79,7 @@ def _initialize_model(spec: PretrainSpec, tokenizer: PreTrainedTokenizerBase) ->
         pad_token_id=tokenizer.pad_token_id,
     )
     torch.manual_seed(spec.seed)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = default_device()
     if device.type == "cpu":
         # transformers asks DeepSpeed whether ZeRO-3 is on, which otherwise warns of a missing GPU.
         os.environ.setdefault("DS_ACCELERATOR", "cpu")

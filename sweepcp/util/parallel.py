@@ -87,7 +87,7 @@ def _exit_with_parent(parent: int) -> None:
 def _map_on_cluster(work: Callable[[T], R], items: Sequence[T], address: str) -> Iterator[R]:
     import ray
 
-    with _ray_connection(address):
+    with ray_connection(address):
         task: Any = ray.remote(
             num_cpus=1, max_retries=1, runtime_env={"env_vars": WORKER_ENVIRONMENT}
         )(lambda item: work(item))
@@ -102,22 +102,32 @@ def _map_on_cluster(work: Callable[[T], R], items: Sequence[T], address: str) ->
 
 
 @contextmanager
-def _ray_connection(address: str) -> Iterator[None]:
-    """Connect to a Ray cluster, unless this process is connected already."""
+def ray_connection(address: str | None) -> Iterator[None]:
+    """Connect to a Ray cluster, or start Ray on this machine if `address` is None.
+
+    A process that is connected already keeps its connection.
+
+    Raises:
+        InvalidInput: There is no Ray cluster at `address`.
+    """
     import ray
 
     if ray.is_initialized():
         yield
         return
+    local: dict[str, Any] = {"include_dashboard": False, "num_cpus": os.cpu_count()}
+    options = {} if address else local
     try:
-        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+        ray.init(
+            address=address or "local", log_to_driver=False, logging_level=logging.ERROR, **options
+        )
     except (ConnectionError, ValueError) as error:
         raise InvalidInput(
             file="--address",
             key="--address",
             found=address,
             rule=f"the address of a running Ray cluster ({str(error).splitlines()[0]})",
-            fix="start the cluster, or name the address that `ray status` shows",
+            fix="pass the address that `ray start --head` prints, or omit --address to run here",
         ) from None
     try:
         yield
