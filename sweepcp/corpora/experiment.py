@@ -9,7 +9,7 @@ from sweepcp.config.overrides import attributed_to_overrides
 from sweepcp.config.source import Source
 from sweepcp.config.suites import MemberSpec, Suites
 from sweepcp.config.yaml_files import find_config_file
-from sweepcp.data.source_files import ResolvedSource, resolve_source
+from sweepcp.data.source_files import ResolvedSource, file_identity, resolve_source
 from sweepcp.errors import InvalidInput, located
 from sweepcp.models.base import max_sequence_length, resolve_base
 
@@ -74,14 +74,14 @@ def _check_sequence_lengths(experiment: Experiment) -> None:
 
 def _check_shared_files(experiment: Experiment, files: dict[str, ResolvedSource]) -> None:
     """Check the sources that read the same file."""
-    first_readers: dict[Path, Source] = {}
+    first_readers: dict[tuple[int, int], Source] = {}
     for source in experiment.sources:
         if source.python is not None:
             # One part of a module is its docstrings, the other its code: they share no text.
             continue
         paths = files[source.name].paths + files[source.name].held_out_paths
         for file in paths:
-            other = first_readers.setdefault(file.resolve(), source)
+            other = first_readers.setdefault(file_identity(file), source)
             if other is not source:
                 with located(file="", key=f"sources.{source.name}"):
                     _check_shared_file(file, source, other=other)

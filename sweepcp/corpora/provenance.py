@@ -1,9 +1,13 @@
-"""What a run was searched on: its token stores and its base model, looked up in the cache."""
+"""What a run was searched on: its token stores, base and tasks, verified to be those of the run."""
 
+from pathlib import Path
+
+from sweepcp.corpora.identity import check_store, identify_tasks, identity_changes, store_hash
 from sweepcp.data.token_store import TokenStore, store_path
 from sweepcp.errors import InvalidInput
 from sweepcp.models.base import pretrained_path, tokenizer_id
-from sweepcp.runs.run_folder import Run
+from sweepcp.models.files import model_identity, read_shards
+from sweepcp.runs.run_folder import Run, RunIdentity
 from sweepcp.scoring.scorecard import ItemScores
 
 CACHE_FIX = "set $SWEEPCP_CACHE to the cache that the search used, or"
@@ -13,13 +17,14 @@ def stores_of_run(run: Run) -> dict[str, TokenStore]:
     """Return the token store of each source of a run, by source name.
 
     Raises:
-        InvalidInput: A store is no longer in the cache.
+        InvalidInput: A store is no longer in the cache, or is not the one that the run used.
     """
     stores: dict[str, TokenStore] = {}
-    tokenizer = tokenizer_id(run.experiment.base)
     for source in run.experiment.sources:
-        fingerprint = run.source_fingerprints[source.name]
-        path = store_path(fingerprint=fingerprint, tokenizer_id=tokenizer)
+        path = store_path(
+            fingerprint=run.identity.sources[source.name],
+            tokenizer_id=run.identity.base["tokenizer"],
+        )
         if not (path / "store.json").is_file():
             raise InvalidInput(
                 file=run.path,
@@ -28,7 +33,11 @@ def stores_of_run(run: Run) -> dict[str, TokenStore]:
                 rule=f"a token store in the cache ({path})",
                 fix=f"{CACHE_FIX} run `sweepcp data build` on the experiment",
             )
-        stores[source.name] = TokenStore(path, source.name)
+        store = TokenStore(path, source.name)
+        check_store(store)
+        stores[source.name] = store
+    hashes = {name: store_hash(store) for name, store in stores.items()}
+    _check_same(run, RunIdentity(stores=hashes))
     return stores
 
 
@@ -36,21 +45,37 @@ def base_model_of_run(run: Run) -> str:
     """Return the folder of a run's base model, or its hub id.
 
     Raises:
-        InvalidInput: The base was pretrained by the search and is no longer in the cache.
+        InvalidInput: The base is not the one that was scored, or it was pretrained by the search
+            and is no longer in the cache.
     """
     base = run.experiment.base
+    if base.hub is not None:
+        return base.hub
     if base.pretrain is None:
-        return str(base.path or base.hub)
-    path = pretrained_path(base, run.source_fingerprints)
+        path = Path(str(base.path))
+    else:
+        _check_same(run, RunIdentity(base={"tokenizer": tokenizer_id(base)}))
+        path = pretrained_path(base, run.identity.sources)
     if not (path / "config.json").is_file():
+        resume = "resume the search with a larger --trials, which pretrains it again"
         raise InvalidInput(
             file=run.path,
-            key="the pretrained base",
+            key="the base",
             found="missing",
-            rule=f"a model in the cache ({path})",
-            fix=f"{CACHE_FIX} resume the search with a larger --trials, which pretrains it again",
+            rule=f"the model that the run began with ({path})",
+            fix=f"{CACHE_FIX} {resume}" if base.pretrain else "restore it",
         )
+    identity = model_identity(path, read_shards(path))
+    if base.pretrain is not None:
+        # The experiment names its tokenizer, which was compared above.
+        del identity["tokenizer"]
+    _check_same(run, RunIdentity(base=identity))
     return str(path)
+
+
+def check_tasks_of_run(run: Run) -> None:
+    """Raise `InvalidInput` if the items of a run's own tasks have changed."""
+    _check_same(run, RunIdentity(tasks=identify_tasks(run.experiment.suites)))
 
 
 def base_items(run: Run) -> list[ItemScores]:
@@ -68,3 +93,15 @@ def base_items(run: Run) -> list[ItemScores]:
             fix="resume the search first",
         )
     return list(run.base.items)
+
+
+def _check_same(run: Run, now: RunIdentity) -> None:
+    changes = identity_changes(run.identity, now)
+    if changes:
+        raise InvalidInput(
+            file=run.path,
+            key="what the run was searched on",
+            found=f"changed: {'; '.join(changes)}",
+            rule="what the scores of the run were measured with",
+            fix="restore it, or search again into another folder",
+        )

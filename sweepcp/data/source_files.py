@@ -1,22 +1,26 @@
-"""The files of a source on this machine, and a fingerprint of them."""
+"""The files of a source on this machine, and a fingerprint of their content."""
 
 import os
 import sys
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from sweepcp.config.source import Source
 from sweepcp.data.python_text import find_modules
 from sweepcp.errors import InvalidInput, located
+from sweepcp.util.file_hashes import cached_hashes, content_hashes
 from sweepcp.util.json_values import digest
 
 JSONL = (".jsonl", ".jsonl.gz", ".jsonl.zst")
 SUFFIXES = (*JSONL, ".parquet", ".txt")
 FIELDS_WITHOUT_EFFECT = {
     "files",
+    "held_out_files",
+    "exclude",
     "weight",
     "role",
     "language",
@@ -25,7 +29,7 @@ FIELDS_WITHOUT_EFFECT = {
     "bad_records",
     "name",
 }
-"""Fields of a source that change none of its tokens once its files are listed."""
+"""Fields of a source that change none of its tokens, or that name files, which count by content."""
 CORRECT_PATH = "correct the path; it is relative to the folder of the experiment file"
 
 
@@ -41,6 +45,8 @@ class ResolvedSource:
     """The list of documents to leave out."""
     skipped: tuple[Path, ...] = ()
     """Files in a named folder that are in no format that can be read."""
+    repeated: tuple[Path, ...] = ()
+    """Further links to files that are read; a file is read once."""
 
 
 def resolve_source(source: Source, *, folder: Path) -> ResolvedSource:
@@ -70,31 +76,93 @@ def resolve_source(source: Source, *, folder: Path) -> ResolvedSource:
     if source.files is None:
         return ResolvedSource(exclude=exclude)
     with located(file="", key="files"):
-        paths, skipped = _resolve_patterns(folder, source.files)
+        named, skipped = _resolve_patterns(folder, source.files)
+        paths = _without_repeats(named)
     with located(file="", key="held_out_files"):
-        held_out, held_out_skipped = _resolve_patterns(folder, source.held_out_files or ())
+        held_out_named, held_out_skipped = _resolve_patterns(folder, source.held_out_files or ())
+        held_out = _without_repeats(held_out_named)
         _check_disjoint(paths=paths, held_out=held_out)
+    _check_template(source, [*paths, *held_out])
+    repeated = set(named) - set(paths) | set(held_out_named) - set(held_out)
     return ResolvedSource(
-        tuple(paths), tuple(held_out), exclude, skipped=tuple(skipped + held_out_skipped)
+        paths=tuple(paths),
+        held_out_paths=tuple(held_out),
+        exclude=exclude,
+        skipped=tuple(skipped + held_out_skipped),
+        repeated=tuple(sorted(repeated)),
     )
+
+
+def file_identity(path: Path) -> tuple[int, int]:
+    """Return what two paths have in common if they lead to the same file, by whatever links."""
+    status = path.stat()
+    return status.st_dev, status.st_ino
 
 
 def source_fingerprint(source: Source, files: ResolvedSource) -> str:
     """Return 16 hex digits that change if the text of a source, or the way it is read, changes.
 
-    Files count by path, size and modification time; the modules of Python packages by name, size
-    and Python version.
+    Files count by format and content, in the order in which they are read; paths and times have no
+    effect. A file that was hashed before is read again only if its stamps have changed, see
+    `content_hashes`.
     """
+    labelled = _labelled_files(source, files)
+    with located(source.name, f"sources.{source.name}"):
+        hashes = content_hashes([path for _, path in labelled])
+    return _digest_source(source, [label for label, _ in labelled], hashes)
+
+
+def cached_fingerprint(source: Source, files: ResolvedSource) -> str | None:
+    """Return `source_fingerprint` without reading a file; None if one would have to be read."""
+    labelled = _labelled_files(source, files)
+    hashes = cached_hashes([path for _, path in labelled])
+    if hashes is None:
+        return None
+    return _digest_source(source, [label for label, _ in labelled], hashes)
+
+
+def _digest_source(source: Source, labels: list[list[str]], hashes: list[str]) -> str:
     settings = source.model_dump(mode="json", exclude=FIELDS_WITHOUT_EFFECT)
+    if source.saved is not None:
+        settings["saved"]["path"] = None
+    # What decides on the documents besides the files: ast and pydoc of this Python, the detector.
+    tools: list[Any] = []
     if source.python is not None:
-        modules: list[Any] = [[path.name, path.stat().st_size] for path in files.paths]
-        return digest([settings, sys.version_info[:3], modules, _file_stamps(files.exclude)])
-    stamps = (
-        _file_stamps(*files.paths),
-        _file_stamps(*files.held_out_paths),
-        _file_stamps(files.exclude),
-    )
-    return digest([settings, *stamps])
+        tools.append(sys.version_info[:3])
+    if source.filters.languages:
+        tools.append(version("py3langid"))
+    return digest([settings, tools, list(zip(labels, hashes, strict=True))])
+
+
+def _labelled_files(source: Source, files: ResolvedSource) -> list[tuple[list[str], Path]]:
+    """Return the files that decide a source's documents, each with its use and its format."""
+    labelled: list[tuple[list[str], Path]] = []
+    for use, paths in (("read", files.paths), ("held out", files.held_out_paths)):
+        for path in paths:
+            if source.saved is not None:
+                labelled += _saved_files(path, source.saved.split)
+            else:
+                labelled.append(([use, _format_of(path)], path))
+    if files.exclude is not None:
+        labelled.append((["excluded"], files.exclude))
+    return labelled
+
+
+def _format_of(path: Path) -> str:
+    """Return the suffix that decides how a file is read."""
+    return next((suffix for suffix in SUFFIXES if path.name.endswith(suffix)), path.suffix)
+
+
+def _saved_files(folder: Path, split: str | None) -> list[tuple[list[str], Path]]:
+    """Return the files of a saved data set, without those that `datasets` caches beside them."""
+    folder = folder / split if split and (folder / split).is_dir() else folder
+    labelled = []
+    for file in sorted(folder.rglob("*")):
+        name = file.relative_to(folder)
+        is_hidden = any(part.startswith(".") for part in name.parts)
+        if file.is_file() and not is_hidden and not file.match("cache-*.arrow"):
+            labelled.append((["saved", name.as_posix()], file))
+    return labelled
 
 
 def _resolve_patterns(folder: Path, patterns: tuple[str, ...]) -> tuple[list[Path], list[Path]]:
@@ -166,6 +234,17 @@ def _check_suffixes(paths: list[Path]) -> None:
             raise InvalidInput(found=str(path), rule=rule, fix="convert or rename it")
 
 
+def _check_template(source: Source, paths: list[Path]) -> None:
+    plain = [path for path in paths if path.suffix == ".txt"]
+    if source.template is not None and plain:
+        raise InvalidInput(
+            key="template",
+            found=str(plain[0]),
+            rule="records with fields; a .txt file has none",
+            fix="remove `template:`, or move the .txt files to a source of their own",
+        )
+
+
 def _check_not_empty(paths: list[Path]) -> None:
     if sum(map(_readable_size, paths)) == 0:
         names = ", ".join(map(str, paths[:3]))
@@ -180,8 +259,20 @@ def _check_unique(paths: list[Path]) -> None:
         raise InvalidInput(found=str(min(repeated)), rule="a file is named once", fix=fix)
 
 
+def _without_repeats(paths: list[Path]) -> list[Path]:
+    """Return the paths in their order, with one path of each file: a link only if all are links."""
+    chosen: dict[tuple[int, int], Path] = {}
+    for path in paths:
+        first = chosen.setdefault(file_identity(path), path)
+        if first.is_symlink() and not path.is_symlink():
+            chosen[file_identity(path)] = path
+    kept = set(chosen.values())
+    return [path for path in paths if path in kept]
+
+
 def _check_disjoint(*, paths: list[Path], held_out: list[Path]) -> None:
-    shared = {path.resolve() for path in paths} & {path.resolve() for path in held_out}
+    trained = set(map(file_identity, paths))
+    shared = [path for path in held_out if file_identity(path) in trained]
     if shared:
         rule = "a file is trained on or held out, not both"
         fix = "remove it from `files` or from `held_out_files`"
@@ -196,16 +287,3 @@ def _readable_size(path: Path) -> int:
         rule = f"a file that can be read ({error.strerror})"
         fix = "grant read permission, correct the link, or leave the file out"
         raise InvalidInput(found=str(path), rule=rule, fix=fix) from None
-
-
-def _file_stamps(*paths: Path | None) -> list[list[str | int]]:
-    """Return path, size and modification time of files; a folder counts by the files in it."""
-    files: list[Path] = []
-    for path in paths:
-        if path is not None:
-            files += sorted(path.rglob("*")) if path.is_dir() else [path]
-    stamps: list[list[str | int]] = []
-    for file in files:
-        status = file.stat()
-        stamps.append([str(file.absolute()), status.st_size, status.st_mtime_ns])
-    return stamps

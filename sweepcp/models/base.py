@@ -1,32 +1,40 @@
 """The base model of an experiment: what can be read of it without loading its weights."""
 
-import hashlib
 import json
 from pathlib import Path
 from typing import Any
 
 from sweepcp.config.base_model import BaseSpec
 from sweepcp.config.model_dimensions import dimensions_of
-from sweepcp.errors import located
-from sweepcp.models.files import count_elements, read_config, read_shards
+from sweepcp.config.types import COMMIT
+from sweepcp.errors import InvalidInput, located
+from sweepcp.models.files import count_elements, read_config, read_shards, tokenizer_fingerprint
 from sweepcp.util.files import cache_dir
 from sweepcp.util.json_values import digest
 
-FORMAT = 2
+FORMAT = 3
 """Version of the cache of pretrained bases; part of their cache keys."""
 LENGTH_KEYS = ("max_position_embeddings", "n_positions", "max_sequence_length", "n_ctx")
 """Where configurations of transformers state the longest sequence of a model."""
+BYTES = "bytes"
+"""The built-in tokenizer."""
 BYTE_VOCABULARY = 258
 """Size of the `bytes` tokenizer: 256 bytes, BOS and EOS."""
 
 
 def resolve_base(base: BaseSpec, folder: Path) -> BaseSpec:
-    """Return the spec with an absolute `path`, which is relative to `folder`.
+    """Return the spec with absolute paths of model and tokenizer, which are relative to `folder`.
 
     Raises:
         InvalidInput: The folder lacks a configuration or safetensors, or the model brings its own
             code. The error names no file.
     """
+    if base.pretrain is not None:
+        tokenizer = folder / Path(base.pretrain.tokenizer).expanduser()
+        if base.pretrain.tokenizer == BYTES or not tokenizer.is_dir():
+            return base
+        pretrain = base.pretrain.model_copy(update={"tokenizer": str(tokenizer.resolve())})
+        return base.model_copy(update={"pretrain": pretrain})
     if base.path is None:
         return base
     path = (folder / Path(base.path).expanduser()).resolve()
@@ -47,19 +55,68 @@ def model_config(base: BaseSpec) -> dict[str, Any] | None:
     return config
 
 
+def pin_base(base: BaseSpec) -> BaseSpec:
+    """Return the spec of a hub base with the commit that its revision stands for now.
+
+    So every worker loads the same model, and a resumed search notices another one.
+
+    Raises:
+        InvalidInput: Neither the hub nor this machine's cache of it has the base or its tokenizer.
+    """
+    if base.hub is not None:
+        if COMMIT.fullmatch(base.revision or ""):
+            return base
+        with located(base.hub, "base.hub"):
+            _ask_hub(base.hub, base.revision, "config.json")
+        return base.model_copy(update={"revision": _cached_commit(base.hub, base.revision)})
+    if base.tokenizer != BYTES and not Path(base.tokenizer).is_dir():
+        with located(base.tokenizer, "base.pretrain.tokenizer"):
+            _ask_hub(base.tokenizer, None, "tokenizer_config.json")
+    return base
+
+
+def _ask_hub(name: str, revision: str | None, file: str) -> None:
+    """Fetch a small file, whereby the cache learns the commit of a branch or tag."""
+    from huggingface_hub import hf_hub_download
+
+    try:
+        hf_hub_download(name, file, revision=revision)
+    except (OSError, ValueError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise InvalidInput(
+            found=f"{name}@{revision or 'main'}",
+            rule=f"an existing folder, or a repository of the hub with {file} ({reason})",
+            fix="correct the id or the revision; this machine must reach the hub, or have a copy "
+            "in its cache",
+        ) from None
+
+
+def _cached_commit(name: str, revision: str | None) -> str | None:
+    """Return the commit of a hub repository in this machine's cache; None if it has none."""
+    if COMMIT.fullmatch(revision or ""):
+        return revision
+    from huggingface_hub import try_to_load_from_cache
+
+    for file in ("config.json", "tokenizer_config.json"):
+        # snapshots/<commit>/<file>
+        path = try_to_load_from_cache(name, file, revision=revision)
+        if isinstance(path, str):
+            return Path(path).parent.name
+    return None
+
+
 def tokenizer_id(base: BaseSpec) -> str:
     """Return the key of token stores that are made with the tokenizer of a base.
 
-    A tokenizer in a folder has a hash of its files (16 hex digits); any other its name and the
-    base's revision.
+    A tokenizer in a folder has a hash of its files (16 hex digits), one of the hub its name and the
+    commit of it that this machine has.
     """
+    if base.tokenizer == BYTES:
+        return BYTES
     folder = Path(base.tokenizer)
-    for name in ("tokenizer.json", "tokenizer.model"):
-        if (folder / name).is_file():
-            files = [folder / name, folder / "tokenizer_config.json"]
-            contents = [file.read_bytes() for file in files if file.is_file()]
-            return hashlib.sha256(b"\0".join(contents)).hexdigest()[:16]
-    return f"{base.tokenizer}@{base.revision}"
+    if folder.is_dir():
+        return tokenizer_fingerprint(folder)
+    return f"{base.tokenizer}@{_cached_commit(base.tokenizer, base.revision) or base.revision}"
 
 
 def max_sequence_length(base: BaseSpec) -> int | None:
@@ -93,6 +150,6 @@ def pretrained_path(base: BaseSpec, source_fingerprints: dict[str, str]) -> Path
     """
     assert base.pretrain is not None
     sources = {name: source_fingerprints[name] for name in sorted(base.pretrain.mixture)}
-    spec = base.pretrain.model_dump(mode="json")
+    spec = base.pretrain.model_dump(mode="json", exclude={"tokenizer"})
     key = digest([FORMAT, spec, base.max_lr, tokenizer_id(base), sources])
     return cache_dir() / "bases" / key

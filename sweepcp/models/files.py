@@ -4,7 +4,6 @@ A safetensors file is a u64 with the length of its header, the header as JSON (t
 shape, data_offsets), and the bytes of the tensors one after the other.
 """
 
-import hashlib
 import json
 import math
 from dataclasses import dataclass
@@ -12,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from sweepcp.errors import InvalidInput
+from sweepcp.util.file_hashes import content_hashes
+from sweepcp.util.json_values import digest
 
 INDEX = "model.safetensors.index.json"
 WEIGHT_PATTERNS = (
@@ -25,6 +26,29 @@ WEIGHT_PATTERNS = (
     "*.onnx",
     "*.gguf",
 )
+WEIGHTS = "model.safetensors"
+HUB_PATTERNS = ["*.safetensors", "*.json", "tokenizer.model", "*.txt"]
+"""Files of a hub model that are fetched: weights, configuration and tokenizer."""
+CONFIG_FILES = ("config.json", "generation_config.json", "adapter_config.json")
+"""Files besides weights and tokenizer that transformers reads with a model."""
+TOKENIZER_CONFIG = "tokenizer_config.json"
+TOKENIZER_PATTERNS = (
+    "tokenizer*.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "*vocab*",
+    "merges*.txt",
+    "*.model",
+    "*.spm",
+    "*.tiktoken",
+    "*.codes",
+    "dict.txt",
+    "tekken.json",
+    "normalizer.json",
+)
+"""Files from which the tokenizers of transformers are loaded."""
+NO_TOKEN_SETTINGS = ("chat_template", "name_or_path")
+"""Keys of `tokenizer_config.json` that decide no token of a text."""
 COPY_AGAIN = "copy it from its origin again"
 
 
@@ -107,7 +131,14 @@ def read_shards(folder: Path) -> list[SafetensorsFile]:
             rule="a folder with config.json",
             fix="name a folder written by `save_pretrained`",
         )
-    index = folder / INDEX
+    index, single = folder / INDEX, folder / WEIGHTS
+    if index.is_file() and single.is_file():
+        raise InvalidInput(
+            found=f"{folder} with {WEIGHTS} and {INDEX}",
+            rule="weights in one file, or in the files of an index; which of the two is meant "
+            "cannot be known",
+            fix="remove the one that is not the model",
+        )
     if index.is_file():
         weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
         paths = [folder / name for name in sorted(set(weight_map.values()))]
@@ -118,20 +149,34 @@ def read_shards(folder: Path) -> list[SafetensorsFile]:
                 rule=f"every file that {INDEX} names ({', '.join(missing[:3])} missing)",
                 fix="copy the folder from its origin again",
             )
+    elif single.is_file():
+        paths = [single]
     else:
-        paths = sorted(folder.glob("*.safetensors"))
-        if not paths:
-            raise _no_safetensors(folder)
+        raise _no_safetensors(folder)
     return [read_safetensors_header(path) for path in paths]
 
 
 def _no_safetensors(folder: Path) -> InvalidInput:
-    pickled = sorted(path.name for path in folder.glob("*.bin"))
+    others = sorted(path.name for path in folder.iterdir() if any(map(path.match, WEIGHT_PATTERNS)))
     return InvalidInput(
-        found=f"{folder} with {', '.join(pickled[:3])}" if pickled else f"{folder} without weights",
-        rule="weights as safetensors; pickled weights are never loaded",
+        found=f"{folder} with {', '.join(others[:3])}" if others else f"{folder} without weights",
+        rule=f"weights in {WEIGHTS}, or in the files of {INDEX}; pickled weights are never loaded",
         fix="load the model where you trust it and save it again with `save_pretrained`",
     )
+
+
+def fetch_hub_model(hub: str, revision: str | None) -> Path:
+    """Return the folder of a hub model in the local cache, fetched if it is not there."""
+    from huggingface_hub import snapshot_download
+
+    # Some repositories hold the weights a second time, in a folder or a format of their own.
+    folder = snapshot_download(
+        hub,
+        revision=revision or "main",
+        allow_patterns=HUB_PATTERNS,
+        ignore_patterns=["*/*", "consolidated*"],
+    )
+    return Path(folder)
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -162,20 +207,55 @@ def companion_files(folder: Path) -> list[Path]:
     return sorted(path for path in files if not any(map(path.match, WEIGHT_PATTERNS)))
 
 
-def model_fingerprint(folder: Path, shards: list[SafetensorsFile]) -> str:
-    """Hash a model's configuration, tokenizer, and the headers and sizes of its weight files.
+def model_identity(folder: Path, shards: list[SafetensorsFile]) -> dict[str, str]:
+    """Return hashes of the content of what decides a model's numbers.
 
-    The weights themselves are not read: that takes minutes for a large model.
+    Weights that were hashed before are read again only if their stamps have changed, see
+    `content_hashes`.
 
     Returns:
-        16 hex digits.
+        16 hex digits each for `weights`, `config` and `tokenizer`.
     """
-    fingerprint = hashlib.sha256()
-    for path in companion_files(folder):
-        if path.suffix == ".json" or path.name == "tokenizer.model":
-            content = hashlib.sha256(path.read_bytes()).digest()
-            fingerprint.update(path.name.encode() + b"\0" + content)
-    for shard in shards:
-        size = shard.path.stat().st_size
-        fingerprint.update(f"{shard.path.name}\0{size}\0".encode() + shard.head)
-    return fingerprint.hexdigest()[:16]
+    index = folder / INDEX
+    weights = [shard.path for shard in shards] + ([index] if index.is_file() else [])
+    configs = [folder / name for name in CONFIG_FILES if (folder / name).is_file()]
+    config = [
+        [path.name, sha256] for path, sha256 in zip(configs, content_hashes(configs), strict=True)
+    ]
+    return {
+        "weights": digest(content_hashes(weights)),
+        "config": digest(config),
+        "tokenizer": tokenizer_fingerprint(folder),
+    }
+
+
+def model_fingerprint(folder: Path, shards: list[SafetensorsFile]) -> str:
+    """Return 16 hex digits that change with a model's weights, configuration or tokenizer."""
+    return digest(model_identity(folder, shards))
+
+
+def tokenizer_fingerprint(folder: Path) -> str:
+    """Return 16 hex digits that change with any file that decides a tokenizer's tokens."""
+    found = sorted(path for path in folder.iterdir() if path.is_file())
+    files = [path for path in found if any(map(path.match, TOKENIZER_PATTERNS))]
+    contents: list[Any] = [
+        [path.name, _tokenizer_settings(path) if path.name == TOKENIZER_CONFIG else sha256]
+        for path, sha256 in zip(files, content_hashes(files), strict=True)
+    ]
+    config = folder / "config.json"
+    if config.is_file():
+        # transformers chooses the tokenizer's class by it where the tokenizer names none.
+        model_type = json.loads(config.read_text(encoding="utf-8")).get("model_type")
+        contents.append(model_type)
+    return digest(contents)
+
+
+def _tokenizer_settings(path: Path) -> Any:
+    """Return the settings of a tokenizer without those that decide no token of a text."""
+    try:
+        settings = json.loads(path.read_text(encoding="utf-8"))
+        return {key: settings[key] for key in settings if key not in NO_TOKEN_SETTINGS}
+    except (ValueError, TypeError) as error:
+        raise InvalidInput(
+            file=path, key="the file", found=str(error), rule="a JSON object", fix=COPY_AGAIN
+        ) from None

@@ -1,6 +1,6 @@
 """The run folder: what a search writes and every later stage reads.
 
-experiment.json            the experiment with all defaults, and the sources' fingerprints
+experiment.json            the experiment with all defaults, and hashes of all that it reads
 base.json                  the scores of the base model at step 0
 trials/<id>/metrics.jsonl  one line per optimizer step
 trials/<id>/items.json     the results of single items
@@ -17,6 +17,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, Self
 
+from pydantic import Field
+
 from sweepcp.config.choice import ChoiceRule
 from sweepcp.config.experiment import Experiment
 from sweepcp.config.validation import validate
@@ -32,13 +34,29 @@ EXPERIMENT_FILE = "experiment.json"
 LOCK_FILE = "driver.lock"
 
 
+class RunIdentity(Record):
+    """What a run's numbers depend on besides the settings of its experiment, by content.
+
+    Paths and times have no part in it.
+    """
+
+    sources: dict[str, str] = Field(default_factory=dict)
+    """Source → fingerprint of its files and of how they are read."""
+    base: dict[str, str] = Field(default_factory=dict)
+    """Hashes of `weights`, `config` and `tokenizer`, or the `commit` of a hub base; of a base that
+    has not been pretrained yet, of its tokenizer only."""
+    tasks: dict[str, str] = Field(default_factory=dict)
+    """Suite member → hash of the task files in its `path`, or of its generated task."""
+    stores: dict[str, str] = Field(default_factory=dict)
+    """Source → hash of its token store; empty until the stores are built."""
+
+
 class ExperimentRecord(Record):
     """`experiment.json`: what the run was asked for, and on which data."""
 
-    format: Literal[1] = 1
+    format: Literal[2] = 2
     experiment: dict[str, Any]
-    texts: dict[str, str]
-    """Source → fingerprint of its files and of how they are read."""
+    identity: RunIdentity
 
 
 @dataclass(frozen=True)
@@ -48,8 +66,8 @@ class Run:
     path: Path
     experiment: Experiment
     """The experiment with all defaults filled in."""
-    source_fingerprints: dict[str, str]
-    """Source → fingerprint of its files and of how they are read."""
+    identity: RunIdentity
+    """Hashes of what the run's numbers depend on."""
     base: BaseRecord | None
     """None until the base has been scored."""
     trials: list[Trial]
@@ -148,14 +166,14 @@ def read_run(path: str | Path) -> Run:
             version of sweepcp.
     """
     folder = Path(path)
-    experiment, source_fingerprints = _read_experiment(folder / EXPERIMENT_FILE)
+    experiment, identity = _read_experiment(folder / EXPERIMENT_FILE)
     trial_files = sorted((folder / "trials").glob("*/trial.json"))
     trials = sorted((_read_trial(file) for file in trial_files), key=lambda trial: trial.number)
     base_file = folder / "base.json"
     return Run(
         path=folder,
         experiment=experiment,
-        source_fingerprints=source_fingerprints,
+        identity=identity,
         base=_read_base(base_file) if base_file.exists() else None,
         trials=trials,
         unfinished=_unfinished_trials(folder, {trial.id for trial in trials}),
@@ -170,11 +188,9 @@ class RunWriter:
     def __init__(self, path: Path) -> None:
         self.path = path
 
-    def start(self, experiment: Experiment, source_fingerprints: dict[str, str]) -> None:
+    def start(self, experiment: Experiment, identity: RunIdentity) -> None:
         """Write the experiment, which turns the folder into a run folder."""
-        record = ExperimentRecord(
-            experiment=experiment.model_dump(mode="json"), texts=source_fingerprints
-        )
+        record = ExperimentRecord(experiment=experiment.model_dump(mode="json"), identity=identity)
         write_json(self.path / EXPERIMENT_FILE, record.model_dump(mode="json"))
 
     def write_base(self, base: BaseRecord) -> None:
@@ -241,8 +257,8 @@ def _trial_row(trial: Trial, *, on_front: bool, chosen: bool) -> dict[str, Any]:
     }
 
 
-def _read_experiment(file: Path) -> tuple[Experiment, dict[str, str]]:
-    """Read the experiment and the fingerprints of its sources."""
+def _read_experiment(file: Path) -> tuple[Experiment, RunIdentity]:
+    """Read the experiment and the hashes of what its numbers depend on."""
     if not file.is_file():
         raise InvalidInput(
             file=file,
@@ -253,7 +269,7 @@ def _read_experiment(file: Path) -> tuple[Experiment, dict[str, str]]:
         )
     fix = "restore the file from a backup, or search into a new folder"
     record = read_record(ExperimentRecord, file, fix=fix)
-    return validate(Experiment, record.experiment, file), record.texts
+    return validate(Experiment, record.experiment, file), record.identity
 
 
 def _read_base(file: Path) -> BaseRecord:

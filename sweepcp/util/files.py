@@ -40,6 +40,28 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def read_json_lines(path: Path) -> Iterator[tuple[int, str]]:
+    """Yield the number and the text of each line of a JSONL file; blank lines are skipped.
+
+    Raises:
+        InvalidInput: The file is not UTF-8.
+    """
+    try:
+        content = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InvalidInput(
+            file=path,
+            key="the file",
+            found=str(error),
+            rule="UTF-8 text",
+            fix="convert the file to UTF-8",
+        ) from None
+    # JSON strings may hold other characters that `splitlines` takes for ends of lines.
+    for number, line in enumerate(content.split("\n"), start=1):
+        if line.strip():
+            yield number, line
+
+
 def write_json(path: Path, value: Any) -> None:
     """Replace `path` atomically with indented JSON; NaN and infinities raise `ValueError`."""
     write_text(path, json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n")

@@ -1,6 +1,7 @@
 """Work on many items in parallel: on the cores of this machine, or on a Ray cluster."""
 
 import logging
+import math
 import multiprocessing
 import os
 import signal
@@ -10,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from contextlib import contextmanager
 from itertools import islice
+from pathlib import Path
 from typing import Any, TypeVar
 
 from sweepcp.errors import InvalidInput
@@ -20,7 +22,31 @@ QUEUED_PER_CORE = 2
 """Items submitted per core, so that no core waits for this process."""
 WORKER_ENVIRONMENT = {"TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": "1"}
 """One thread per worker: there is a worker for every core."""
+CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")
+"""Of a container: microseconds of CPU time per period, or `max`, and the period (cgroup v2)."""
 _EXHAUSTED = object()
+
+
+def usable_cores() -> int:
+    """Return the number of cores that this process may use, at least 1.
+
+    Those of its affinity, which `taskset` and schedulers limit, within the quota of its container.
+    The machine may have more.
+    """
+    cores = len(os.sched_getaffinity(0))
+    quota, period = CPU_QUOTA.read_text().split() if CPU_QUOTA.is_file() else ("max", "")
+    return cores if quota == "max" else max(1, min(cores, math.ceil(int(quota) / int(period))))
+
+
+def threads_per_rank() -> int:
+    """Return the number of threads of a rank of a full run.
+
+    OMP_NUM_THREADS where it is set, as all exported launchers do; otherwise the rank's part of the
+    usable cores.
+    """
+    if stated := os.environ.get("OMP_NUM_THREADS"):
+        return int(stated.split(",")[0])
+    return max(1, usable_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
 def parallel_map(work: Callable[[T], R], items: Sequence[T], address: str | None) -> Iterator[R]:
@@ -40,7 +66,7 @@ def parallel_map(work: Callable[[T], R], items: Sequence[T], address: str | None
     """
     if not items:
         return
-    cores = len(os.sched_getaffinity(0))
+    cores = usable_cores()
     if address is not None:
         yield from _map_on_cluster(work, items, address)
     elif cores == 1 or len(items) == 1:
@@ -115,7 +141,7 @@ def ray_connection(address: str | None) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
-    local: dict[str, Any] = {"include_dashboard": False, "num_cpus": os.cpu_count()}
+    local: dict[str, Any] = {"include_dashboard": False, "num_cpus": usable_cores()}
     options = {} if address else local
     try:
         ray.init(

@@ -38,6 +38,8 @@ def read_record(record_type: type[R], path: Path, *, fix: str) -> R:
         problem = error.errors(include_url=False)[0]
         key = ".".join(str(part) for part in problem["loc"])
         found = f"{key}: {problem['msg']}" if key else problem["msg"]
+        if key == "format":
+            found = f"format {problem['input']}"
     raise InvalidInput(
         file=path,
         key="the record",

@@ -1,4 +1,6 @@
 import json
+import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -7,7 +9,7 @@ from pydantic import ValidationError
 from sweepcp.config.source import PythonText, Source
 from sweepcp.data.documents import RecordCounts, read_documents
 from sweepcp.data.records import split_into_shards
-from sweepcp.data.source_files import resolve_source, source_fingerprint
+from sweepcp.data.source_files import cached_fingerprint, resolve_source, source_fingerprint
 from sweepcp.errors import InvalidInput, located
 from tests.make import jsonl, source
 
@@ -134,13 +136,17 @@ def test_standard_library_code_does_not_carry_the_documentation():
     assert docs[-1].parts[-2:] == ("pydoc_data", "topics.py")
 
 
+def fingerprint(folder: Path, **changes: object) -> str:
+    s = source(**changes)
+    return source_fingerprint(s, resolve_source(s, folder=folder))
+
+
 def test_fingerprint_changes_with_the_files_and_the_way_of_reading(tmp_path: Path):
     path = jsonl(tmp_path / "a.jsonl", [{"text": "one"}])
     drop = jsonl(tmp_path / "drop.json", [{"id": "0" * 16}])
 
     def stamp(**changes: object) -> str:
-        s = source(files=["a.jsonl"], **changes)
-        return source_fingerprint(s, resolve_source(s, folder=tmp_path))
+        return fingerprint(tmp_path, files=["a.jsonl"], **changes)
 
     first = stamp()
     assert stamp() == stamp(weight=2, max_epochs=1, role="general", bad_records=0.1) == first
@@ -148,6 +154,122 @@ def test_fingerprint_changes_with_the_files_and_the_way_of_reading(tmp_path: Pat
     others += [stamp(exclude="drop.json"), stamp(max_document_bytes=100)]
     drop.write_text(json.dumps({"id": "1" * 16}) + "\n\n")
     others += [stamp(exclude="drop.json")]
+    jsonl(path, [{"text": "two"}])
+    others += [stamp()]
     jsonl(path, [{"text": "four"}])
     others += [stamp()]
-    assert len({first, *others}) == 8
+    assert len({first, *others}) == 9
+
+
+def test_fingerprint_is_of_the_content_wherever_and_whenever_it_was_written(tmp_path: Path):
+    here, there = tmp_path / "here", tmp_path / "there"
+    here.mkdir()
+    for name in ("a", "b", "held"):
+        jsonl(here / f"{name}.jsonl", [{"text": f"document {name}"}])
+    jsonl(here / "drop.json", [{"id": "0" * 16}])
+    options: dict[str, object] = {
+        "files": ["a.jsonl", "b.jsonl"],
+        "held_out_files": ["held.jsonl"],
+        "exclude": "drop.json",
+    }
+    before = fingerprint(here, **options)
+    for file in here.iterdir():
+        os.utime(file, ns=(1, 1))
+    assert fingerprint(here, **options) == before
+    # A move, a rename, and other patterns for the same files.
+    shutil.move(here, there)
+    (there / "held.jsonl").rename(there / "other.jsonl")
+    (there / "drop.json").rename(there / "list.jsonl")
+    renamed = {"files": ["[ab].jsonl"], "held_out_files": ["o*"], "exclude": "list.jsonl"}
+    assert fingerprint(there, **renamed) == before
+    others = [
+        fingerprint(there, **renamed | {"files": ["b.jsonl", "a.jsonl"]}),
+        fingerprint(there, **renamed | {"held_out_files": ["b.jsonl"], "files": ["a.jsonl"]}),
+        fingerprint(there, **renamed | {"held_out_files": None}),
+        fingerprint(there, **renamed | {"exclude": None}),
+    ]
+    assert len({before, *others}) == 5
+
+
+def test_fingerprint_changes_with_the_format_that_a_suffix_states(tmp_path: Path):
+    for name in ("a.jsonl", "a.txt"):
+        (tmp_path / name).write_text('{"text": "one"}\n')
+    found = {fingerprint(tmp_path, files=[name]) for name in ("a.jsonl", "a.txt")}
+    assert len(found) == 2
+
+
+def test_fingerprint_of_a_saved_data_set_is_of_its_content(tmp_path: Path):
+    datasets = pytest.importorskip("datasets")
+    saved = {"files": None, "saved": {"path": "a"}}
+    datasets.Dataset.from_dict({"text": ["one", "two"]}).save_to_disk(str(tmp_path / "a"))
+    before = fingerprint(tmp_path, **saved)
+    shutil.copytree(tmp_path / "a", tmp_path / "b")
+    (tmp_path / "b" / "cache-0123.arrow").write_text("what `datasets` keeps beside it")
+    assert fingerprint(tmp_path, **saved | {"saved": {"path": "b"}}) == before
+    shutil.rmtree(tmp_path / "a")
+    datasets.Dataset.from_dict({"text": ["one", "six"]}).save_to_disk(str(tmp_path / "a"))
+    assert fingerprint(tmp_path, **saved) != before
+
+
+def test_fingerprint_of_a_package_changes_with_its_code(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.syspath_prepend(tmp_path)
+    package = tmp_path / "some_package"
+    package.mkdir()
+    (package / "__init__.py").write_text("one = 1\n")
+    python = {"files": None, "python": {"part": "code", "packages": ["some_package"]}}
+    before = fingerprint(tmp_path, **python)
+    os.utime(package / "__init__.py", ns=(1, 1))
+    assert fingerprint(tmp_path, **python) == before
+    (package / "__init__.py").write_text("one = 2\n")
+    assert fingerprint(tmp_path, **python) != before
+
+
+def test_a_plan_knows_the_fingerprint_of_hashed_files_only(tmp_path: Path):
+    jsonl(tmp_path / "a.jsonl", [{"text": "one"}])
+    files = resolve_source(source(), folder=tmp_path)
+    assert cached_fingerprint(source(), files) is None
+    assert cached_fingerprint(source(), files) is None
+    assert source_fingerprint(source(), files) == cached_fingerprint(source(), files)
+    jsonl(tmp_path / "a.jsonl", [{"text": "four"}])
+    assert cached_fingerprint(source(), files) is None
+
+
+@pytest.mark.parametrize(
+    ("patterns", "links"),
+    [
+        (["d"], {"latest.jsonl"}),
+        (["d/*.jsonl"], {"latest.jsonl"}),
+        (["d/latest.jsonl", "d/part.jsonl", "d/next.jsonl"], {"latest.jsonl"}),
+        (["d/part*", "d/l*", "d/n*", "copy.jsonl"], {"latest.jsonl", "copy.jsonl"}),
+        (["d", "copy.jsonl"], {"latest.jsonl", "copy.jsonl"}),
+    ],
+)
+def test_a_file_reached_by_links_is_read_once(tmp_path: Path, patterns: list[str], links: set[str]):
+    (tmp_path / "d").mkdir()
+    part = jsonl(tmp_path / "d" / "part.jsonl", [{"text": "one"}])
+    jsonl(tmp_path / "d" / "next.jsonl", [{"text": "two"}])
+    (tmp_path / "d" / "latest.jsonl").symlink_to("part.jsonl")
+    (tmp_path / "copy.jsonl").hardlink_to(part)
+    files = resolve_source(source(files=patterns), folder=tmp_path)
+    assert sorted(p.name for p in files.paths) == ["next.jsonl", "part.jsonl"]
+    assert {p.name for p in files.repeated} == links
+
+
+def test_a_link_beside_its_file_changes_no_fingerprint(tmp_path: Path):
+    for name in ("a", "b"):
+        jsonl(tmp_path / f"{name}.jsonl", [{"text": name}])
+    before = fingerprint(tmp_path)
+    # It would be read first, if it were read in place of its file.
+    (tmp_path / "0.jsonl").symlink_to("b.jsonl")
+    assert fingerprint(tmp_path) == before
+
+
+def test_a_file_is_not_trained_on_and_held_out_by_another_link(tmp_path: Path):
+    part = jsonl(tmp_path / "part.jsonl", [{"text": "one"}])
+    (tmp_path / "hard.jsonl").hardlink_to(part)
+    (tmp_path / "soft.jsonl").symlink_to(part)
+    for name in ("hard.jsonl", "soft.jsonl"):
+        with pytest.raises(InvalidInput, match="trained on or held out, not both"):
+            resolve_source(source(files=["part.jsonl"], held_out_files=[name]), folder=tmp_path)
