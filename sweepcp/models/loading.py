@@ -1,5 +1,8 @@
 """Models and tokenizers in memory, loaded from safetensors and without remote code."""
 
+from pathlib import Path
+from typing import Any
+
 import torch
 from transformers import (
     AutoModelForCausalLM,
@@ -11,9 +14,16 @@ from transformers import (
 from transformers.utils.logging import disable_progress_bar
 
 from sweepcp.config.base_model import BaseSpec
-from sweepcp.data.encoding import Encoder, byte_level_tokenizer
-from sweepcp.data.token_store import boundary_tokens
-from sweepcp.errors import InvalidInput
+from sweepcp.data.encoding import Encoder, byte_level_tokenizer, text_encoder
+from sweepcp.errors import InvalidInput, located
+from sweepcp.models.architecture import (
+    empty_model,
+    read_model_config,
+    remove_randomness,
+    supported_attention,
+)
+from sweepcp.models.checkpoint import SAVE_AGAIN, match_tensors
+from sweepcp.models.files import fetch_hub_model, read_shards
 
 # Workers load models while the driver's own progress is on the terminal.
 disable_progress_bar()
@@ -32,7 +42,7 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def load_tokenizer(base: BaseSpec) -> PreTrainedTokenizerBase:
-    """Load the tokenizer of a base.
+    """Load the tokenizer of a base, without truncation, padding and dropout that its file may have.
 
     Raises:
         InvalidInput: transformers cannot read it.
@@ -43,56 +53,102 @@ def load_tokenizer(base: BaseSpec) -> PreTrainedTokenizerBase:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
             base.tokenizer, revision=base.revision or "main", trust_remote_code=False
         )
-    except (OSError, ValueError) as error:
+    # What `tokenizers` does not understand, it reports by an Exception of no further type.
+    except Exception as error:
         raise InvalidInput(
             file=base.tokenizer,
             key="the tokenizer",
-            found=str(error).strip().splitlines()[0],
+            found=(str(error).strip() or type(error).__name__).splitlines()[0],
             rule="a tokenizer that transformers can load, in the model's folder",
             fix="save it there with `save_pretrained`",
         ) from None
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is not None:
+        backend.no_truncation()
+        backend.no_padding()
+        if getattr(backend.model, "dropout", None):
+            backend.model.dropout = None
     return tokenizer
 
 
-def load_encoder(base: BaseSpec) -> Encoder:
-    """Load the tokenizer of a base as plain data, which is passed to worker processes.
+def make_encoder(tokenizer: PreTrainedTokenizerBase) -> Encoder:
+    """Return a tokenizer as the plain data that training and held-out text are encoded with.
+
+    Before each document is BOS, or EOS if the tokenizer has no BOS; after it is EOS, or nothing.
 
     Raises:
-        InvalidInput: transformers cannot read the tokenizer, or it is not a fast one.
+        InvalidInput: It is not a fast tokenizer, or it has neither BOS nor EOS.
     """
-    tokenizer = load_tokenizer(base)
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    if backend is None:
-        raise InvalidInput(
-            file=base.tokenizer,
-            key="the tokenizer",
-            found=type(tokenizer).__name__,
-            rule="a fast tokenizer (tokenizer.json)",
-            fix="save a fast tokenizer with the model",
-        )
-    prefix, suffix = boundary_tokens(tokenizer)
-    return Encoder(
-        tokenizer_json=backend.to_str(),
-        prefix=tuple(prefix),
-        suffix=tuple(suffix),
-        vocab_size=len(tokenizer),
-    )
+    with located(tokenizer.name_or_path, "the tokenizer"):
+        backend = getattr(tokenizer, "backend_tokenizer", None)
+        if backend is None:
+            raise InvalidInput(
+                found=type(tokenizer).__name__,
+                rule="a fast tokenizer (tokenizer.json)",
+                fix="save a fast tokenizer with the model",
+            )
+        bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
+        start = bos if bos is not None else eos
+        if start is None:
+            raise InvalidInput(
+                found="neither a BOS nor an EOS token",
+                rule="a token that marks where documents begin",
+                fix='name one of its tokens in tokenizer_config.json, such as "eos_token": "</s>"',
+            )
+    return text_encoder(backend.to_str(), prefix=[start], suffix=[] if eos is None else [eos])
 
 
 def load_model(model: str, *, revision: str | None, device: torch.device) -> PreTrainedModel:
-    """Load a causal LM with fp32 weights.
+    """Load a causal LM with fp32 weights and without randomness in training.
 
     Args:
         model: A folder or a hub id.
         revision: A commit, tag or branch of a hub id; None for `main`.
         device: Where to put the weights.
+
+    Raises:
+        InvalidInput: Its files do not hold exactly the model's tensors.
     """
-    loaded: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-        model,
-        revision=revision or "main",
-        dtype=torch.float32,
-        attn_implementation="sdpa",
-        trust_remote_code=False,
-        use_safetensors=True,
+    folder = Path(model) if Path(model).is_dir() else fetch_hub_model(model, revision)
+    config = read_model_config(folder)
+    check_model_files(folder)
+    try:
+        loaded_and_info: Any = AutoModelForCausalLM.from_pretrained(
+            folder,
+            config=config,
+            dtype=torch.float32,
+            attn_implementation=supported_attention(config, "sdpa"),
+            trust_remote_code=False,
+            use_safetensors=True,
+            output_loading_info=True,
+        )
+    except RuntimeError as error:
+        raise _not_converted(folder, str(error)) from None
+    loaded, info = loaded_and_info
+    # What is computed from several tensors of the files is known only now.
+    problems = {kind: names for kind, names in info.items() if names}
+    if problems:
+        raise _not_converted(folder, str(problems))
+    remove_randomness(loaded)
+    return loaded.to(device)  # type: ignore[no-any-return]
+
+
+def check_model_files(folder: Path) -> None:
+    """Check that the files of a model hold exactly its tensors, from their headers.
+
+    Raises:
+        InvalidInput: They do not, see `match_tensors`.
+    """
+    with located(folder):
+        shards = read_shards(folder)
+        match_tensors(shards, empty_model(read_model_config(folder)))
+
+
+def _not_converted(folder: Path, found: str) -> InvalidInput:
+    return InvalidInput(
+        file=folder,
+        key="the weights",
+        found=" ".join(found.split()),
+        rule="tensors that transformers can convert to the model's parameters, all of them",
+        fix=f"copy the model from its origin again, or {SAVE_AGAIN}",
     )
-    return loaded.to(device)  # type: ignore[arg-type, no-any-return]

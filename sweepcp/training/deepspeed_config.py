@@ -10,8 +10,13 @@ SILENT = 1 << 30
 """Steps between DeepSpeed's own log lines: the run has its own."""
 
 
+def divides_batch(recipe: Recipe, target: Target, *, world_size: int) -> bool:
+    """Return whether each of `world_size` data-parallel processes gets whole micro batches."""
+    return recipe.sequences % (world_size * target.compute.micro_batch) == 0
+
+
 def zero_config(recipe: Recipe, target: Target, *, world_size: int) -> dict[str, Any]:
-    """Return the ZeRO-3 configuration of a recipe for `world_size` processes.
+    """Return the ZeRO-3 configuration of a recipe for `world_size` processes that divide its batch.
 
     Every number is resolved, no `auto` is left. It has no scheduler, because the engine sets the LR
     of every step from the recipe.
@@ -40,9 +45,11 @@ def zero_config(recipe: Recipe, target: Target, *, world_size: int) -> dict[str,
         # With an offloaded optimizer DeepSpeed otherwise insists on its own CPU Adam, which is
         # compiled on first use and whose arithmetic is not that of torch's AdamW in the trials.
         "zero_force_ds_cpu_optimizer": False,
+        # By default gradients would be summed over the processes in the precision of the weights.
+        "communication_data_type": "fp32",
         "steps_per_print": SILENT,
     }
     if compute.precision == "bf16":
-        # By default gradients would be summed over micro batches in bf16, too.
+        # The same for their sum over micro batches.
         config |= {"bf16": {"enabled": True}, "data_types": {"grad_accum_dtype": "fp32"}}
     return config

@@ -1,5 +1,6 @@
 """Training on one device: AdamW with fp32 master weights, and the loss of packed documents."""
 
+from inspect import signature
 from typing import Any
 
 import numpy as np
@@ -117,7 +118,12 @@ def token_losses(
     # one sequence; in a larger batch documents would attend across boundaries without any warning.
     if "flash" in str(getattr(model, "module", model).config._attn_implementation):
         inputs, positions = inputs.flatten()[None], positions.flatten()[None]
-    logits = model(input_ids=inputs, position_ids=positions, use_cache=False).logits
+    arguments = {"input_ids": inputs, "use_cache": False}
+    # Architectures without positions (ALiBi, state-space models) cannot separate documents, which
+    # `check_isolation` finds; others would not take the argument.
+    if "position_ids" in signature(getattr(model, "module", model).forward).parameters:
+        arguments["position_ids"] = positions
+    logits = model(**arguments).logits
     losses = cross_entropy(
         logits.flatten(0, 1).float(), targets.flatten(), ignore_index=IGNORED, reduction="none"
     )

@@ -7,20 +7,20 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from sweepcp.config.base_model import PretrainSpec
 from sweepcp.config.recipe import Mixture, Recipe, SourceShare
 from sweepcp.data.stream import MixtureStream
 from sweepcp.data.token_store import TokenStore
+from sweepcp.errors import located
+from sweepcp.models.architecture import build_model
 from sweepcp.models.loading import default_device
+from sweepcp.models.randomness import make_deterministic
 from sweepcp.training.engine import PlainEngine
+from sweepcp.training.isolation import check_isolation
 from sweepcp.training.loop import StepMetrics, run_training
+from sweepcp.training.process_group import ProcessGroup
 
 
 def pretrain_base(
@@ -40,10 +40,18 @@ def pretrain_base(
         tokenizer: The one that the stores were made with.
 
     Raises:
+        InvalidInput: The configuration cannot be built, or does not isolate packed documents.
         Diverged: The loss or the gradient norm of a step is not finite.
     """
-    model = _initialize_model(spec, tokenizer)
     recipe = pretraining_recipe(spec, stores)
+    with located("", "base.pretrain.config"):
+        model = _initialize_model(spec, tokenizer)
+        check_isolation(
+            model,
+            ProcessGroup(device=model.device),
+            seq_len=recipe.seq_len,
+            packed=not recipe.cross_documents,
+        )
     engine = PlainEngine(model, recipe, micro_batch=None, precision="fp32")
     yield from run_training(engine, recipe, MixtureStream(recipe, stores), max_lr=max_lr)
     _save(model, tokenizer, path)
@@ -78,14 +86,13 @@ def _initialize_model(spec: PretrainSpec, tokenizer: PreTrainedTokenizerBase) ->
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )
+    make_deterministic(config)
     torch.manual_seed(spec.seed)
     device = default_device()
     if device.type == "cpu":
         # transformers asks DeepSpeed whether ZeRO-3 is on, which otherwise warns of a missing GPU.
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    model: PreTrainedModel = AutoModelForCausalLM.from_config(
-        config, attn_implementation="sdpa", dtype=torch.float32
-    )
+    model = build_model(config, attention="sdpa", dtype=torch.float32)
     return model.to(device)  # type: ignore[arg-type, no-any-return]
 
 
@@ -93,7 +100,9 @@ def _save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, path: Path
     path.parent.mkdir(parents=True, exist_ok=True)
     work = Path(tempfile.mkdtemp(dir=path.parent, prefix=".building-"))
     try:
-        model.save_pretrained(work)
+        # With the model's own tensors rather than those of older checkpoints, from which some
+        # architectures compute them: a full run reads its shards of them.
+        model.save_pretrained(work, save_original_format=False)
         tokenizer.save_pretrained(work)
         # A folder that is not empty cannot be replaced: then another process has saved the same
         # base in the meantime, and that one is kept.

@@ -9,6 +9,7 @@ import math
 import os
 import shutil
 from collections.abc import Callable
+from itertools import groupby
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -16,10 +17,9 @@ import torch
 from safetensors import safe_open
 
 from sweepcp.errors import InvalidInput
+from sweepcp.models.checkpoint import DTYPES, MatchedTensor
 from sweepcp.models.files import SafetensorsFile, companion_files
 from sweepcp.training.process_group import ProcessGroup
-
-DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 
 PutTensor = Callable[[str, torch.Tensor], None]
 """Takes the name of a tensor and this rank's shard of it, shape (elements,)."""
@@ -63,85 +63,61 @@ def read_range(
     return rows.flatten()[first - top * row_length : last - top * row_length]
 
 
-def read_weights(
-    shards: list[SafetensorsFile],
-    shapes: dict[str, tuple[int, ...]],
-    group: ProcessGroup,
-    put: PutTensor,
-) -> None:
+def read_weights(matched: list[MatchedTensor], group: ProcessGroup, put: PutTensor) -> None:
     """Stream this rank's shard of every tensor to `put`, without materialising a whole tensor.
 
     Args:
-        shards: The model's files, read one at a time.
-        shapes: Name → shape of every parameter of the model.
-        group: Who this rank is among how many.
-        put: Receives the shards in the order of the files.
+        matched: The tensors of the model's files, which are read one file at a time.
+        group: The ranks.
+        put: Called for every tensor, in the order of the files.
+    """
+    for path, tensors in groupby(matched, key=lambda tensor: tensor.shard.path):
+        with safe_open(path, framework="pt") as file:
+            for tensor in tensors:
+                info = tensor.info
+                first, last = shard_range(info.size, rank=group.rank, world_size=group.world_size)
+                put(tensor.name, read_range(file, info.name, info.shape, first=first, last=last))
+
+
+def refuse_converted(matched: list[MatchedTensor]) -> None:
+    """Refuse tensors from which transformers computes parameters: they cannot be read in shards.
 
     Raises:
-        InvalidInput: The files hold other tensors than the model has.
+        InvalidInput: There is such a tensor.
     """
-    check_tensors(shards, shapes)
-    for shard in shards:
-        with safe_open(shard.path, framework="pt") as file:
-            for tensor in shard.tensors:
-                first, last = shard_range(tensor.size, rank=group.rank, world_size=group.world_size)
-                put(
-                    tensor.name,
-                    read_range(file, tensor.name, tensor.shape, first=first, last=last),
-                )
-
-
-def check_tensors(shards: list[SafetensorsFile], shapes: dict[str, tuple[int, ...]]) -> None:
-    """Check that every tensor in the files is a parameter of the model, as floats of 16 or 32 bits.
-
-    A parameter with several names, such as tied embeddings, may be in the files under any of them.
-
-    Raises:
-        InvalidInput: A tensor has no parameter, or another shape or dtype.
-    """
-    for shard in shards:
-        for tensor in shard.tensors:
-            if tensor.name not in shapes:
-                raise InvalidInput(
-                    file=shard.path,
-                    key=tensor.name,
-                    found=list(tensor.shape),
-                    rule="tensors that the model has a parameter for",
-                    fix="save the model again with `save_pretrained` of this version of "
-                    "transformers",
-                )
-            if tuple(shapes[tensor.name]) != tensor.shape:
-                raise InvalidInput(
-                    file=shard.path,
-                    key=tensor.name,
-                    found=list(tensor.shape),
-                    rule=f"shape {list(shapes[tensor.name])}, as config.json states",
-                    fix="use the model's own config.json",
-                )
-            if tensor.dtype not in DTYPES:
-                raise InvalidInput(
-                    file=shard.path,
-                    key=tensor.name,
-                    found=tensor.dtype,
-                    rule=f"one of {', '.join(DTYPES)}",
-                    fix="dequantise the model",
-                )
+    for tensor in matched:
+        if tensor.converted:
+            raise InvalidInput(
+                file=tensor.shard.path,
+                key=tensor.info.name,
+                found=f"a part of {tensor.name}",
+                rule="tensors as the model has them, which every process can read its shard of",
+                fix="load the model with transformers once, and save it with "
+                "`save_pretrained(folder, save_original_format=False)`",
+            )
 
 
 def write_weights(
-    shards: list[SafetensorsFile], out: Path, group: ProcessGroup, gather: GatherTensor
+    shards: list[SafetensorsFile],
+    trained: list[MatchedTensor],
+    out: Path,
+    group: ProcessGroup,
+    gather: GatherTensor,
 ) -> None:
     """Write a model into files like those it came from, with its configuration and tokenizer.
 
     All ranks call it together; the first one writes. Only one whole tensor is in memory at a time,
-    and each keeps the dtype that it had in the original files.
+    and each keeps the dtype that it had in the original files. Tensors that are not trained
+    (buffers, and what the architecture ignores) are copied from them.
 
     Args:
         shards: The original files.
+        trained: Their tensors that are parameters of the model.
         out: The folder to write; it is replaced once it is complete.
         group: The ranks.
         gather: Called for every tensor on all ranks, in the same order.
     """
+    names = {(tensor.shard.path, tensor.info.name): tensor.name for tensor in trained}
     work = out.with_name(f".{out.name}.partial")
     if group.is_first:
         shutil.rmtree(work, ignore_errors=True)
@@ -151,24 +127,37 @@ def write_weights(
     for shard in shards:
         if group.is_first:
             with (work / shard.path.name).open("wb") as file:
-                _write_file(shard, gather, file)
+                _write_file(shard, names, gather, file)
         else:
             for tensor in shard.tensors:
-                gather(tensor.name)
+                if (shard.path, tensor.name) in names:
+                    gather(names[shard.path, tensor.name])
     if group.is_first:
         shutil.rmtree(out, ignore_errors=True)
         work.replace(out)
     group.barrier()
 
 
-def _write_file(shard: SafetensorsFile, gather: GatherTensor, file: BinaryIO) -> None:
+def _write_file(
+    shard: SafetensorsFile,
+    names: dict[tuple[Path, str], str],
+    gather: GatherTensor,
+    file: BinaryIO,
+) -> None:
     # safetensors' own writer takes all tensors of a file at once. The new file has the same names,
     # shapes and dtypes, hence the same header, so tensors can be appended one by one after it.
     file.write(shard.head)
-    for tensor in shard.tensors:
-        values = gather(tensor.name).to("cpu", DTYPES[tensor.dtype])
-        file.write(values.flatten().view(torch.uint8).numpy().data)
-        # Or two whole tensors would be in memory while the next one is gathered.
-        del values
+    with safe_open(shard.path, framework="pt") as original:
+        for tensor in shard.tensors:
+            name = names.get((shard.path, tensor.name))
+            if name is None:
+                values = original.get_tensor(tensor.name)
+            else:
+                gathered = gather(name)
+                values = gathered.to("cpu", DTYPES.get(tensor.dtype, gathered.dtype))
+                del gathered
+            file.write(values.flatten().view(torch.uint8).numpy().data)
+            # Or two whole tensors would be in memory while the next one is gathered.
+            del values
     file.flush()
     os.fsync(file.fileno())

@@ -6,6 +6,7 @@ of the whole tensor, and `p.ds_tensor` is this rank's shard, padded so that it i
 every rank.
 """
 
+import logging
 import os
 import warnings
 from collections.abc import Iterable, Iterator
@@ -14,18 +15,29 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
+from safetensors import safe_open
 from transformers.initialization import no_init_weights
 from transformers.integrations.deepspeed import prevent_arange_dtype_change
 
 from sweepcp.config.recipe import Recipe
 from sweepcp.data.stream import Batch
-from sweepcp.errors import InvalidInput
-from sweepcp.models.files import SafetensorsFile
+from sweepcp.errors import located
+from sweepcp.models.architecture import build_model, read_model_config
+from sweepcp.models.checkpoint import MatchedTensor, match_tensors
+from sweepcp.models.files import SafetensorsFile, read_config
+from sweepcp.models.randomness import format_settings, random_settings
 from sweepcp.training.engine import build_adamw, token_losses
+from sweepcp.training.isolation import check_isolation
 from sweepcp.training.process_group import ProcessGroup, set_rendezvous_environment
-from sweepcp.training.sharded_weights import read_weights, shard_range, write_weights
+from sweepcp.training.sharded_weights import (
+    read_weights,
+    refuse_converted,
+    shard_range,
+    write_weights,
+)
+from sweepcp.util.parallel import threads_per_rank
 
+logger = logging.getLogger(__name__)
 MOMENTS = ("exp_avg", "exp_avg_sq")
 """What torch's AdamW keeps per element besides the weight."""
 
@@ -37,6 +49,7 @@ def join_process_group(device: str) -> ProcessGroup:
         os.environ["DS_ACCELERATOR"] = "cpu"
     import deepspeed
 
+    torch.set_num_threads(threads_per_rank())
     # DeepSpeed calls collectives by names that torch has deprecated.
     warnings.filterwarnings("ignore", message=".*deprecated.*", module="torch.distributed")
     set_rendezvous_environment()
@@ -81,14 +94,18 @@ class ZeroEngine:
             recompute: Whether activations are checkpointed.
 
         Raises:
-            InvalidInput: The files do not hold exactly the model's parameters.
+            InvalidInput: The files do not hold exactly the model's parameters, or the model does
+                not isolate packed documents.
         """
         import deepspeed
 
         self.group, self.shards = group, shards
         self.micro_batch = int(config["train_micro_batch_size_per_gpu"])
         dtype = torch.bfloat16 if config.get("bf16", {}).get("enabled") else torch.float32
-        settings = AutoConfig.from_pretrained(shards[0].path.parent, trust_remote_code=False)
+        folder = shards[0].path.parent
+        if settings := random_settings(read_config(folder)):
+            logger.warning("%s/config.json has %s: set to 0", folder, format_settings(settings))
+        model_config = read_model_config(folder)
         # zero.Init partitions each module's parameters as soon as the module is built, so the whole
         # model is never in memory. Random initialisation would be wasted work, and transformers'
         # own comes at the end, when there are only empty tensors left to initialise. RoPE
@@ -98,42 +115,44 @@ class ZeroEngine:
             prevent_arange_dtype_change(),
             deepspeed.zero.Init(config_dict_or_path=config),
         ):
-            self.model = AutoModelForCausalLM.from_config(
-                settings, dtype=dtype, attn_implementation=attention
-            )
+            self.model = build_model(model_config, attention=attention, dtype=dtype)
         # transformers ties weights where it initialises them, which was switched off.
         self.model.tie_weights()
         if recompute:
             self.model.gradient_checkpointing_enable({"use_reentrant": False})
         # A tied parameter is here under each of its names: a file may use any of them.
-        self.parameters = dict(self.model.named_parameters(remove_duplicate=False))
+        self.parameters: dict[str, Any] = dict(self.model.named_parameters(remove_duplicate=False))
+        matched = match_tensors(shards, self.model)
+        refuse_converted(matched)
+        self.trained = [tensor for tensor in matched if tensor.name in self.parameters]
+        self._load_buffers([tensor for tensor in matched if tensor.name not in self.parameters])
         # `initialize` copies the shards into its fp32 master weights, so they are read before.
         self._load_base()
         self.engine, self.optimizer, *_ = deepspeed.initialize(
             model=self.model, optimizer=build_adamw(self.model, recipe), config=config
         )
+        with located(folder):
+            check_isolation(
+                self.model,
+                group,
+                seq_len=recipe.seq_len,
+                packed=not recipe.cross_documents,
+            )
 
     def _load_base(self) -> None:
-        """Read this rank's shard of every tensor of the model's files."""
-        loaded: set[int] = set()
+        """Read this rank's shard of every parameter."""
 
         def put(name: str, values: torch.Tensor) -> None:
-            parameter = self.parameters[name]
-            parameter.ds_tensor.data[: len(values)].copy_(values)
-            loaded.add(id(parameter))
+            self.parameters[name].ds_tensor.data[: len(values)].copy_(values)
 
-        shapes = {name: tuple(p.ds_shape) for name, p in self.parameters.items()}
-        read_weights(self.shards, shapes, self.group, put)
-        for name, parameter in self.parameters.items():
-            if id(parameter) not in loaded:
-                raise InvalidInput(
-                    file=self.shards[0].path.parent,
-                    key=name,
-                    found="missing",
-                    rule="a tensor for every parameter of the model",
-                    fix="save the model again with `save_pretrained` of this version of "
-                    "transformers",
-                )
+        read_weights(self.trained, self.group, put)
+
+    def _load_buffers(self, tensors: list[MatchedTensor]) -> None:
+        """Read the persistent buffers, which are not partitioned: every rank has all of them."""
+        buffers = dict(self.model.named_buffers(remove_duplicate=False))
+        for tensor in tensors:
+            with safe_open(tensor.shard.path, framework="pt") as file:
+                buffers[tensor.name].copy_(file.get_tensor(tensor.info.name))
 
     def step(self, batch: Batch, *, target_tokens: int, lr: float) -> tuple[np.ndarray, float]:
         """Take one optimizer step, see `TrainingEngine.step`."""
@@ -164,7 +183,7 @@ class ZeroEngine:
             values: torch.Tensor = safe_get_full_fp32_param(self.parameters[name])
             return values
 
-        write_weights(self.shards, out, self.group, gather)
+        write_weights(self.shards, self.trained, out, self.group, gather)
 
     def state(self) -> Iterator[tuple[str, int, torch.Tensor]]:
         """Iterate over the fp32 master weights and the optimizer's moments.
@@ -175,6 +194,7 @@ class ZeroEngine:
         """
         from deepspeed.utils import safe_get_local_fp32_param, safe_get_local_optimizer_state
 
+        parameter: Any  # DeepSpeed adds attributes to it
         for name, parameter in self.model.named_parameters():
             size = int(parameter.ds_numel)
             first, last = shard_range(size, rank=self.group.rank, world_size=self.group.world_size)
@@ -196,7 +216,7 @@ class ZeroEngine:
         # Small parameters stay gathered between steps. The prologue drops these whole copies and
         # the epilogue gathers them again, from the restored shards.
         self.optimizer.checkpoint_event_prologue()
-        parameters = dict(self.model.named_parameters())
+        parameters: dict[str, Any] = dict(self.model.named_parameters())
         for key, values in state:
             kind, _, name = key.partition("/")
             parameter = parameters[name]

@@ -10,21 +10,25 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from transformers import MixtralConfig, MixtralForCausalLM
 
 from sweepcp.errors import InvalidInput
 from sweepcp.full_run import checkpoints
 from sweepcp.full_run.checkpoints import RunProgress
+from sweepcp.models.architecture import empty_model, read_model_config
+from sweepcp.models.checkpoint import match_tensors
 from sweepcp.models.files import read_shards
+from sweepcp.models.loading import load_model
 from sweepcp.training.process_group import ProcessGroup
 from sweepcp.training.sharded_weights import (
-    check_tensors,
     read_range,
     read_weights,
+    refuse_converted,
     shard_range,
     write_weights,
 )
 from sweepcp.util.files import file_sha256
-from tests.make import write_model
+from tests.make import SMALL, write_model
 
 
 @given(size=st.integers(0, 200), world_size=st.integers(1, 40))
@@ -56,12 +60,14 @@ def test_a_model_of_many_files_is_read_in_shards_and_written_back(tmp_path: Path
     shards = read_shards(folder)
     assert len(shards) > 3
     shapes = {tensor.name: tensor.shape for shard in shards for tensor in shard.tensors}
+    matched = match_tensors(shards, empty_model(read_model_config(folder)))
     pieces: dict[str, list[torch.Tensor]] = {name: [] for name in shapes}
     for rank in range(world_size):
         group = ProcessGroup(rank=rank, world_size=world_size)
-        read_weights(shards, shapes, group, lambda name, values: pieces[name].append(values))
+        read_weights(matched, group, lambda name, values: pieces[name].append(values))
     write_weights(
         shards,
+        matched,
         tmp_path / "out",
         ProcessGroup(),
         lambda name: torch.cat(pieces[name]).reshape(shapes[name]),
@@ -76,23 +82,54 @@ def test_weights_are_written_in_the_dtype_that_they_had(tmp_path: Path):
     bf16 = {name: values.bfloat16() for name, values in weights.items()}
     save_file(bf16, folder / "model.safetensors")
     shards = read_shards(folder)
-    write_weights(shards, tmp_path / "out", ProcessGroup(), lambda name: bf16[name].float() + 1e-6)
+    matched = match_tensors(shards, empty_model(read_model_config(folder)))
+    write_weights(
+        shards, matched, tmp_path / "out", ProcessGroup(), lambda name: bf16[name].float() + 1e-6
+    )
     written = load_file(tmp_path / "out" / "model.safetensors")
     for name, values in bf16.items():
         assert torch.equal(written[name], (values.float() + 1e-6).bfloat16())
 
 
-def test_files_that_do_not_fit_the_model_are_refused(tmp_path: Path):
-    shards = read_shards(write_model(tmp_path / "model"))
-    shapes = {tensor.name: tensor.shape for tensor in shards[0].tensors}
-    name = next(iter(shapes))
-    with pytest.raises(InvalidInput, match="tensors that the model has a parameter for"):
-        check_tensors(shards, {k: v for k, v in shapes.items() if k != name})
-    with pytest.raises(InvalidInput, match="as config"):
-        check_tensors(shards, shapes | {name: (1, 1)})
-    (tmp_path / "model" / "model.safetensors").write_bytes(shards[0].path.read_bytes()[:-5])
+def test_what_is_not_trained_is_copied_as_it_was(tmp_path: Path):
+    """An old file holds rotary frequencies, which the architecture ignores."""
+    folder = write_model(tmp_path / "model")
+    weights = load_file(folder / "model.safetensors")
+    ignored = {"model.layers.0.self_attn.rotary_emb.inv_freq": torch.arange(8).double()}
+    save_file(weights | ignored, folder / "model.safetensors")
+    shards = read_shards(folder)
+    matched = match_tensors(shards, empty_model(read_model_config(folder)))
+    write_weights(shards, matched, tmp_path / "out", ProcessGroup(), lambda name: weights[name] + 1)
+    written = load_file(tmp_path / "out" / "model.safetensors")
+    for name, values in ignored.items():
+        assert torch.equal(written[name], values)
+    for name, values in weights.items():
+        assert torch.equal(written[name], values + 1)
+
+
+def test_tensors_that_would_be_converted_are_refused_with_the_way_to_save_them(tmp_path: Path):
+    folder = tmp_path / "moe"
+    config = MixtralConfig(**SMALL, vocab_size=258, num_local_experts=2)
+    model = MixtralForCausalLM(config)
+    for original in (True, False):
+        model.save_pretrained(folder, save_original_format=original)
+        matched = match_tensors(read_shards(folder), empty_model(read_model_config(folder)))
+        if original:
+            with pytest.raises(InvalidInput, match="save_original_format=False"):
+                refuse_converted(matched)
+        else:
+            refuse_converted(matched)
+        loaded = load_model(str(folder), revision=None, device=torch.device("cpu"))
+        for name, values in model.state_dict().items():
+            assert torch.equal(loaded.state_dict()[name], values)
+
+
+def test_a_truncated_file_is_refused(tmp_path: Path):
+    folder = write_model(tmp_path / "model")
+    file = folder / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-5])
     with pytest.raises(InvalidInput, match="copy it from its origin again"):
-        read_shards(tmp_path / "model")
+        read_shards(folder)
 
 
 STATE = {"master/a": torch.arange(10.0), "exp_avg/a": torch.randn(10), "master/b": torch.randn(2)}

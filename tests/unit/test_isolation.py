@@ -1,0 +1,136 @@
+"""The check that packed documents do not influence each other, on models made to break it."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+
+from sweepcp.errors import InvalidInput
+from sweepcp.training import isolation
+from sweepcp.training.isolation import check_isolation
+from sweepcp.training.process_group import ProcessGroup
+from tests.make import SMALL
+
+
+class Stub(nn.Module):
+    """A model of one embedding whose logits take up what a kind of fault lets in."""
+
+    def __init__(self, fault: str = "none", *, size: float = 1.0, **settings: Any) -> None:
+        super().__init__()
+        self.config = LlamaConfig(vocab_size=64, **settings)
+        generator = torch.Generator().manual_seed(0)
+        self.table = nn.Parameter(torch.randn(64, 64, generator=generator))
+        self.fault, self.size = fault, size
+
+    def forward(
+        self, input_ids: torch.Tensor, position_ids: torch.Tensor, use_cache: bool
+    ) -> SimpleNamespace:
+        assert not use_cache
+        logits = self.table[input_ids]
+        columns = torch.arange(input_ids.shape[1])
+        if self.fault == "state":
+            logits = logits + self.size * self.table[input_ids].cumsum(1) / (1 + columns)[:, None]
+        elif self.fault == "first tokens":
+            # As a convolution: a document's first token sees the token before it.
+            before = self.table[input_ids.roll(1, 1)] * (columns > 0)[:, None]
+            logits = logits + self.size * before * (position_ids == 0)[..., None]
+        elif self.fault == "column":
+            logits = logits * (1 + self.size * (columns / 128))[:, None]
+        elif self.fault == "chance" and self.training:
+            logits = nn.functional.dropout(logits, 0.1)
+        elif self.fault == "nan":
+            logits = logits * float("nan")
+        elif self.fault == "no positions":
+            raise ValueError("give me images")
+        return SimpleNamespace(logits=logits)
+
+
+def check(model: nn.Module, **changes: Any) -> None:
+    settings: dict[str, Any] = {"seq_len": 64, "packed": True} | changes
+    check_isolation(model, ProcessGroup(), **settings)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("seq_len", [1, 2, 3, 4, 7, 64, 4096])
+def test_a_model_that_isolates_documents_passes_at_any_length(seq_len: int):
+    check(Stub(), seq_len=seq_len)
+    check(LlamaForCausalLM(LlamaConfig(vocab_size=64, **SMALL)), seq_len=min(seq_len, 64))
+
+
+@pytest.mark.parametrize("fault", ["state", "first tokens", "column"])
+@pytest.mark.parametrize("experts", [1, 8])
+def test_every_way_in_which_documents_influence_each_other_is_found(fault: str, experts: int):
+    model = Stub(fault, size=0.1, num_experts=experts)
+    with pytest.raises(InvalidInput, match="cross_documents: true") as caught:
+        check(model)
+    assert caught.value.key == "packed documents"
+    assert "Stub: the loss of a document changes by 0.0" in str(caught.value.found)
+    check(model, packed=False)
+
+
+def test_the_smallest_influence_is_found_without_experts():
+    with pytest.raises(InvalidInput, match="nats per token"):
+        check(Stub("first tokens", size=1e-4))
+
+
+def test_chance_in_training_is_found_whether_documents_are_packed_or_not():
+    for packed in (True, False):
+        with pytest.raises(InvalidInput, match="between two passes over the same batch"):
+            check(Stub("chance"), packed=packed)
+    check(Stub("chance"), training=False)
+
+
+def test_dropout_of_a_configuration_counts_as_chance_unless_it_is_removed():
+    model = GPT2LMHeadModel(GPT2Config(n_embd=32, n_layer=1, n_head=2, vocab_size=64))
+    with pytest.raises(InvalidInput, match="between two passes"):
+        check(model)
+
+
+def test_a_model_that_is_not_finite_is_left_to_scoring():
+    check(Stub("nan"))
+
+
+def test_a_model_that_cannot_be_called_with_token_ids_alone_is_refused():
+    with pytest.raises(InvalidInput, match="ValueError: give me images"):
+        check(Stub("no positions"))
+
+
+def test_nothing_is_changed():
+    model = LlamaForCausalLM(LlamaConfig(vocab_size=64, attention_dropout=0.0, **SMALL))
+    model(torch.arange(8)[None]).logits.sum().backward()
+    before = {name: (p.clone(), p.grad) for name, p in model.named_parameters()}
+    for training in (True, False):
+        model.train(training)
+        torch_state, numpy_state = torch.get_rng_state(), str(np.random.get_state())
+        check(model)
+        assert model.training is training
+        assert torch.equal(torch.get_rng_state(), torch_state)
+        assert str(np.random.get_state()) == numpy_state
+    for name, parameter in model.named_parameters():
+        assert torch.equal(parameter, before[name][0])
+        assert parameter.grad is before[name][1]
+
+
+@pytest.mark.parametrize(
+    ("settings", "seq_len", "expected"),
+    [
+        ({}, 64, 64),
+        ({}, 4096, isolation.ROW_LENGTH),
+        ({"sliding_window": 512}, 4096, 1024),
+        ({"sliding_window": 512}, 600, 600),
+        ({"sliding_window": 4096}, 4096, isolation.ROW_LENGTH),
+        ({"mamba_d_conv": 4, "attention_chunk_size": 300}, 4096, 600),
+    ],
+)
+def test_rows_are_longer_than_every_window(settings: dict[str, Any], seq_len: int, expected: int):
+    assert isolation._row_length(LlamaConfig(**settings), seq_len) == expected
+
+
+def test_special_tokens_are_not_used():
+    config = LlamaConfig(vocab_size=8, bos_token_id=0, eos_token_id=1, pad_token_id=2)
+    config.image_token_index = 3
+    for ids in isolation._random_tokens(config, 64):
+        assert set(np.unique(ids)) == {4, 5, 6, 7}
