@@ -228,7 +228,13 @@ def _measure_base_loss(
         if not check.store.meta["held_out"]["documents"]:
             continue
         member = MemberSpec(held_out=name, items=LOSS_DOCUMENTS, chars=LOSS_CHARS)
-        text = HeldOutText(check.store, member, tokenizer, seq_len=training.seq_len)
+        text = HeldOutText(
+            check.store,
+            member,
+            tokenizer,
+            seq_len=training.seq_len,
+            packed=not training.cross_documents,
+        )
         bits = text.bits(loaded, group, rows=LOSS_ROWS, precision=training.precision)
         check.base_bits = float(bits.sum() / text.bytes.sum())
     progress.finish("base")

@@ -4,18 +4,24 @@ import logging
 from collections import Counter
 from functools import cache, partial
 
-from sweepcp.config.base_model import BaseSpec
+import numpy as np
+
 from sweepcp.config.experiment import Experiment
 from sweepcp.config.suites import MIN_HELD_OUT
 from sweepcp.data.build import build_store
-from sweepcp.data.encoding import Encoder, byte_encoder
 from sweepcp.data.source_files import ResolvedSource
-from sweepcp.data.token_store import TokenStore
+from sweepcp.data.spelling import check_coverage
+from sweepcp.data.token_store import SPLITS, TokenStore
 from sweepcp.errors import InvalidInput, located
-from sweepcp.models.base import model_config, tokenizer_id
+from sweepcp.models.base import pin_base, tokenizer_id
+from sweepcp.models.encoder import load_encoder
 from sweepcp.util.progress import Progress
 
 logger = logging.getLogger(__name__)
+SHOWN_LINKS = 3
+"""Links that a warning names, at most."""
+REPORTED_LOSS = 1e-4
+"""Share of the bytes without tokens from which on it is reported."""
 
 
 def build_stores(
@@ -27,7 +33,7 @@ def build_stores(
 ) -> dict[str, TokenStore]:
     """Return the token store of each source that is not planned, building those that are missing.
 
-    What was excluded from a source is logged.
+    What was excluded from a source is logged, and so are held-out documents that are trained on.
 
     Args:
         experiment: The experiment whose sources are read.
@@ -36,27 +42,31 @@ def build_stores(
         address: Ray cluster to build on; by default the cores of this machine.
 
     Raises:
-        InvalidInput: A source has unusable records, or too few tokens to train on, or too few
-            held-out documents to score.
+        InvalidInput: A source has unusable records, too few tokens to train on, too few held-out
+            documents to score, or text that the tokenizer has no tokens for.
     """
     stores: dict[str, TokenStore] = {}
     # A tokenizer is loaded only if a store is missing, and once for all of them.
-    make_encoder = cache(partial(_load_encoder, experiment.base))
+    base = pin_base(experiment.base)
+    make_encoder = cache(partial(load_encoder, base))
     for source in experiment.sources:
         if source.planned_tokens is not None:
             continue
         store = build_store(
             source,
             files[source.name],
-            tokenizer_id=tokenizer_id(experiment.base),
+            tokenizer_id=tokenizer_id(base),
             make_encoder=make_encoder,
             progress=progress,
             address=address,
         )
         with located(experiment.name, f"sources.{source.name}"):
+            # First, or a source whose text is dropped would be called too short.
+            _check_coverage(store)
             _check_store_size(store, experiment)
         _log_exclusions(store, files[source.name])
         stores[source.name] = store
+    _log_leaks(stores)
     progress.finish("sources")
     return stores
 
@@ -83,6 +93,40 @@ def _check_store_size(store: TokenStore, experiment: Experiment) -> None:
         )
 
 
+def _check_coverage(store: TokenStore) -> None:
+    """Raise `InvalidInput` if the tokens of a store do not cover its text; log smaller losses."""
+    for split in SPLITS:
+        total, covered = store.meta[split]["bytes"], store.meta[split]["covered"]
+        name = {"train": "training", "held_out": "held-out"}[split]
+        check_coverage(covered, total=total, text=f"{name} text")
+        lost = 1 - covered / max(1, total)
+        if lost > REPORTED_LOSS:
+            logger.warning(
+                "%s: the tokenizer has no tokens for %.2f %% of the bytes of its %s text",
+                store.source,
+                100 * lost,
+                name,
+            )
+
+
+def _log_leaks(stores: dict[str, TokenStore]) -> None:
+    """Log which held-out documents are also training documents, of any source."""
+    trained = {name: store.document_hashes("train") for name, store in stores.items()}
+    for name, store in stores.items():
+        held_out = store.document_hashes("held_out")
+        for other, hashes in trained.items():
+            count = int(np.isin(held_out, hashes).sum())
+            if count:
+                logger.warning(
+                    "%d of %d held-out documents of %s are trained on in %s: "
+                    "their scores measure memory, too",
+                    count,
+                    len(held_out),
+                    name,
+                    other,
+                )
+
+
 def _log_exclusions(store: TokenStore, files: ResolvedSource) -> None:
     """Log the files, records and template keys of a source that did not enter its store."""
     meta, name = store.meta, store.source
@@ -93,6 +137,14 @@ def _log_exclusions(store: TokenStore, files: ResolvedSource) -> None:
             name,
             len(files.skipped),
             ", ".join(suffixes),
+        )
+    if files.repeated:
+        links = ", ".join(path.name for path in files.repeated[:SHOWN_LINKS])
+        logger.warning(
+            "%s: a file is read once; left out %d further links to files that are read (%s)",
+            name,
+            len(files.repeated),
+            links,
         )
     excluded: Counter[str] = Counter()
     for reason, count in meta["left_out"].items():
@@ -108,28 +160,3 @@ def _log_exclusions(store: TokenStore, files: ResolvedSource) -> None:
     unused = [key for key, count in meta["used_keys"].items() if not count]
     if unused:
         logger.warning("%s: no record has the template's %s", name, ", ".join(unused))
-
-
-def _load_encoder(base: BaseSpec) -> Encoder:
-    """Load the tokenizer of a base.
-
-    Raises:
-        InvalidInput: It has more tokens than the base has embeddings.
-    """
-    if base.tokenizer == "bytes":
-        encoder = byte_encoder()
-    else:
-        # Imports torch, which takes seconds.
-        from sweepcp.models.loading import load_encoder
-
-        encoder = load_encoder(base)
-    embeddings = (model_config(base) or {}).get("vocab_size", encoder.vocab_size)
-    if encoder.vocab_size > embeddings:
-        raise InvalidInput(
-            file=base.tokenizer,
-            key="the tokenizer",
-            found=f"{encoder.vocab_size:,} tokens",
-            rule=f"at most the {embeddings:,} tokens that the model has embeddings for",
-            fix="use the model's own tokenizer, or give the model more embeddings (vocab_size)",
-        )
-    return encoder

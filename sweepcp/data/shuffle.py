@@ -38,6 +38,19 @@ def permuted_positions(positions: np.ndarray, size: int, key: str) -> np.ndarray
     return result.astype(np.int64)
 
 
+def random_keys(first: int, count: int) -> np.ndarray:
+    """Return the random keys of the numbers from `first` on; sorting by them shuffles the numbers.
+
+    They are outputs of SplitMix64 from state 0 (Steele, Lea and Flood 2014, OOPSLA). No two numbers
+    have the same key.
+
+    Returns:
+        Shape (count,), uint64.
+    """
+    numbers = np.arange(first + 1, first + count + 1, dtype=np.uint64)
+    return _splitmix64(numbers * np.uint64(0x9E3779B97F4A7C15))
+
+
 def _feistel(values: np.ndarray, half_bits: int, keys: np.ndarray) -> np.ndarray:
     """Permute the numbers below 4 ** `half_bits`."""
     mask, shift = np.uint64((1 << half_bits) - 1), np.uint64(half_bits)

@@ -10,8 +10,10 @@ of its format), so Megatron-LM, and whatever reads its data, takes `<folder>/tra
                 sequence
 
 Each document is preceded by the tokenizer's BOS (or by its EOS if it has no BOS) and followed by
-its EOS. `held_out.jsonl` has the text of the held-out documents, which is tokenised when it is
-scored. `store.json` has the counts; it is written last.
+its EOS; the documents are in random order. `held_out.jsonl` has the text of the held-out documents,
+which is tokenised when it is scored. `train.hashes` and `held_out.hashes` have the first 8 bytes of
+the SHA-256 of each document's text, as sorted u64. `store.json` has the counts, per split also the
+bytes that tokens cover, and the SHA-256 of the other files; it is written last.
 """
 
 import hashlib
@@ -23,7 +25,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -31,11 +33,7 @@ from sweepcp.errors import InvalidInput, located
 from sweepcp.util.files import cache_dir
 from sweepcp.util.json_values import digest
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
-
-FORMAT = 3
+FORMAT = 4
 """Version of the store; part of the folder's name, so a store of another version is rebuilt."""
 MAGIC = b"MMIDIDX\x00\x00"
 HEADER = struct.Struct("<9sQBQQ")
@@ -43,6 +41,11 @@ TYPES: dict[int, np.dtype[Any]] = {8: np.dtype("<u2"), 4: np.dtype("<i4")}
 CODES = {dtype: code for code, dtype in TYPES.items()}
 CHUNK = 1 << 20
 """Documents whose index is read and written at once."""
+SPLITS = ("train", "held_out")
+HASH = np.dtype("<u8")
+"""The first 8 bytes of the SHA-256 of a document's text."""
+HASHED_FILES = ("train.bin", "train.idx", "held_out.jsonl")
+"""Files whose SHA-256 is in `store.json`."""
 
 
 @dataclass(frozen=True)
@@ -91,6 +94,10 @@ class TokenStore:
         """Memory-map the training tokens."""
         return read_indexed_tokens(self.path / "train")
 
+    def document_hashes(self, split: str) -> np.ndarray:
+        """Return the hashes of the documents of a split, sorted, uint64."""
+        return np.fromfile(self.path / f"{split}.hashes", HASH)
+
     def held_out_documents(self) -> Iterator[str]:
         """Yield the text of the held-out documents, in the order of the store."""
         with (self.path / "held_out.jsonl").open(encoding="utf-8") as file:
@@ -120,23 +127,6 @@ def store_path(*, fingerprint: str, tokenizer_id: str) -> Path:
 def token_dtype(vocab_size: int) -> np.dtype[Any]:
     """Return the smallest type for token ids below `vocab_size`; the format has no uint32."""
     return TYPES[8] if vocab_size <= 1 << 16 else TYPES[4]
-
-
-def boundary_tokens(tokenizer: "PreTrainedTokenizerBase") -> tuple[list[int], list[int]]:
-    """Return the token ids before and after each document.
-
-    Before it is BOS, or EOS if the tokenizer has no BOS; after it is EOS, or nothing.
-
-    Raises:
-        ValueError: The tokenizer has neither.
-    """
-    bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
-    start = bos if bos is not None else eos
-    if start is None:
-        raise ValueError(
-            "the tokenizer has neither a BOS nor an EOS token to mark where documents begin"
-        )
-    return [start], [] if eos is None else [eos]
 
 
 def read_indexed_tokens(prefix: Path) -> IndexedTokens:

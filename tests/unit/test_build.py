@@ -1,7 +1,7 @@
 """From files to token stores: their content, their counts, and builds that are disturbed."""
 
+import hashlib
 import json
-import os
 import shutil
 import struct
 import subprocess
@@ -15,8 +15,7 @@ import numpy as np
 import pytest
 
 from sweepcp.config.source import Source
-from sweepcp.corpora.stores import _load_encoder
-from sweepcp.data import records
+from sweepcp.data import join, records
 from sweepcp.data.build import build_store, is_held_out
 from sweepcp.data.documents import Document
 from sweepcp.data.encoding import byte_encoder
@@ -24,7 +23,8 @@ from sweepcp.data.records import RecordLocation
 from sweepcp.data.source_files import resolve_source
 from sweepcp.data.token_store import TokenStore, read_indexed_tokens
 from sweepcp.errors import InvalidInput
-from sweepcp.models.loading import byte_tokenizer, load_encoder
+from sweepcp.models.encoder import load_encoder
+from sweepcp.models.loading import byte_tokenizer
 from sweepcp.util.progress import NoProgress, Progress
 from tests.make import jsonl, source, write_store
 
@@ -56,7 +56,8 @@ def documents(store: TokenStore) -> list[str]:
     edges = [int(o) // indexed.tokens.itemsize for o in indexed.offsets] + [len(indexed.tokens)]
     tokens = [indexed.tokens[a:b].tolist() for a, b in pairwise(edges)]
     assert all((t[0], t[-1]) == (256, 257) for t in tokens)
-    return [str(byte_tokenizer().decode(t[1:-1])) for t in tokens]
+    tokenizer = byte_tokenizer()
+    return [str(tokenizer.decode(t[1:-1])) for t in tokens]
 
 
 def sha256(text: str) -> bytes:
@@ -67,7 +68,8 @@ def test_a_store_holds_every_document_once_in_the_split_of_its_hash(tmp_path: Pa
     jsonl(tmp_path / "a.jsonl", RECORDS)
     store = build_bytes(source(near_duplicates="keep", held_out=0.1), tmp_path)
     texts = [str(r["text"]) for r in RECORDS]
-    assert documents(store) == [t for t in texts if not is_held_out(sha256(t), 0.1)]
+    trained = [t for t in texts if not is_held_out(sha256(t), 0.1)]
+    assert sorted(documents(store)) == sorted(trained)
     assert list(store.held_out_documents()) == [t for t in texts if is_held_out(sha256(t), 0.1)]
     assert store.meta["train"]["bytes"] == sum(len(t) for t in documents(store))
     assert store.tokens == store.meta["train"]["bytes"] + 2 * store.meta["train"]["documents"]
@@ -76,8 +78,54 @@ def test_a_store_holds_every_document_once_in_the_split_of_its_hash(tmp_path: Pa
         "train.bin",
         "train.idx",
         "held_out.jsonl",
+        "train.hashes",
+        "held_out.hashes",
         "store.json",
     }
+    for name, expected in store.meta["sha256"].items():
+        assert hashlib.sha256((store.path / name).read_bytes()).hexdigest() == expected
+    assert set(store.meta["sha256"]) == {"train.bin", "train.idx", "held_out.jsonl"}
+
+
+def test_documents_of_a_source_are_shuffled(tmp_path: Path):
+    """Their order is random: no part of the source comes first, and neighbours are parted."""
+    count = 1000
+    jsonl(tmp_path / "a.jsonl", [{"text": f"document {n}"} for n in range(count)])
+    store = build_bytes(source(near_duplicates="keep", held_out=1e-9), tmp_path)
+    order = np.array([int(text.split()[1]) for text in documents(store)])
+    assert sorted(order) == list(range(count))
+    # Of 250 numbers drawn without replacement from 0 to 999, the mean has a SD of 15.8.
+    for quarter in order.reshape(4, -1):
+        assert abs(quarter.mean() - (count - 1) / 2) < 4 * 15.8
+    # Of random neighbours, one pair on average is in order by chance.
+    assert (np.diff(order) == 1).sum() < 6
+    assert abs(np.corrcoef(order, np.arange(count))[0, 1]) < 4 / count**0.5
+
+
+@pytest.mark.parametrize("near_duplicates", ["drop", "keep"])
+def test_the_number_of_buckets_does_not_change_the_store(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, near_duplicates: str
+):
+    jsonl(tmp_path / "a.jsonl", RECORDS[:100] + RECORDS[:50])
+    contents = []
+    for size in (1 << 28, 1000, 1):
+        monkeypatch.setattr(join, "BUCKET_BYTES", size)
+        monkeypatch.setenv("SWEEPCP_CACHE", str(tmp_path / str(size)))
+        store = build_bytes(source(near_duplicates=near_duplicates), tmp_path)
+        contents.append([path.read_bytes() for path in sorted(store.path.iterdir())])
+        assert len(documents(store)) == store.meta["train"]["documents"]
+    assert contents[0] == contents[1] == contents[2]
+
+
+def test_hashes_of_documents_are_kept_sorted_by_split(tmp_path: Path):
+    jsonl(tmp_path / "a.jsonl", RECORDS)
+    store = build_bytes(source(near_duplicates="keep", held_out=0.1), tmp_path)
+    for split, texts in (
+        ("train", documents(store)),
+        ("held_out", list(store.held_out_documents())),
+    ):
+        expected = sorted(int.from_bytes(sha256(text)[:8], "little") for text in texts)
+        assert store.document_hashes(split).tolist() == expected
 
 
 def test_a_document_keeps_its_split_when_the_corpus_grows_and_the_share_is_met():
@@ -154,14 +202,16 @@ def test_near_duplicates_are_dropped_and_counted_or_kept(tmp_path: Path):
     texts = [text, "other text", text + " more", text.upper()]
     jsonl(tmp_path / "a.jsonl", [{"text": t} for t in texts])
     store = build_bytes(source(held_out=1e-9), tmp_path)
-    assert documents(store) == texts[:2]
+    assert sorted(documents(store)) == sorted(texts[:2])
     assert store.meta["near_duplicates"] == 2
     assert store.meta["train"] == {
         "documents": 2,
         "bytes": len(text) + 10,
+        "covered": len(text) + 10,
         "tokens": len(text) + 14,
     }
-    assert documents(build_bytes(source(held_out=1e-9, near_duplicates="keep"), tmp_path)) == texts
+    kept = build_bytes(source(held_out=1e-9, near_duplicates="keep"), tmp_path)
+    assert sorted(documents(kept)) == sorted(texts)
 
 
 def test_held_out_files_are_held_out_whole_and_their_copies_are_not_trained_on(tmp_path: Path):
@@ -183,7 +233,7 @@ def test_tokens_are_those_of_transformers(tmp_path: Path):
     byte_tokenizer().save_pretrained(folder)
     (folder / "config.json").write_text(json.dumps({"model_type": "llama", "vocab_size": 258}))
     encoder = load_encoder(BaseSpec(path=str(folder), max_lr=1e-3))
-    text = "Grüße, <s> 東京 </s>\n\n  x"
+    text = "Grüße, <b> 東京 </b>\n\n  x"
     assert encoder.encode([text]) == BYTES.encode([text])
     assert encoder.encode([text])[0] == [
         256,
@@ -194,7 +244,7 @@ def test_tokens_are_those_of_transformers(tmp_path: Path):
     with pytest.raises(
         InvalidInput, match="at most the 257 tokens that the model has embeddings for"
     ):
-        _load_encoder(BaseSpec(path=str(folder), max_lr=1e-3))
+        load_encoder(BaseSpec(path=str(folder), max_lr=1e-3))
 
 
 def test_an_unchanged_source_is_not_rebuilt(tmp_path: Path):
@@ -218,7 +268,8 @@ def test_a_file_that_changes_while_it_is_read_is_refused(tmp_path: Path):
 
     class Meddler(NoProgress):
         def update(self, task: str, *, done: int, total: int, detail: str = "") -> None:
-            os.utime(path, ns=(1, done))
+            # One byte of the same length.
+            path.write_text(path.read_text().replace("document", "documend", 1))
 
     with pytest.raises(InvalidInput, match="its files changed") as error:
         build_bytes(source(), tmp_path, Meddler())
