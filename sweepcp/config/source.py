@@ -128,6 +128,8 @@ class Source(ConfigModel):
             raise ValueError(
                 "a record becomes text by its field or by a template; fix: remove one of the two"
             )
+        if self.template is not None and self.python is not None:
+            raise ValueError("modules have no fields for a template; fix: remove template")
         if self.held_out_files is None:
             return self
         if self.files is None or "held_out" in self.model_fields_set:

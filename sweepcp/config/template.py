@@ -1,5 +1,6 @@
 """Templates that turn a record of fields into text: their syntax."""
 
+import functools
 import re
 from typing import Annotated
 
@@ -7,13 +8,16 @@ from pydantic import AfterValidator
 
 PLACEHOLDER = re.compile(r"\{\{|\}\}|\{([^{}]*)\}")
 """A key in braces, which is group 1, or an escaped brace, which has no group 1."""
-KEY_PATTERN = re.compile(r"^[^\s{}.]+(\.[^\s{}.]+)*$")
+NAME = r'[^\s{}."]+( [^\s{}."]+)*'
+"""A name, which may consist of words. JSON in a template has quotes; its braces are no keys."""
+KEY_PATTERN = re.compile(rf"{NAME}(\.{NAME})*")
 
 
-def template_keys(template: str) -> list[str]:
-    """Return the keys of a template, in order."""
+@functools.cache
+def template_keys(template: str) -> tuple[str, ...]:
+    """Return the keys of a template or of one of its lines, each once, in order."""
     keys = [match.group(1) for match in PLACEHOLDER.finditer(template)]
-    return [key for key in keys if key is not None]
+    return tuple(dict.fromkeys(key for key in keys if key is not None))
 
 
 def _check_template(template: str) -> str:
@@ -24,7 +28,7 @@ def _check_template(template: str) -> str:
         )
     keys = template_keys(template)
     for key in keys:
-        if not KEY_PATTERN.match(key):
+        if not KEY_PATTERN.fullmatch(key):
             raise ValueError(
                 f"{{{key}}} is no key of a record; "
                 "fix: write {key}, or {key.inner} for a nested one"

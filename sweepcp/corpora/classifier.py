@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from sweepcp.config.source import Source
-from sweepcp.data.documents import Document, RecordCounts, read_documents
+from sweepcp.data.documents import Document, RecordCounts, check_bad_records, read_documents
 from sweepcp.data.near_duplicates import WORD
 from sweepcp.data.records import SourceShard, split_into_shards
 from sweepcp.data.source_files import ResolvedSource
@@ -56,14 +56,20 @@ def draw_examples(
 
     The hashes make the draw independent of the number of shards and of the order in which they are
     read.
+
+    Raises:
+        InvalidInput: Too many of the records that were read cannot be used.
     """
     examples: list[Example] = []
     for source in sources:
+        counts = RecordCounts()
         shards = split_into_shards(source, files[source.name])
         stride = -(-len(shards) // DRAWN_SHARDS) or 1
         draw = partial(_draw_from_shard, source, files[source.name])
-        for drawn in parallel_map(draw, shards[::stride], address):
+        for drawn, shard_counts in parallel_map(draw, shards[::stride], address):
+            counts.add(shard_counts)
             examples = heapq.nsmallest(MAX_EXAMPLES, examples + drawn)
+        check_bad_records(source, counts)
     return examples
 
 
@@ -98,11 +104,14 @@ def score_documents(documents: Sequence[Document], weights_file: Path) -> np.nda
     return np.asarray(scores[np.arange(len(documents)), folds], dtype=np.float32)
 
 
-def _draw_from_shard(source: Source, files: ResolvedSource, shard: SourceShard) -> list[Example]:
-    """Return the documents of a shard with the smallest hashes."""
-    documents = read_documents(source, files, shard, RecordCounts())
+def _draw_from_shard(
+    source: Source, files: ResolvedSource, shard: SourceShard
+) -> tuple[list[Example], RecordCounts]:
+    """Return the documents of a shard with the smallest hashes, and its record counts."""
+    counts = RecordCounts()
+    documents = read_documents(source, files, shard, counts)
     examples = (Example(d.sha256, d.text[:CHARS], source.name) for d in documents)
-    return heapq.nsmallest(MAX_EXAMPLES, examples)
+    return heapq.nsmallest(MAX_EXAMPLES, examples), counts
 
 
 def _folds_of(keys: list[bytes]) -> np.ndarray:

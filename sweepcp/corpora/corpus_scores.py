@@ -1,4 +1,4 @@
-"""The scores of a corpus on disk: one file per shard, so that a run that was stopped can resume."""
+"""The scores of a corpus on disk, shard by shard, so that a run that was stopped can resume."""
 
 import hashlib
 import json
@@ -41,6 +41,10 @@ class ScoredCorpus:
         """Return the file with the scores of a shard's documents, in their order."""
         return self.folder / f"{shard.number:08}.npy"
 
+    def counts_file(self, shard: SourceShard) -> Path:
+        """Return the file with the record counts of a shard, which is written last."""
+        return self.folder / f"{shard.number:08}.json"
+
 
 def prepare_scores(
     source: Source, files: ResolvedSource, folder: Path, classifiers: TrainedClassifiers
@@ -68,14 +72,15 @@ def score_corpus(
     Raises:
         InvalidInput: The corpus has no documents, or too many unusable records.
     """
-    missing = [shard for shard in shards if not corpus.scores_file(shard).exists()]
+    missing = [shard for shard in shards if not corpus.counts_file(shard).exists()]
     scored = len(shards) - len(missing)
-    counts = RecordCounts()
-    for shard_counts in parallel_map(partial(_score_shard, corpus), missing, address):
-        counts.add(shard_counts)
+    for _ in parallel_map(partial(_score_shard, corpus), missing, address):
         scored += 1
         detail = f"scoring {corpus.source.name}"
         progress.update("mine", done=scored, total=len(shards), detail=detail)
+    counts = RecordCounts()
+    for shard in shards:
+        counts.add(RecordCounts.from_json(json.loads(corpus.counts_file(shard).read_text())))
     check_bad_records(corpus.source, counts)
     # Scores are counted between the edges shard by shard, because those of a whole corpus may not
     # fit into memory.
@@ -94,8 +99,8 @@ def score_corpus(
     return (documents - np.cumsum(histogram)[:-1]) / documents, documents
 
 
-def _score_shard(corpus: ScoredCorpus, shard: SourceShard) -> RecordCounts:
-    """Write the scores of a shard's documents and return its record counts."""
+def _score_shard(corpus: ScoredCorpus, shard: SourceShard) -> None:
+    """Write the scores of a shard's documents and its record counts."""
     counts = RecordCounts()
     scores = [np.zeros(0, dtype=np.float32)]
     documents = read_documents(corpus.source, corpus.files, shard, counts)
@@ -106,4 +111,4 @@ def _score_shard(corpus: ScoredCorpus, shard: SourceShard) -> RecordCounts:
     with unfinished.open("wb") as file:
         np.save(file, np.concatenate(scores))
     unfinished.replace(path)
-    return counts
+    write_json(corpus.counts_file(shard), vars(counts))

@@ -13,7 +13,7 @@ import numpy as np
 
 from sweepcp.corpora.prevalence import EDGES, LabelledDocument, ScoreCurve
 from sweepcp.errors import InvalidInput
-from sweepcp.util.files import write_text
+from sweepcp.util.files import read_json_lines, write_text
 
 STRATA = 4
 STRATUM_SAMPLE = 75
@@ -113,7 +113,7 @@ def read_labels(path: Path, stamp: str) -> list[LabelledDocument]:
     if not path.exists():
         return []
     rows: list[dict[str, Any]] = []
-    for number, line in enumerate(path.read_text("utf-8").splitlines(), start=1):
+    for number, line in read_json_lines(path):
         rows.append(_read_row(line, location=f"{path}:{number}", stamp=stamp))
     labelled = [row for row in rows if row["label"] is not None]
     if not labelled:

@@ -5,18 +5,20 @@ import hashlib
 import json
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 from sweepcp.config.source import Source
-from sweepcp.config.template import template_keys
 from sweepcp.data.language import detect_language
-from sweepcp.data.records import RecordLocation, RecordProblem, SourceShard, read_records, too_long
-from sweepcp.data.rendering import render_record
+from sweepcp.data.problems import RecordProblem, too_long
+from sweepcp.data.records import LocatedRecord, RecordLocation, SourceShard, read_records
+from sweepcp.data.rendering import render_template, template_values
 from sweepcp.data.source_files import ResolvedSource
-from sweepcp.errors import InvalidInput
+from sweepcp.data.values import WrittenNumber, decode_utf8, describe_kind, look_up
+from sweepcp.errors import SHOWN_CHARACTERS, InvalidInput
+from sweepcp.util.files import read_json_lines
 
 MAX_EXAMPLES = 5
 """Bad records whose locations and problems are kept."""
@@ -71,12 +73,19 @@ class RecordCounts:
 def read_documents(
     source: Source, files: ResolvedSource, shard: SourceShard, counts: RecordCounts
 ) -> Iterator[Document]:
-    """Yield the documents of a shard in order.
+    """Yield the documents of a shard in order; see `make_documents`."""
+    return make_documents(source, files, read_records(source, shard), counts)
+
+
+def make_documents(
+    source: Source, files: ResolvedSource, records: Iterable[LocatedRecord], counts: RecordCounts
+) -> Iterator[Document]:
+    """Yield the documents of some records in order.
 
     Args:
         source: How records become documents, and which are left out.
         files: The files of the source.
-        shard: What to read of it.
+        records: Records of the source.
         counts: Receives the number of records read, and what was left out and why.
 
     Raises:
@@ -84,7 +93,7 @@ def read_documents(
             the file and line (or row).
     """
     excluded = frozenset() if files.exclude is None else _excluded_ids(files.exclude)
-    for location, content in read_records(source, shard):
+    for location, content in records:
         counts.records += 1
         text = _record_text(source, content, counts)
         if isinstance(text, RecordProblem):
@@ -92,7 +101,7 @@ def read_documents(
                 raise _bad_record(location, text)
             counts.bad += 1
             if len(counts.examples) < MAX_EXAMPLES:
-                counts.examples.append(f"{location}: {text.key}: {text.found} ({text.rule})")
+                counts.examples.append(_describe(location, text))
             continue
         document = Document(text, location)
         reason = _exclusion_reason(source, document, excluded)
@@ -126,24 +135,33 @@ def _bad_record(location: RecordLocation, problem: RecordProblem) -> InvalidInpu
     )
 
 
+def _describe(location: RecordLocation, problem: RecordProblem) -> str:
+    """Return a bad record as a line of text; what was found may hold half a surrogate pair."""
+    found = problem.found[:SHOWN_CHARACTERS].encode("utf-8", "backslashreplace").decode()
+    return f"{location}: {problem.key}: {found} ({problem.rule})"
+
+
 def _record_text(source: Source, content: Any, counts: RecordCounts) -> str | RecordProblem:
     """Return the text of a record, or why it has none."""
     if isinstance(content, RecordProblem | str):
         text = content
     elif isinstance(content, dict) and source.template is not None:
-        text = _render_template(source.template, content, counts)
+        text = _render_record(source.template, content, counts)
     else:
         text = _read_field(source.field, content)
     return text if isinstance(text, RecordProblem) else _check_text(source, text)
 
 
-def _render_template(
+def _render_record(
     template: str, content: dict[str, Any], counts: RecordCounts
 ) -> str | RecordProblem:
-    text = render_record(template, content)
-    # Each key once, in the template's order, which is the order in store.json.
-    for key in dict.fromkeys(template_keys(template)):
-        counts.used_keys[key] += bool(render_record(f"{{{key}}}", content))
+    try:
+        values = template_values(template, content)
+    except InvalidInput as error:
+        return RecordProblem.from_error(error)
+    for key, value in values.items():
+        counts.used_keys[key] += bool(value)
+    text = render_template(template, values)
     if not text:
         return RecordProblem(
             key="template",
@@ -155,13 +173,22 @@ def _render_template(
 
 
 def _read_field(name: str, content: Any) -> str | RecordProblem:
-    text = None
-    found = type(content).__name__
-    if isinstance(content, dict):
-        text = content.get(name)
-        found = ", ".join(map(str, content))
-    if isinstance(text, str):
-        return text
+    if not isinstance(content, dict):
+        return _no_text(name, describe_kind(content))
+    value = look_up(content, name)
+    if isinstance(value, str) and not isinstance(value, WrittenNumber):
+        return value
+    if isinstance(value, bytes):
+        try:
+            return decode_utf8(value)
+        except InvalidInput as error:
+            return RecordProblem.from_error(error, name)
+    if value is None and name not in content:
+        return _no_text(name, ", ".join(map(str, content)))
+    return _no_text(name, f"`{name}` is {describe_kind(value)}")
+
+
+def _no_text(name: str, found: str) -> RecordProblem:
     return RecordProblem(
         key=name,
         found=found,
@@ -225,7 +252,7 @@ def _filter_reason(source: Source, text: str) -> str | None:
 @functools.cache
 def _excluded_ids(path: Path) -> frozenset[str]:
     ids = set()
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in read_json_lines(path):
         try:
             ids.add(json.loads(line)["id"])
         except (ValueError, KeyError, TypeError):

@@ -2,17 +2,23 @@
 
 import functools
 import io
-import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 from sweepcp.config.source import Source
-from sweepcp.config.template import template_keys
 from sweepcp.data.dataset_loading import load_hub, load_saved
+from sweepcp.data.problems import RecordProblem, too_long
 from sweepcp.data.python_text import module_documents
 from sweepcp.data.source_files import JSONL, ResolvedSource
+from sweepcp.data.typed_records import (
+    ROWS_PER_BATCH,
+    open_parquet,
+    parquet_batches,
+    table_records,
+)
+from sweepcp.data.values import decode_utf8, parse_json
 from sweepcp.errors import InvalidInput, located
 
 SHARD_BYTES = 16 << 20
@@ -22,8 +28,14 @@ PYTHON_SHARD_BYTES = 2 << 20
 OTHER_FIELDS = 8
 """How many times as long as its document a line may be: it has other fields, and escapes."""
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
-ROWS_PER_BATCH = 256
+OTHER_MARKS = {
+    b"\xff\xfe": "UTF-16 or UTF-32",
+    b"\xfe\xff": "UTF-16",
+    b"\0\0\xfe\xff": "UTF-32",
+}
+"""How a file begins whose text is in another encoding than UTF-8."""
 COPY_BYTES = 1 << 20
+COMPRESSION = {".gz": "gzip", ".zst": "zstd"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,22 +69,13 @@ class RecordLocation(NamedTuple):
 
     def __str__(self) -> str:
         if not self.unit:
-            return str(self.path)
+            return _printable(self.path)
         if self.unit == "line":
             # Counting the lines before the shard takes a pass over the file, so it is left until a
             # location is printed.
             line = _lines_before(Path(self.path), self.start) + self.number + 1
-            return f"{self.path}:{line}"
-        return f"{self.path}: {self.unit} {self.start + self.number + 1}"
-
-
-class RecordProblem(NamedTuple):
-    """Why a record cannot be used, and what its owner can do; the fields of `InvalidInput`."""
-
-    key: str
-    found: str
-    rule: str
-    fix: str
+            return f"{_printable(self.path)}:{line}"
+        return f"{_printable(self.path)}: {self.unit} {self.start + self.number + 1}"
 
 
 LocatedRecord = tuple[RecordLocation, Any]
@@ -114,16 +117,6 @@ def read_records(source: Source, shard: SourceShard) -> Iterator[LocatedRecord]:
                 yield from _read_file(source, shard, path)
 
 
-def too_long(found: str, source: Source) -> RecordProblem:
-    """Return the problem of a document or line longer than the source's `max_document_bytes`."""
-    return RecordProblem(
-        key="the text",
-        found=found,
-        rule=f"at most {source.max_document_bytes:,} bytes per document (max_document_bytes)",
-        fix="split it into documents (`unit: paragraph` for .txt), or raise max_document_bytes",
-    )
-
-
 def _file_shards(
     source: Source, paths: tuple[Path, ...], *, held_out: bool | None
 ) -> Iterator[SourceShard]:
@@ -151,7 +144,7 @@ def _cut_file(source: Source, path: Path, size: int) -> list[tuple[int, int]]:
     """Cut a file into ranges; none for a format that can only be read from its start."""
     if path.suffix == ".parquet":
         with located(path):
-            groups = _open_parquet(path).num_row_groups
+            groups = open_parquet(path).num_row_groups
         return _cut_range(groups, step=max(1, groups * SHARD_BYTES // size))
     # Text is cut at arbitrary bytes, which needs no pass over the file: a reader takes the lines
     # that start in its range, and reads the last of them beyond its end (see `_read_lines`).
@@ -179,15 +172,28 @@ def _read_hub(source: Source, shard: SourceShard) -> Iterator[LocatedRecord]:
     dataset = load_hub(source)
     rows = dataset.shard(num_shards=dataset.num_shards, index=shard.start)
     name = f"{source.hub.id}@{source.hub.revision[:8]}, shard {shard.start}"
-    for number, row in enumerate(rows):
-        yield RecordLocation(name, "row", number), row
+    with located(name):
+        tables = rows.with_format("arrow").iter(ROWS_PER_BATCH)
+        yield from located_rows(tables, source, name)
 
 
 def _read_saved(source: Source, shard: SourceShard) -> Iterator[LocatedRecord]:
     folder = shard.paths[0]
     rows = load_saved(source, folder).select(range(shard.start, shard.stop or 0))
-    for number, row in enumerate(rows):
-        yield RecordLocation(folder, "row", number, shard.start), row
+    with located(folder):
+        tables = rows.with_format("arrow").iter(ROWS_PER_BATCH)
+        yield from located_rows(tables, source, folder, shard.start)
+
+
+def located_rows(
+    tables: Iterable[Any], source: Source, path: Path | str, start: int = 0
+) -> Iterator[LocatedRecord]:
+    """Yield the rows of Arrow tables; the first of them is row `start` of `path`."""
+    number = 0
+    for table in tables:
+        for record in table_records(table, source):
+            yield RecordLocation(path, "row", number, start), record
+            number += 1
 
 
 def _read_file(source: Source, shard: SourceShard, path: Path) -> Iterator[LocatedRecord]:
@@ -246,18 +252,33 @@ def _read_whole(path: Path, source: Source) -> str | RecordProblem:
     size = path.stat().st_size
     if size > source.max_document_bytes:
         return too_long(f"{size:,} bytes", source)
-    return _decode(path.read_bytes())
+    return _decode(_without_mark(path.read_bytes()))
 
 
 def _decode(content: bytes | RecordProblem) -> str | RecordProblem:
     if isinstance(content, RecordProblem):
         return content
     try:
-        return content.decode("utf-8")
-    except UnicodeDecodeError as error:
-        return RecordProblem(
-            key="the text", found=str(error), rule="UTF-8 text", fix="convert the file to UTF-8"
-        )
+        return decode_utf8(content)
+    except InvalidInput as error:
+        return RecordProblem.from_error(error, "the text")
+
+
+def _without_mark(start: bytes) -> bytes:
+    """Return the start of a file without its byte order mark.
+
+    Raises:
+        InvalidInput: The mark is that of another encoding.
+    """
+    for mark, encoding in OTHER_MARKS.items():
+        if start.startswith(mark):
+            raise InvalidInput(
+                key="the file",
+                found=f"{encoding}, by its byte order mark",
+                rule="UTF-8 text",
+                fix="convert the file to UTF-8",
+            )
+    return start.removeprefix(BYTE_ORDER_MARK)
 
 
 def _parse_json(line: bytes) -> Any:
@@ -265,7 +286,7 @@ def _parse_json(line: bytes) -> Any:
     if isinstance(text, RecordProblem):
         return text
     try:
-        return json.loads(text)
+        return parse_json(text)
     except (ValueError, RecursionError) as error:
         return RecordProblem(
             key="the record",
@@ -300,7 +321,7 @@ def _read_lines(
                     position += _skip_line(file, limit)
                 yield location, too_long(f"a line of over {limit:,} bytes", source)
             elif first == number == 0:
-                yield location, line.removeprefix(BYTE_ORDER_MARK)
+                yield location, _without_mark(line)
             else:
                 yield location, line
             number += 1
@@ -311,9 +332,7 @@ def _read_line(file: BinaryIO, limit: int) -> bytes:
     try:
         return file.readline(limit + 1)
     except OSError as error:
-        rule = "a compressed file that can be read to its end"
-        fix = "fetch or compress the file again"
-        raise InvalidInput(key="the file", found=str(error), rule=rule, fix=fix) from None
+        raise damaged_archive(error) from None
 
 
 def _skip_line(file: BinaryIO, limit: int) -> int:
@@ -327,47 +346,46 @@ def _skip_line(file: BinaryIO, limit: int) -> int:
 
 
 def _open_file(path: Path) -> BinaryIO:
-    if path.suffix not in (".gz", ".zst"):
+    if path.suffix not in COMPRESSION:
         return path.open("rb")
-    import pyarrow
-
-    codec = "gzip" if path.suffix == ".gz" else "zstd"
-    stream: BinaryIO = io.BufferedReader(pyarrow.input_stream(str(path), compression=codec))
+    stream: BinaryIO = io.BufferedReader(decompress(path, path.open("rb")))
     return stream
 
 
+def decompress(path: Path, file: BinaryIO) -> Any:
+    """Return a stream of the content of a compressed file, which may raise `OSError`."""
+    import pyarrow
+
+    return pyarrow.input_stream(file, compression=COMPRESSION[path.suffix])
+
+
+def damaged_archive(error: OSError) -> InvalidInput:
+    """Return what to raise if a file cannot be decompressed."""
+    rule = "a compressed file that can be read to its end"
+    fix = "fetch or compress the file again"
+    return InvalidInput(key="the file", found=str(error), rule=rule, fix=fix)
+
+
+def line_start(path: Path, position: int) -> int:
+    """Return where the first line at or after a byte of a text file begins."""
+    with path.open("rb") as file:
+        if position:
+            file.seek(position - 1)
+            _skip_line(file, COPY_BYTES)
+        return file.tell()
+
+
 def _read_parquet(path: Path, shard: SourceShard, source: Source) -> Iterator[LocatedRecord]:
-    file = _open_parquet(path)
-    if source.template is None:
-        keys = {source.field}
-    else:
-        # A dotted key is a path into a nested column.
-        keys = {key.split(".")[0] for key in template_keys(source.template)}
-    names = file.schema_arrow.names
-    columns = [name for name in names if name in keys]
-    if not columns:
-        rule = f"one of {', '.join(sorted(keys))}"
-        fix = "set `field:` or `template:` of the source"
-        raise InvalidInput(key="the columns", found=", ".join(names), rule=rule, fix=fix)
+    file = open_parquet(path)
     stop = file.num_row_groups if shard.stop is None else shard.stop
-    groups = list(range(shard.start, stop))
     rows_before = sum(file.metadata.row_group(n).num_rows for n in range(shard.start))
-    number = 0
-    for batch in file.iter_batches(ROWS_PER_BATCH, row_groups=groups, columns=columns):
-        for row in batch.to_pylist():
-            yield RecordLocation(path, "row", number, rows_before), row
-            number += 1
+    batches = parquet_batches(file, source, range(shard.start, stop))
+    yield from located_rows(batches, source, path, rows_before)
 
 
-def _open_parquet(path: Path) -> Any:
-    from pyarrow.parquet import ParquetFile
-
-    try:
-        return ParquetFile(path)
-    except (OSError, ValueError) as error:
-        reason = str(error).split("\n")[0]
-        fix = "fetch or write the file again"
-        raise InvalidInput(key="the file", found=reason, rule="a Parquet file", fix=fix) from None
+def _printable(path: Path | str) -> str:
+    """Return a path as text that can be written; a name need not be UTF-8."""
+    return str(path).encode("utf-8", "backslashreplace").decode()
 
 
 @functools.lru_cache(maxsize=64)

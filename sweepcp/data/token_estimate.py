@@ -1,36 +1,64 @@
-"""Estimate the tokens of a source from a sample of its text."""
+"""Estimate the tokens of a source from a sample of its text.
 
+The sample consists of short spots, drawn evenly over the bytes of all files (or the rows of a data
+set), so that a file is sampled in proportion to its size. Each spot stands for the same part of the
+source; its tokens per byte are scaled to that part.
+"""
+
+import random
 import tempfile
-from collections.abc import Callable, Iterator
+from bisect import bisect_right
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
+from typing import Any
 
 from sweepcp.config.source import Source
-from sweepcp.data.documents import RecordCounts, read_documents
-from sweepcp.data.records import SourceShard, split_into_shards
+from sweepcp.data.dataset_loading import load_hub
+from sweepcp.data.documents import Document, RecordCounts, make_documents, read_documents
+from sweepcp.data.records import (
+    COMPRESSION,
+    COPY_BYTES,
+    SourceShard,
+    damaged_archive,
+    decompress,
+    line_start,
+    located_rows,
+    split_into_shards,
+)
 from sweepcp.data.source_files import JSONL, ResolvedSource
+from sweepcp.data.typed_records import ROWS_PER_BATCH, open_parquet, parquet_batches
+from sweepcp.errors import InvalidInput, located
 
-SAMPLED_FILES = 25
-"""Approximate number of files that are sampled, evenly spread."""
-SPOTS_PER_FILE = 2
-"""Ranges that are sampled in a large file; also shards that are sampled of a data set."""
-SPOT_BYTES = 1 << 18
-"""Length of a sampled range."""
-TEXT_CHARACTERS = 1 << 20
-"""Text read of a range, at most."""
-DECOMPRESSED_BYTES = 4 << 20
-"""Content read of a compressed file, to measure its compression."""
+SPOTS = 128
+MAX_SPOTS = 1024
+"""Spots of a source of many files that are shorter than a spot."""
+PYTHON_SPOTS = 32
+"""Spots of Python modules, which are slow to parse."""
+SPOT_BYTES = 16 << 10
+"""Length of a spot in a file that need not be read whole."""
+SPOT_CHARACTERS = 16 << 10
+"""Characters of a spot whose tokens are counted, at most."""
+PIECE_CHARACTERS = 8 << 10
+"""A longer document is counted in pieces."""
+KEPT_CHARACTERS = 128
+"""How many times as many characters as are counted are kept in memory, at most."""
+HUB_SHARDS = 2
+"""Shards of a hub data set that are read."""
+READ_BYTES = 256 << 20
+"""Content that is read of all files that can only be read from their start, about."""
+READ_BYTES_PER_FILE = 8 << 20
+"""Content that is read of each of them at least."""
+COMPRESSED_CHUNK = 64 << 10
+"""Bytes of a compressed file that are read at a time."""
 
-SampledSize = Callable[[int], float]
-"""Records read of a shard → the size of what was read, in the unit of `_source_size`."""
+CountTokens = Callable[[list[str]], float]
 
 
-def estimate_tokens(
-    source: Source, files: ResolvedSource, count_tokens: Callable[[list[str]], float]
-) -> float:
+def estimate_tokens(source: Source, files: ResolvedSource, count_tokens: CountTokens) -> float:
     """Estimate the training tokens of a source before near-duplicates are dropped.
-
-    Tokens per byte (or per row, or per shard) of a sample are scaled to the size of the source. At
-    most a few dozen files are read, and of each a few hundred kilobytes of text.
 
     Args:
         source: The source.
@@ -39,87 +67,265 @@ def estimate_tokens(
 
     Returns:
         The estimate, at least 1.
+
+    Raises:
+        InvalidInput: A file or a record of the sample cannot be used.
     """
-    tokens = sampled = 0.0
-    with tempfile.TemporaryDirectory(prefix="sweepcp-") as folder:
-        for shard, sampled_size in _sampled_shards(source, files, Path(folder)):
-            documents: list[str] = []
-            counts, length = RecordCounts(), 0
-            for document in read_documents(source, files, shard, counts):
-                documents.append(document.text)
-                length += len(document.text)
-                if length > TEXT_CHARACTERS:
-                    break
-            tokens += count_tokens(documents) if documents else 0
-            sampled += sampled_size(counts.records)
+    sampler = _Sampler(source, files, count_tokens)
+    if source.hub is not None:
+        tokens = sampler.hub_tokens()
+    elif source.saved is not None:
+        tokens = sampler.saved_tokens()
+    else:
+        tokens = sampler.file_tokens()
     held_out = 0.0 if source.held_out_files else source.held_out
-    return max(1.0, tokens / max(1.0, sampled) * _source_size(source, files) * (1 - held_out))
+    return max(1.0, tokens * (1 - held_out))
 
 
-def _source_size(source: Source, files: ResolvedSource) -> float:
-    """Return the size of a source: in rows of a saved data set, shards of a hub one, else bytes."""
-    if source.hub is not None or source.saved is not None:
-        shards = split_into_shards(source, files)
-        return float(sum((shard.stop or 0) - shard.start for shard in shards))
-    return float(sum(path.stat().st_size for path in files.paths))
+@dataclass(frozen=True)
+class _Sampler:
+    """Samples a source; the arguments of `estimate_tokens`."""
 
+    source: Source
+    files: ResolvedSource
+    count_tokens: CountTokens
 
-def _sampled_shards(
-    source: Source, files: ResolvedSource, folder: Path
-) -> Iterator[tuple[SourceShard, SampledSize]]:
-    """Yield the shards to sample; `folder` is for temporary files."""
-    if source.hub is not None or source.saved is not None:
-        shards = split_into_shards(source, files)
-        sampled_size: SampledSize = float if source.hub is None else _constant(1)
-        for shard in shards[:: max(1, len(shards) // SPOTS_PER_FILE)]:
-            yield shard, sampled_size
-        return
-    for path in files.paths[:: max(1, len(files.paths) // SAMPLED_FILES)]:
+    def file_tokens(self) -> float:
+        """Return the tokens of all files."""
+        paths = self.files.paths
+        if not paths:
+            return 0.0
+        sizes = [path.stat().st_size for path in paths]
+        bounds = list(accumulate(sizes))
+        short_spots = SPOTS * SPOT_BYTES * len(paths) // max(1, bounds[-1])
+        count = max(SPOTS, min(MAX_SPOTS, short_spots))
+        if self.source.python is not None:
+            count = PYTHON_SPOTS
+        spots: dict[int, list[int]] = defaultdict(list)
+        for position in _draw_positions(bounds[-1], count):
+            number = bisect_right(bounds, position)
+            spots[number].append(position - (bounds[number] - sizes[number]))
+        # Where every file can be sampled, each stands for itself.
+        is_complete = len(paths) <= count
+        for number, size in enumerate(sizes) if is_complete else ():
+            if size and number not in spots:
+                spots[number] = [size // 2]
+        from_start = [n for n in spots if paths[n].suffix in (*COMPRESSION, ".parquet")]
+        limit = max(READ_BYTES_PER_FILE, READ_BYTES // max(1, len(from_start)))
+        tokens = 0.0
+        for number, positions in spots.items():
+            part = sizes[number] if is_complete else bounds[-1] * len(positions) / count
+            with located(paths[number]):
+                tokens += part * self._tokens_per_byte(paths[number], positions, limit)
+        return tokens
+
+    def saved_tokens(self) -> float:
+        """Return the tokens of a saved data set, from spots of rows."""
+        shards = split_into_shards(self.source, self.files)
+        folder, rows = self.files.paths[0], shards[-1].stop or 0 if shards else 0
+        size = sum(path.stat().st_size for path in folder.rglob("*.arrow"))
+        rows_per_spot = _rows_per_spot(rows, size)
+        tokens = sampled = 0.0
+        for start in _spread_rows(_draw_positions(rows, SPOTS), rows, rows_per_spot):
+            shard = SourceShard(paths=(folder,), start=start, stop=min(rows, start + rows_per_spot))
+            counts = RecordCounts()
+            tokens += self._count(read_documents(self.source, self.files, shard, counts))
+            sampled += counts.records
+        return tokens / max(1.0, sampled) * rows
+
+    def hub_tokens(self) -> float:
+        """Return the tokens of a hub data set from a few of its shards.
+
+        They are read whole, unless the hub knows the number of rows.
+        """
+        assert self.source.hub is not None
+        splits = load_hub(self.source).info.splits or {}
+        split = splits.get(self.source.hub.split)
+        rows = int(split.num_examples or 0) if split is not None else 0
+        shards = split_into_shards(self.source, self.files)
+        stride = -(-len(shards) // HUB_SHARDS) or 1
+        tokens, counts = 0.0, RecordCounts()
+        for shard in shards[::stride]:
+            documents = read_documents(self.source, self.files, shard, counts)
+            if rows:
+                documents = _first_documents(documents)
+            tokens += self._count(documents, SPOTS // HUB_SHARDS)
+        if rows:
+            return tokens / max(1, counts.records) * rows
+        return tokens * len(shards) / max(1, len(shards[::stride]))
+
+    def _tokens_per_byte(self, path: Path, positions: list[int], limit: int) -> float:
+        """Return the tokens of a file per byte, from the spots at some positions.
+
+        A file that can only be read from its start is read up to `limit` bytes of content.
+        """
         size = path.stat().st_size
-        is_lines = path.name.endswith(JSONL) or source.unit == "line"
+        is_lines = path.name.endswith(JSONL) or (
+            path.suffix == ".txt" and self.source.unit != "file"
+        )
         if path.suffix == ".parquet":
-            yield _parquet_shard(path)
-        elif path.suffix in (".gz", ".zst"):
-            yield _decompressed_shard(path, folder)
-        elif size > SPOTS_PER_FILE * SPOT_BYTES and is_lines:
-            for spot in range(SPOTS_PER_FILE):
-                start = spot * size // SPOTS_PER_FILE
-                shard = SourceShard(paths=(path,), start=start, stop=start + SPOT_BYTES)
-                yield shard, _constant(SPOT_BYTES)
-        else:
-            yield SourceShard(paths=(path,)), _constant(size)
+            return self._parquet_tokens(path, positions, limit) / size
+        if path.suffix in COMPRESSION:
+            return self._decompressed_tokens(path, positions, limit)
+        is_small = len(positions) * SPOT_BYTES >= size
+        if is_small or not is_lines:
+            shard = SourceShard(paths=(path,))
+            return self._shard_tokens(shard, spots=len(positions)) / max(1, size)
+        ratios: list[float] = []
+        for position in positions:
+            # At least one line, however long it is; there is none after the start of the last.
+            start = line_start(path, position)
+            if start < size:
+                stop = max(start + 1, min(position + SPOT_BYTES, size))
+                tokens = self._shard_tokens(SourceShard(paths=(path,), start=start, stop=stop))
+                ratios.append(tokens / (line_start(path, stop) - start))
+        return sum(ratios) / max(1, len(ratios))
+
+    def _decompressed_tokens(self, path: Path, positions: list[int], limit: int) -> float:
+        """Return the tokens of a compressed file per byte, from a plain copy of its beginning."""
+        with tempfile.TemporaryDirectory(prefix="sweepcp-") as folder:
+            plain = Path(folder) / path.with_suffix("").name
+            read, written = _decompress_start(path, plain, limit)
+            if not written:
+                return 0.0
+            scale = plain.stat().st_size / path.stat().st_size
+            try:
+                per_byte = self._tokens_per_byte(plain, [int(p * scale) for p in positions], limit)
+            except InvalidInput as error:
+                place = error.file.replace(str(plain), str(path))
+                raise InvalidInput(
+                    file=place, key=error.key, found=error.found, rule=error.rule, fix=error.fix
+                ) from None
+        return per_byte * written / read
+
+    def _parquet_tokens(self, path: Path, positions: list[int], limit: int) -> float:
+        """Return the tokens of a Parquet file."""
+        file = open_parquet(path)
+        size, rows = path.stat().st_size, int(file.metadata.num_rows)
+        tokens, counts = 0.0, RecordCounts()
+        rows_per_spot = _rows_per_spot(rows, size)
+        drawn = [position * rows // size for position in positions]
+        wanted = _spread_rows(drawn, rows, rows_per_spot)
+        batches = _wanted_batches(file, self.source, wanted, limit, rows_per_spot)
+        for batch, row in batches:
+            records = located_rows([batch], self.source, path, row)
+            tokens += self._count(make_documents(self.source, self.files, records, counts))
+        return tokens / max(1, counts.records) * rows
+
+    def _shard_tokens(self, shard: SourceShard, spots: int = 1) -> float:
+        documents = read_documents(self.source, self.files, shard, RecordCounts())
+        return self._count(documents, spots)
+
+    def _count(self, documents: Iterable[Document], spots: int = 1) -> float:
+        """Return the tokens of the documents of some spots, counted on a part if they are long."""
+        limit = spots * SPOT_CHARACTERS
+        kept: list[str] = []
+        stride = 1
+        total = size = 0
+        for number, document in enumerate(documents):
+            total += len(document.text)
+            if number % stride == 0:
+                kept.append(document.text)
+                size += len(document.text)
+            if size > KEPT_CHARACTERS * SPOT_CHARACTERS and len(kept) > 1:
+                # Every second of those that are kept, so that they stay evenly spread.
+                kept, stride = kept[::2], 2 * stride
+                size = sum(map(len, kept))
+        pieces = _pieces(kept, limit)
+        counted = sum(map(len, pieces))
+        return self.count_tokens(pieces) * total / counted if counted else 0.0
 
 
-def _constant(size: int) -> SampledSize:
-    """Return the size of a shard that is sampled whole."""
-    return lambda _: float(size)
+def _draw_positions(length: int, count: int) -> list[int]:
+    """Return a position in each of `count` equal parts of a length, the same ones every time."""
+    # Not at equal distances: files may alternate in kind.
+    rng = random.Random(0)
+    return [int((part + rng.random()) * length / count) for part in range(count)] if length else []
 
 
-def _parquet_shard(path: Path) -> tuple[SourceShard, SampledSize]:
-    """Return a Parquet file; the size of what was read of it is in proportion to its rows."""
-    from pyarrow.parquet import ParquetFile
-
-    rows = ParquetFile(path).metadata.num_rows
-    size = path.stat().st_size
-    return SourceShard(paths=(path,)), lambda records: size * records / max(1, rows)
+def _rows_per_spot(rows: int, size: int) -> int:
+    return max(1, min(ROWS_PER_BATCH, SPOT_BYTES * rows // max(1, size)))
 
 
-def _decompressed_shard(path: Path, folder: Path) -> tuple[SourceShard, SampledSize]:
-    """Return the first lines of a compressed file as a plain file in `folder`.
+def _spread_rows(drawn: list[int], rows: int, rows_per_spot: int) -> list[int]:
+    """Return the first rows of the spots, in order: as drawn, or one after the other if few."""
+    if len(drawn) * rows_per_spot >= rows:
+        return list(range(0, rows, rows_per_spot))
+    return sorted(set(drawn))
 
-    Its size is that of the compressed bytes that they were read from.
+
+def _first_documents(documents: Iterator[Document]) -> Iterator[Document]:
+    characters = 0
+    for document in documents:
+        yield document
+        characters += len(document.text)
+        if characters > SPOTS * SPOT_CHARACTERS // HUB_SHARDS:
+            return
+
+
+def _pieces(texts: list[str], limit: int) -> list[str]:
+    """Return about `limit` characters of some texts at most, in pieces spread over them."""
+    pieces: list[str] = []
+    for text in texts:
+        starts = range(0, len(text), PIECE_CHARACTERS)
+        pieces += [text[start : start + PIECE_CHARACTERS] for start in starts]
+    stride = -(-sum(map(len, pieces)) // limit)
+    return pieces[:: max(1, stride)]
+
+
+def _decompress_start(path: Path, plain: Path, limit: int) -> tuple[int, int]:
+    """Write the beginning of a compressed file, about `limit` bytes, as a plain file.
+
+    Returns:
+        The number of compressed bytes that were read, and of plain bytes that were written.
+
+    Raises:
+        InvalidInput: The file is truncated or corrupt.
     """
-    import pyarrow
+    written = whole_lines = 0
+    with path.open("rb") as compressed, plain.open("wb") as target:
+        try:
+            stream = decompress(path, compressed)
+            while chunk := stream.read(COPY_BYTES):
+                if b"\n" in chunk:
+                    whole_lines = written + chunk.rindex(b"\n") + 1
+                written += target.write(chunk)
+                if written >= limit:
+                    # The beginning of a line would be a bad record.
+                    target.truncate(whole_lines)
+                    # On average, half of the last chunk has not been decompressed yet.
+                    return compressed.tell() - COMPRESSED_CHUNK // 2, written
+        except OSError as error:
+            raise damaged_archive(error) from None
+    return path.stat().st_size, written
 
-    codec = "gzip" if path.suffix == ".gz" else "zstd"
-    with (
-        path.open("rb") as compressed,
-        pyarrow.CompressedInputStream(pyarrow.PythonFile(compressed), codec) as stream,
-    ):
-        content = stream.read(DECOMPRESSED_BYTES)
-        read_to_end = len(content) < DECOMPRESSED_BYTES
-        compressed_size = path.stat().st_size if read_to_end else compressed.tell()
-    length = content.rfind(b"\n", 0, TEXT_CHARACTERS) + 1 or len(content)
-    plain = folder / path.with_suffix("").name
-    plain.write_bytes(content[:length])
-    return SourceShard(paths=(plain,)), lambda _: compressed_size * length / len(content)
+
+def _wanted_batches(
+    file: Any, source: Source, wanted: list[int], limit: int, rows_per_batch: int
+) -> Iterator[tuple[Any, int]]:
+    """Yield the batches of a Parquet file that begin at or before some rows, with their first row.
+
+    Args:
+        file: The file.
+        source: The source, which decides on the columns.
+        wanted: Numbers of rows, in order.
+        limit: Bytes to read of the file, about.
+        rows_per_batch: Rows of a batch, at most.
+    """
+    groups = [file.metadata.row_group(number) for number in range(file.num_row_groups)]
+    first_rows = [0, *accumulate(group.num_rows for group in groups)]
+    by_group: dict[int, list[int]] = defaultdict(list)
+    for row in wanted:
+        number = bisect_right(first_rows, row) - 1
+        by_group[number].append(row - first_rows[number])
+    for number, rows in by_group.items():
+        # A batch can only be reached through those before it.
+        reach = min(1.0, limit / len(by_group) / max(1, groups[number].total_byte_size))
+        targets = [int(row * reach) for row in rows]
+        start = 0
+        for batch in parquet_batches(file, source, range(number, number + 1), rows_per_batch):
+            if start > targets[-1]:
+                break
+            if any(start <= target < start + len(batch) for target in targets):
+                yield batch, first_rows[number] + start
+            start += len(batch)

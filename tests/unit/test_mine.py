@@ -1,9 +1,21 @@
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from sweepcp.corpora.label_sample import read_labels
+from sweepcp.config.source import Source
+from sweepcp.corpora import corpus_scores
+from sweepcp.corpora.classifier import Example, draw_examples, score_documents, train_classifiers
+from sweepcp.corpora.corpus_scores import ScoredCorpus, score_corpus
+from sweepcp.corpora.label_sample import (
+    LabelCandidate,
+    labelled_precision,
+    read_labels,
+    stratum_edges,
+    stratum_of,
+    write_sample,
+)
 from sweepcp.corpora.mining import mine_corpus
 from sweepcp.corpora.prevalence import (
     EDGES,
@@ -17,6 +29,8 @@ from sweepcp.corpora.prevalence import (
     share_above,
     threshold_for_precision,
 )
+from sweepcp.data.documents import Document
+from sweepcp.data.records import RecordLocation, split_into_shards
 from sweepcp.data.source_files import resolve_source
 from sweepcp.errors import InvalidInput
 from sweepcp.util.progress import NoProgress
@@ -122,6 +136,40 @@ def test_labels_that_cannot_be_used_are_named(tmp_path: Path, line: str, message
     assert str(path) in error.value.file
 
 
+def test_labels_of_texts_with_any_separator_of_unicode(tmp_path: Path):
+    path = tmp_path / "sample.jsonl"
+    row = {"label": True, "of": "x", "stratum": 0, "score": 1.0, "stands_for": 1.0}
+    line = json.dumps(row | {"text": "a\u2028b\x85c"}, ensure_ascii=False) + "\r\n\n"
+    path.write_bytes(b"\xef\xbb\xbf" + line.encode())
+    assert read_labels(path, "x") == [LabelledDocument(True, 1.0, 0, 1.0)]
+
+
+def test_bad_records_are_refused_at_every_call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def score_as_zero(documents: list[Document], weights_file: Path) -> np.ndarray:
+        return np.zeros(len(documents), dtype=np.float32)
+
+    monkeypatch.setattr(corpus_scores, "score_documents", score_as_zero)
+    texts: list[object] = [{"text": f"about {n}"} for n in range(250)]
+    jsonl(tmp_path / "web.jsonl", [*texts, *[{"txt": "x"}] * 5])
+    strict = source(name="web", bad_records=0.01)
+    files = resolve_source(strict, folder=tmp_path)
+    shards = split_into_shards(strict, files)
+
+    def score(s: Source) -> int:
+        corpus = ScoredCorpus(s, files, tmp_path, "stamp")
+        return score_corpus(corpus, shards, progress=NoProgress(), address=None)[1]
+
+    for _ in range(2):
+        with pytest.raises(InvalidInput, match="5 of 255 records cannot be used"):
+            score(strict)
+    # The limit is no part of the scores: they are kept, and the records are checked again.
+    assert score(source(name="web", bad_records=0.05)) == 250
+    with pytest.raises(InvalidInput, match="5 of 255 records cannot be used"):
+        score(strict)
+    with pytest.raises(InvalidInput, match="5 of 255 records cannot be used"):
+        draw_examples([strict], {"web": files}, address=None)
+
+
 @pytest.mark.parametrize(
     ("corpus", "precision", "file", "message"),
     [
@@ -152,3 +200,73 @@ def test_what_cannot_be_mined_is_refused(
     assert message in str(error.value)
     assert error.value.file == file
     assert not (tmp_path / "out").exists()
+
+
+def test_strata_are_the_selected_as_many_below_them_and_ten_times_as_many(tmp_path: Path):
+    """Of 1,000 documents 20 are selected, so the strata are of 20, 20, 200 and 760."""
+    scores = np.repeat([4.0, 3.0, 1.0, -1.0], [20, 20, 200, 760])
+    curve = ScoreCurve(share_above(scores), share_above(DOMAIN), share_above(GENERAL))
+    edges = stratum_edges(curve, index_of(3.5))
+    strata = [stratum_of(score, edges) for score in (4.0, 3.5, 3.0, 1.0, -1.0)]
+    assert strata == [0, 0, 1, 2, 3]
+    candidates = [
+        [LabelCandidate(bytes([9 - stratum]), f"{stratum}", "x", score, "text")]
+        for stratum, score in enumerate((4.0, 3.0, 1.0, -1.0))
+    ]
+    path = tmp_path / "sample.jsonl"
+    write_sample(path, candidates, curve=curve, threshold_index=index_of(3.5), stamp="x")
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    # In the order of the hashes.
+    assert [row["id"] for row in rows] == ["3", "2", "1", "0"]
+    assert [row["stands_for"] for row in rows] == pytest.approx([0.76, 0.2, 0.02, 0.02])
+    for row, label in zip(rows, (False, False, True, True), strict=True):
+        row["label"] = label
+    jsonl(path, rows)
+    labels = read_labels(path, "x")
+    assert labelled_share(labels)[0] == pytest.approx(0.04)
+    assert labelled_precision(labels, 3.0) == (1.0, 2)
+    assert labelled_precision(labels, -1.0) == (0.5, 4)
+    assert labelled_precision(labels, 4.1) is None
+
+
+def test_shares_of_a_corpus_are_those_of_all_its_documents(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    scores = np.array([-13.0, -2.0, -2.0, 0.0, 0.005, 1.99, 2.0, 13.0])
+
+    def score_by_number(documents: list[Document], weights_file: Path) -> np.ndarray:
+        return np.array([scores[int(document.text[-1])] for document in documents])
+
+    monkeypatch.setattr(corpus_scores, "score_documents", score_by_number)
+    monkeypatch.setattr(corpus_scores, "BATCH_DOCUMENTS", 3)
+    jsonl(tmp_path / "a.jsonl", [{"text": f"text {n}"} for n in range(5)])
+    jsonl(tmp_path / "b.jsonl", [{"text": f"text {n}"} for n in range(5, 8)])
+    made = source(name="web", files=["a.jsonl", "b.jsonl"])
+    files = resolve_source(made, folder=tmp_path)
+    shards = split_into_shards(made, files)
+    corpus = ScoredCorpus(made, files, tmp_path, "stamp")
+    shares, documents = score_corpus(corpus, shards, progress=NoProgress(), address=None)
+    assert documents == 8
+    np.testing.assert_allclose(shares, share_above(scores))
+
+
+def test_examples_are_scored_by_the_classifier_that_has_not_seen_them(tmp_path: Path):
+    """No two texts share a word: to a classifier that has not seen it, a text says nothing."""
+    texts = [f"word{n} other{n} third{n}" for n in range(200)]
+    documents = [Document(text, RecordLocation("")) for text in texts]
+    examples = [Example(document.sha256, document.text, "s") for document in documents]
+    trained = train_classifiers(domain=examples[:80], general=examples[80:])
+    scores = np.concatenate([trained.domain_scores, trained.general_scores])
+    folds = np.array([example.key[-1] % 5 for example in examples])
+    for fold in range(5):
+        assert scores[folds == fold] == pytest.approx(trained.weights[-1, fold], abs=1e-6)
+    # A document of the corpus that is an example is not scored by a classifier that knows it.
+    np.save(tmp_path / "weights.npy", trained.weights)
+    np.testing.assert_allclose(
+        score_documents(documents, tmp_path / "weights.npy"), scores, atol=1e-6
+    )
+    # Those that know it agree with its role.
+    known = score_documents(
+        [Document(f"{text} again", RecordLocation("")) for text in texts], tmp_path / "weights.npy"
+    )
+    assert known[:80].mean() > scores[:80].mean() > known[80:].mean()

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from sweepcp.data.documents import Document, RecordCounts, check_bad_records, re
 from sweepcp.data.records import RecordLocation, split_into_shards
 from sweepcp.data.source_files import resolve_source
 from sweepcp.errors import InvalidInput
+from sweepcp.util.files import write_json
 from tests.make import jsonl, source
 
 TEXTS = [f"text number {n}" for n in range(200)]
@@ -168,6 +170,12 @@ BAD = [
     (b'{"text": "' + b"a" * 60 + b'"}', "the text", "60 bytes"),
     (b'{"text": "' + b"a" * 5000 + b'"}', "the text", "a line of over 400 bytes"),
     (b"[" * 100_000, "the text", "a line of over"),
+    (b'{"text": null}', "text", "`text` is null"),
+    (b'{"text": NaN}', "text", "`text` is null"),
+    (b'{"text": 3.5}', "text", "`text` is a number"),
+    (b'{"text": ["a"]}', "text", "`text` is a list"),
+    (b'{"text": "a", "text": "b"}', "the record", "the key 'text' occurs twice"),
+    (b'{"\\ud83d": "a"}', "text", "\ud83d"),
 ]
 
 
@@ -187,9 +195,66 @@ def test_a_bad_record_is_named_or_skipped_and_counted(
     assert [d.text for d in documents(s, tmp_path, counts)] == ["fine", "good"]
     assert (counts.records, counts.bad) == (3, 1)
     assert counts.examples[0].startswith(f"{tmp_path}/a.jsonl:3: {key}")
+    write_json(tmp_path / "counts.json", vars(counts))
     check_bad_records(s, counts)
     with pytest.raises(InvalidInput, match="1 of 3 records cannot be used"):
         check_bad_records(source(bad_records=0.3), counts)
+
+
+def test_a_value_without_a_text_is_a_bad_record(tmp_path: Path):
+    deep = '{"t": ' * 70 + "1" + "}" * 70
+    lines = ['{"t": 1}', '{"t": -Infinity}', '{"t": 1e99999}', deep, '{"u": 1e9999, "t": 2}']
+    (tmp_path / "a.jsonl").write_text("\n".join(lines))
+    counts = RecordCounts()
+    s = source(template="{t}", bad_records=0.6)
+    assert [d.text for d in documents(s, tmp_path, counts)] == ["1", "2"]
+    assert counts.bad == 3
+    assert counts.examples[0].startswith(f"{tmp_path}/a.jsonl:2: t: -inf (a finite number")
+
+
+MARKED = b"\xef\xbb\xbf"
+LATER_MARK = "\ufeff"
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz", "a.jsonl.zst", "a.txt"])
+@pytest.mark.parametrize("unit", ["file", "paragraph", "line"])
+def test_a_byte_order_mark_at_the_start_of_a_file_is_no_text(tmp_path: Path, name: str, unit: str):
+    text = f"caf\xe9 {LATER_MARK}"
+    content = MARKED + (text if name == "a.txt" else json.dumps({"text": text})).encode()
+    packers: dict[str, Callable[[bytes], bytes]] = {".gz": gzip.compress, ".zst": zstd}
+    pack = packers.get(Path(name).suffix, bytes)
+    (tmp_path / name).write_bytes(pack(content))
+    s = source(files=[name], unit=unit)
+    assert [d.text for d in documents(s, tmp_path)] == [text]
+    for encoding in ("utf-16", "utf-32"):
+        (tmp_path / name).write_bytes(pack(content.decode().encode(encoding)))
+        with pytest.raises(InvalidInput, match="UTF-16") as error:
+            documents(source(files=[name], unit=unit, bad_records=1), tmp_path)
+        assert error.value.file == f"{tmp_path}/{name}"
+
+
+def test_lists_of_documents_may_have_a_mark_and_any_separator_of_unicode(tmp_path: Path):
+    jsonl(tmp_path / "a.jsonl", RECORDS)
+    line = json.dumps({"id": Document(TEXTS[0], RecordLocation("")).id, "place": "a\u2028b\x85"})
+    (tmp_path / "out.json").write_bytes(
+        MARKED + line.encode().decode("unicode_escape").encode() + b"\r\n\n"
+    )
+    found = documents(source(exclude="out.json"), tmp_path)
+    assert [d.text for d in found] == TEXTS[1:]
+    (tmp_path / "utf16.json").write_text(line, encoding="utf-16")
+    with pytest.raises(InvalidInput, match="UTF-8 text"):
+        documents(source(exclude="utf16.json"), tmp_path)
+
+
+@pytest.mark.parametrize("changes", [{"files": ["."]}, {"held_out_files": ["a.txt"]}])
+def test_a_template_for_a_text_file_is_refused(tmp_path: Path, changes: dict[str, object]):
+    jsonl(tmp_path / "a.jsonl", RECORDS)
+    (tmp_path / "a.txt").write_text("one")
+    with pytest.raises(InvalidInput, match="records with fields") as error:
+        resolve_source(source(**{"template": "{text}"} | changes), folder=tmp_path)
+    assert error.value.key == "template"
+    with pytest.raises(ValueError, match="modules have no fields"):
+        source(files=None, python={"part": "docs"}, template="{text}")
 
 
 @pytest.mark.parametrize("ending", ["gz", "zst"])

@@ -1,8 +1,10 @@
+from typing import Any
+
 import pytest
 from pydantic import TypeAdapter, ValidationError
 
 from sweepcp.config.template import Template
-from sweepcp.data.rendering import render_record
+from sweepcp.data.rendering import render_template, template_values
 
 LISTING = """
 {title}
@@ -13,6 +15,10 @@ Sold by {seller.name}
 
 {description}
 """
+
+
+def render_record(template: str, record: dict[str, Any]) -> str:
+    return render_template(template, template_values(template, record))
 
 
 def test_a_whole_listing():
@@ -49,7 +55,9 @@ def test_escaped_braces_dotted_keys_and_braces_in_values():
     assert render_record("{a.b}", {"a": {"b": 2}}) == "2"
 
 
-@pytest.mark.parametrize("template", ["no key", "{", "{a b}", "{}", "a } b {c}", "{a..b}"])
+@pytest.mark.parametrize(
+    "template", ["no key", "{", "{ a}", "{a\n}", '{"a": 1}', "{}", "a } b {c}", "{a..b}"]
+)
 def test_invalid_templates_are_refused(template: str):
     with pytest.raises(ValidationError, match="fix:"):
         TypeAdapter(Template).validate_python(template)
