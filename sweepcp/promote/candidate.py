@@ -10,7 +10,7 @@ from sweepcp.config.suites import MemberSpec, Suites
 from sweepcp.config.target import TargetCorpus
 from sweepcp.config.validation import validate
 from sweepcp.config.yaml_files import find_config_file, read_yaml
-from sweepcp.corpora.provenance import base_model_of_run, stores_of_run
+from sweepcp.corpora.provenance import base_model_of_run, check_tasks_of_run, stores_of_run
 from sweepcp.errors import InvalidInput
 from sweepcp.promote.bundle import Lineage, ProxyResult
 from sweepcp.runs.caveats import caveats_of
@@ -49,8 +49,10 @@ def candidate_from_run(run: Run, trial_id: str | None) -> Candidate:
     """Return the trial that a run's rule chooses, or the trial with an id.
 
     Raises:
-        InvalidInput: No trial meets the rule, or the trial does not exist or is not done.
+        InvalidInput: No trial meets the rule, the trial does not exist or is not done, or the files
+            of a task have changed since.
     """
+    check_tasks_of_run(run)
     trial = _chosen_trial(run) if trial_id is None else _done_trial(run, trial_id)
     return Candidate(
         method=trial.recipe,

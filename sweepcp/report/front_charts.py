@@ -117,7 +117,7 @@ def _front_notes(run: Run, labels: TrialLabels) -> list[str]:
     if labels.certainty is not None:
         notes.append(
             "“Possibly on the front”: on the front in at least "
-            f"{format_percent(POSSIBLE_SHARE)} of {RESAMPLES} resamples of the items "
+            f"{format_percent(POSSIBLE_SHARE)} of {RESAMPLES} resamples of the documents "
             "(evaluation noise only)."
         )
     unscored = len(run.trials) - len(run.done)

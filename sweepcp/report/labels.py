@@ -57,7 +57,7 @@ def trial_label(run: Run, trial: Trial, certainty: FrontCertainty | None) -> str
         lines.append(trial.short_reason[:REASON_CHARACTERS])
     if certainty is not None and trial.id in certainty.on_front:
         share = format_percent(certainty.on_front[trial.id])
-        lines.append(f"on the front in {share} of the resamples of the items")
+        lines.append(f"on the front in {share} of the resamples of the documents")
     return "\n".join(lines)
 
 

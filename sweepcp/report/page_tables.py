@@ -10,10 +10,10 @@ from sweepcp.runs.run_folder import Run
 from sweepcp.runs.trial import Trial
 from sweepcp.runs.uncertainty import FrontCertainty
 from sweepcp.scoring.scorecard import (
+    LanguageScore,
     MemberScore,
     Scorecard,
     SplitScore,
-    weighted_change,
 )
 
 SCORES = (
@@ -94,6 +94,7 @@ def member_table(trial: Trial) -> PageTable:
         Column("language"),
         Column("unit"),
         Column("items", "number"),
+        Column("documents", "number"),
         Column("base", "number"),
         Column(trial.id, "number"),
         Column("change", "number"),
@@ -107,6 +108,7 @@ def member_table(trial: Trial) -> PageTable:
             member.language,
             member.unit,
             str(member.items),
+            str(member.documents),
             f"{member.base:.3f} ± {member.base_se:.3f}",
             f"{member.value:.3f} ± {member.value_se:.3f}",
             f"{change} {_change_unit(member)}",
@@ -124,17 +126,10 @@ def language_table(trial: Trial) -> PageTable:
         Column("members", "number"),
         Column("change", "number"),
     ]
-    members = _scorecard(trial).report.members
-    groups = dict.fromkeys((member.role, member.language) for member in members)
     rows = []
-    for unit in ("bits per byte", "accuracy"):
-        for role, language in groups:
-            key = (role, language, unit)
-            grouped = [m for m in members if (m.role, m.language, m.unit) == key]
-            if grouped:
-                change = _format_change(*weighted_change(grouped))
-                count = str(len(grouped))
-                rows.append([*key, count, f"{change} {_change_unit(grouped[0])}"])
+    for score in _scorecard(trial).report.languages:
+        change = f"{_format_change(score.change, score.change_se)} {_change_unit(score)}"
+        rows.append([score.role, score.language, score.unit, str(score.members), change])
     caption = f"Trial {trial.id} against the base by language, on the reporting half"
     return PageTable(caption, columns, rows)
 
@@ -155,7 +150,7 @@ def data_table(run: Run) -> PageTable:
     rows = []
     for source in run.experiment.sources:
         amounts = _amounts_of(trial, source.name) if trial else ["", "", ""]
-        fingerprint = run.source_fingerprints.get(source.name, "")
+        fingerprint = run.identity.sources.get(source.name, "")
         rows.append([source.name, source.role, source.language, *amounts, fingerprint])
     return PageTable("Sources", columns, rows)
 
@@ -228,8 +223,8 @@ def _scorecard(trial: Trial) -> Scorecard:
     return trial.scorecard
 
 
-def _change_unit(member: MemberScore) -> str:
-    return "%" if member.unit == "bits per byte" else "points"
+def _change_unit(score: MemberScore | LanguageScore) -> str:
+    return "%" if score.unit == "bits per byte" else "points"
 
 
 def _format_lr_fraction(trial: Trial) -> str:

@@ -133,7 +133,7 @@ def untested_lines(run: Run) -> list[str]:
         counts = ", ".join(f"{count} {status}" for status, count in statuses.items())
         lines.append(f"The recipes of the trials without a score: {counts}.")
     members = trial.scorecard.report.members if trial and trial.scorecard else ()
-    if members and not any(member.unit == "accuracy" for member in members):
+    if members and not any("accuracy" in member.unit for member in members):
         lines.append("Tasks: the suites have held-out text only, and no benchmark with answers.")
     return lines
 

@@ -15,10 +15,10 @@ def caveats_of(run: Run, trial: Trial) -> list[str]:
     ]
     for name, value in trial.point.items():
         axis = run.experiment.space.axes[name]
-        if isinstance(axis, Range) and value in (axis.low, axis.high):
+        if isinstance(axis, Range) and axis.is_at_end(value):
             caveats.append(
-                f"{name} {value:g} is at the end of its searched range: "
-                "the optimum may lie outside the range"
+                f"{name} {value:g} is at the end of its searched range, {axis.low:g} to "
+                f"{axis.high:g}: the optimum may lie outside the range"
             )
     if len(run.done) < FEW_TRIALS:
         caveats.append(f"the choice was made among few trials: {len(run.done)} done")

@@ -9,6 +9,9 @@ from sweepcp.config.choice import ChoiceRule, ReferencePoint
 from sweepcp.runs.trial import Trial
 from sweepcp.util.records import Record
 
+DECIMALS = 9
+"""Scores in % are compared after rounding: a smaller difference is one of floating-point sums."""
+
 
 class Choice(Record):
     """The trial that a rule chooses, with its scores in %; all None if no trial meets the rule."""
@@ -41,9 +44,7 @@ class Front(Record):
 def pareto_front(trials: Sequence[Trial], rule: ChoiceRule, reference: ReferencePoint) -> Front:
     """Return the front of the done trials, the choice by `rule`, and the hypervolume."""
     done = sorted((t for t in trials if t.status == "done"), key=lambda trial: trial.number)
-    on_front = is_on_front(score_matrix(done))
-    best = [trial for trial, keep in zip(done, on_front, strict=True) if keep]
-    best.sort(key=lambda trial: (trial.domain, trial.number))
+    best = [done[index] for index in front_indices(score_matrix(done))]
     return Front(
         ids=tuple(trial.id for trial in best),
         choice=_choose_trial(best, rule),
@@ -56,6 +57,19 @@ def score_matrix(trials: Sequence[Trial]) -> np.ndarray:
     """Return `domain` and `general` of done trials in %, shape (n, 2)."""
     scores = [[trial.domain, trial.general] for trial in trials]
     return np.array(scores, dtype=np.float64).reshape(-1, 2)
+
+
+def front_indices(points: np.ndarray) -> np.ndarray:
+    """Return the indices of the points of the front, in the order in which `choose_point` has them.
+
+    Args:
+        points: Shape (n, 2), in the order of the trials' numbers.
+
+    Returns:
+        Indices in ascending order of the first score, equal points in the order given.
+    """
+    indices = np.flatnonzero(is_on_front(points))
+    return indices[np.argsort(np.round(points[indices, 0], DECIMALS), kind="stable")]
 
 
 def is_on_front(points: np.ndarray) -> np.ndarray:
@@ -72,7 +86,8 @@ def is_on_front(points: np.ndarray) -> np.ndarray:
     """
     if len(points) == 0:
         return np.zeros(0, dtype=bool)
-    return np.asarray(moocore.is_nondominated(points, maximise=True, keep_weakly=True))
+    rounded = np.round(points, DECIMALS)
+    return np.asarray(moocore.is_nondominated(rounded, maximise=True, keep_weakly=True))
 
 
 def hypervolume(points: np.ndarray, reference: ReferencePoint) -> float:
@@ -87,7 +102,8 @@ def choose_point(points: np.ndarray, rule: ChoiceRule) -> int | None:
     """Return the index of the point that the rule chooses, the first of equal ones.
 
     Args:
-        points: `domain` and `general` of the points of a front in %, shape (n, 2).
+        points: `domain` and `general` of the points of a front in %, shape (n, 2), in the order of
+            `front_indices`.
         rule: One of a bound on regression, weights, and the knee.
 
     Returns:
@@ -96,13 +112,18 @@ def choose_point(points: np.ndarray, rule: ChoiceRule) -> int | None:
     if len(points) == 0:
         return None
     if rule.max_regression is not None:
-        allowed = points[:, 1] >= -rule.max_regression
+        allowed = is_within_bound(points[:, 1], rule.max_regression)
         if not allowed.any():
             return None
-        return int(np.argmax(np.where(allowed, points[:, 0], -np.inf)))
+        return _first_largest(np.where(allowed, points[:, 0], -np.inf))
     if rule.weights is not None:
-        return int(np.argmax(points @ np.array([rule.weights.domain, rule.weights.general])))
+        return _first_largest(points @ np.array([rule.weights.domain, rule.weights.general]))
     return knee_point(points)
+
+
+def is_within_bound(general: np.ndarray, max_regression: float) -> np.ndarray:
+    """Mark the general scores in % that regress by no more than a bound."""
+    return general >= -max_regression - 10.0**-DECIMALS
 
 
 def knee_point(points: np.ndarray) -> int:
@@ -118,12 +139,16 @@ def knee_point(points: np.ndarray) -> int:
         The first of equal points. With one or two points, the one of least regression.
     """
     if len(points) < 3:
-        return int(np.argmax(points[:, 1]))
+        return _first_largest(points[:, 1])
     span = np.ptp(points, axis=0)
     scaled = (points - points.min(axis=0)) / np.where(span > 0, span, 1)
     # The scaled ends are (0, 1) and (1, 0): the distance from the line between them grows with the
     # sum of a point's coordinates.
-    return int(np.argmax(scaled.sum(axis=1)))
+    return _first_largest(scaled.sum(axis=1))
+
+
+def _first_largest(values: np.ndarray) -> int:
+    return int(np.argmax(np.round(values, DECIMALS)))
 
 
 def _choose_trial(best: Sequence[Trial], rule: ChoiceRule) -> Choice:
@@ -131,7 +156,7 @@ def _choose_trial(best: Sequence[Trial], rule: ChoiceRule) -> Choice:
     points = score_matrix(best)
     index = choose_point(points, rule)
     if index is None:
-        nearest = best[int(np.argmax(points[:, 1]))].id if best else None
+        nearest = best[_first_largest(points[:, 1])].id if best else None
         return Choice(
             rule=str(rule),
             id=None,

@@ -7,10 +7,14 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from sweepcp.config.recipe import Recipe
+from sweepcp.errors import InvalidInput
 from sweepcp.scoring.scorecard import ItemScores, Scorecard
 from sweepcp.util.records import Record
 
 PACKAGES = ("sweepcp", "torch", "transformers", "ray", "optuna", "lm_eval", "deepspeed", "numpy")
+NUMERIC_PACKAGES = ("sweepcp", "torch", "transformers", "tokenizers", "lm_eval", "numpy")
+"""Packages another version of which may give other scores: kernels and random numbers, model code,
+tokens, prompts and metrics, samples. Ray and Optuna only decide which trials are run, and where."""
 Status = Literal["done", "stopped", "diverged", "failed"]
 Proposer = Literal["anchor", "quasi-random", "tpe"]
 
@@ -43,7 +47,7 @@ class TrialOutcome(Record):
 class Trial(Record):
     """`trials/<id>/trial.json`. Written last and atomically, it marks the trial as finished."""
 
-    format: Literal[1] = 1
+    format: Literal[2] = 2
     id: str
     number: int
     status: Status
@@ -82,14 +86,59 @@ class Trial(Record):
 class BaseRecord(Record):
     """`base.json`: the base model and its scores at step 0, before any training."""
 
-    format: Literal[1] = 1
+    format: Literal[2] = 2
     model: str
     parameters: int
     max_lr: float
     items: tuple[ItemScores, ...]
+    notes: tuple[str, ...] = ()
+    """What the worker found when it prepared the suites, for example contexts that were cut."""
+    environment: dict[str, str]
+    """What the scores depend on besides files: `device` (`cpu` or `cuda`), `precision` (`fp32` or
+    `bf16`), `prompts` (a hash of those of the tasks) and the versions of `NUMERIC_PACKAGES`."""
     versions: dict[str, str]
 
 
 def package_versions() -> dict[str, str]:
     """Return the versions of Python and of the packages that a run's numbers depend on."""
     return {"python": python_version()} | {name: version(name) for name in PACKAGES}
+
+
+def numeric_environment(*, device: str, precision: str, prompts: str) -> dict[str, str]:
+    """Return what the scores of this process depend on besides files, see `BaseRecord`.
+
+    Args:
+        device: `cpu` or `cuda`.
+        precision: `fp32` or `bf16`, resolved.
+        prompts: Hash of the tasks' prompts and answers, which lm-eval may have drawn or fetched.
+    """
+    found = {"device": device, "precision": precision, "prompts": prompts}
+    return found | numeric_versions()
+
+
+def numeric_versions() -> dict[str, str]:
+    """Return the versions of `NUMERIC_PACKAGES`."""
+    return {name: version(name) for name in NUMERIC_PACKAGES}
+
+
+def check_environment(
+    environment: dict[str, str], base: dict[str, str], *, where: object, fix: str
+) -> None:
+    """Raise `InvalidInput` unless scores from one environment compare with those from another.
+
+    Args:
+        environment: That of the process whose scores are compared; what it lacks is not checked.
+        base: That of the scores to compare with.
+        where: The process or folder, for the message.
+        fix: How to go on.
+    """
+    different = [name for name in environment if name in base and environment[name] != base[name]]
+    if different:
+        raise InvalidInput(
+            file=where,
+            key=", ".join(different),
+            found=", ".join(f"{name} {environment[name]}" for name in different),
+            rule="one environment for the base and all that is compared with it: "
+            + ", ".join(f"{name} {base[name]}" for name in different),
+            fix=fix,
+        )

@@ -1,35 +1,43 @@
-"""Uncertainty of the front and of the choice, by resampling the items of the suites.
+"""Uncertainty of the front and of the choice, by resampling the documents of the suites.
 
 It covers the noise of evaluation only: each trial was trained once, with one seed.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 import numpy as np
-from pydantic import BaseModel, TypeAdapter
+from pydantic import ConfigDict
 
-from sweepcp.runs.front import choose_point, is_on_front
+from sweepcp.runs.front import choose_point, front_indices, is_within_bound
 from sweepcp.runs.run_folder import Run
 from sweepcp.runs.trial import Trial
-from sweepcp.scoring.scorecard import ItemScores, Split, Unit
+from sweepcp.scoring.scorecard import ItemScores, Split, Unit, in_select_split
+from sweepcp.util.records import Record, read_record
 
 RESAMPLES = 500
 """A probability of one half is then estimated with a standard error of 2.2 points."""
 
 
-class MeasuredItems(BaseModel):
+class MeasuredItems(Record):
     """The part of `ItemScores` that resampling needs.
 
     The other fields, which are most of a file, are not parsed into objects.
     """
 
+    model_config = ConfigDict(extra="ignore")
     unit: Unit
     amount: list[float]
 
 
-MEASURED_ITEMS = TypeAdapter(list[MeasuredItems])
+class MeasuredRecord(Record):
+    """The part of `items.json` that resampling needs."""
+
+    format: Literal[2]
+    members: list[MeasuredItems]
+
+
 M = TypeVar("M", ItemScores, MeasuredItems)
 
 
@@ -51,10 +59,7 @@ class FrontCertainty:
 
 
 def estimate_certainty(run: Run) -> FrontCertainty | None:
-    """Resample the items of every suite member, the same items for every trial and for the base.
-
-    This is the bootstrap of paired items (Efron and Tibshirani, An Introduction to the Bootstrap,
-    1993, ch. 6).
+    """Resample the documents of the suites, the same ones for every trial and for the base.
 
     Returns:
         The shares over `RESAMPLES` resamples. None when no trial is done, or when the items of a
@@ -68,13 +73,13 @@ def estimate_certainty(run: Run) -> FrontCertainty | None:
     on_front, chosen = np.zeros(len(done)), np.zeros(len(done))
     no_choice = 0
     for scores in resampled_scores(amounts, base, "select", np.random.default_rng(0)):
-        is_best = is_on_front(scores)
-        on_front += is_best
-        choice = choose_point(scores[is_best], run.rule)
+        best = front_indices(scores)
+        on_front[best] += 1
+        choice = choose_point(scores[best], run.rule)
         if choice is None:
             no_choice += 1
         else:
-            chosen[np.flatnonzero(is_best)[choice]] += 1
+            chosen[best[choice]] += 1
     ids = [trial.id for trial in done]
     return FrontCertainty(
         on_front=dict(zip(ids, (on_front / RESAMPLES).tolist(), strict=True)),
@@ -92,30 +97,61 @@ def resampled_scores(
 ) -> np.ndarray:
     """Compute the scalars of n trials in every resample, as `compare_with_base` does.
 
-    Items are drawn with replacement within each member. In each resample all trials and the base
-    have the same items.
+    This is the bootstrap of clusters (Davison and Hinkley, Bootstrap Methods and their Application,
+    1997, section 3.8): documents are drawn with replacement, each with all of its items in all
+    members. In each resample all trials and the base have the same documents.
 
     Args:
         amounts: For each member of `base` the bits of its items in n trials, shape (n, items).
         base: The continuous members (bits per byte) of the base.
-        split: The items to resample: those of the selection or of the reporting half.
-        rng: Draws the items.
+        split: The half whose documents are resampled.
+        rng: Draws the documents.
 
     Returns:
         `domain` and `general` in %, shape (RESAMPLES, n, 2).
     """
+    ids = {document for member in base for document in member.document}
+    documents = np.array(sorted(d for d in ids if in_select_split(d) == (split == "select")))
+    base_bits = np.stack([_sum_by_document(np.array(m.amount), m, documents) for m in base])
+    counts = _draw_documents(base_bits, rng)
     scores = np.zeros((RESAMPLES, len(amounts[0]), 2))
-    for bits, member in zip(amounts, base, strict=True):
-        in_split = np.array(member.select) == (split == "select")
-        items = int(in_split.sum())
-        # How often each item is drawn: sums over drawn items become matrix products.
-        counts = rng.multinomial(items, np.full(items, 1 / items), size=RESAMPLES)
-        counts = counts.astype(np.float64)
-        base_bits = counts @ np.array(member.amount)[in_split]
-        change = 100 * (1 - counts @ bits[:, in_split].T / base_bits[:, None])
+    for bits, member, member_base_bits in zip(amounts, base, base_bits, strict=True):
+        # Sums over drawn documents are matrix products.
+        drawn = counts @ _sum_by_document(bits, member, documents).T
+        change = 100 * (1 - drawn / (counts @ member_base_bits)[:, None])
         weight = member.weight / sum(m.weight for m in base if m.role == member.role)
         scores[:, :, ("domain", "general").index(member.role)] += weight * change
     return scores
+
+
+def _sum_by_document(values: np.ndarray, member: ItemScores, documents: np.ndarray) -> np.ndarray:
+    """Sum values of a member's items, shape (..., items), over those of each document."""
+    kept = np.isin(member.document, documents)
+    sums = np.zeros((len(documents), *values.shape[:-1]))
+    np.add.at(sums, np.searchsorted(documents, np.array(member.document)[kept]), values.T[kept])
+    return sums.T
+
+
+def _draw_documents(base_bits: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Draw how often each document is in each resample.
+
+    A resample in which a member has no bits, and thereby no change, is drawn again.
+
+    Args:
+        base_bits: Of the base by member and document, shape (members, documents).
+        rng: Draws the documents.
+
+    Returns:
+        Shape (RESAMPLES, documents).
+    """
+    documents = base_bits.shape[1]
+    counts = np.zeros((RESAMPLES, documents))
+    missing = np.arange(RESAMPLES)
+    while len(missing):
+        shares = np.full(documents, 1 / documents)
+        counts[missing] = rng.multinomial(documents, shares, size=len(missing))
+        missing = missing[~np.all(counts[missing] @ base_bits.T > 0, axis=1)]
+    return counts
 
 
 def _share_within_bound(
@@ -128,7 +164,7 @@ def _share_within_bound(
     index = [trial.id for trial in run.done].index(chosen.id)
     chosen_amounts = [member[[index]] for member in amounts]
     scores = resampled_scores(chosen_amounts, base, "report", np.random.default_rng(1))
-    return float(np.mean(scores[:, 0, 1] >= -bound))
+    return float(np.mean(is_within_bound(scores[:, 0, 1], bound)))
 
 
 def _read_amounts(run: Run, trials: Sequence[Trial]) -> list[np.ndarray] | None:
@@ -141,7 +177,8 @@ def _read_amounts(run: Run, trials: Sequence[Trial]) -> list[np.ndarray] | None:
         file = run.trial_folder(trial.id) / "items.json"
         if not file.exists():
             return None
-        members = _continuous_members(MEASURED_ITEMS.validate_json(file.read_bytes()))
+        fix = f"restore the file from a backup, or remove {file.parent} to run the trial again"
+        members = _continuous_members(read_record(MeasuredRecord, file, fix=fix).members)
         rows.append([np.array(member.amount) for member in members])
     return [np.stack(member) for member in zip(*rows, strict=True)]
 

@@ -1,32 +1,40 @@
 """From the scores of single items to the two scalars, `domain` and `general`.
 
 The scalars are relative changes against the base in per cent; higher is better. Only continuous
-members (bits per byte) enter them; accuracies are shown beside them. Every item belongs to one of
-two splits, each about half of the items, by the hash of its content: a trial is chosen on `select`
-(the selection half) and reported on `report` (the reporting half).
+members (bits per byte) enter them; accuracies are shown beside them. Every item is from a document,
+and every document belongs to one of two splits, each about half of the documents, by the hash of
+its text: a trial is chosen on `select` (the selection half) and reported on `report` (the reporting
+half).
 """
 
 import hashlib
-import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal, Self, get_args
 
 import numpy as np
+from pydantic import Field, model_validator
 
 from sweepcp.config.types import Role
+from sweepcp.errors import InvalidInput
+from sweepcp.scoring.jackknife import jackknife_ratio, standard_error
 from sweepcp.util.files import write_text
-from sweepcp.util.records import Record
+from sweepcp.util.records import Record, read_record
 
 Split = Literal["select", "report"]
-Unit = Literal["bits per byte", "accuracy"]
+Unit = Literal["bits per byte", "accuracy", "normalised accuracy"]
+CONTINUOUS: Unit = "bits per byte"
+"""The unit of the members that enter the scalars."""
+SPLITS: dict[Split, str] = {"select": "selection", "report": "reporting"}
+"""Split → how it is called in messages."""
+DocumentId = Annotated[str, Field(pattern="^[0-9a-f]{16}$")]
 
 
 class ItemScores(Record):
     """Scores of one member of a suite, item by item; its value is Σ amount / Σ size.
 
     For bits per byte an item is a document or a gold answer, `amount` its bits and `size` its UTF-8
-    bytes. For an accuracy `amount` is 1 or 0 and `size` is 1.
+    bytes. For an accuracy `amount` is 1 or 0 and `size` is 1. All tuples have one entry per item.
     """
 
     name: str
@@ -34,23 +42,44 @@ class ItemScores(Record):
     language: str
     unit: Unit
     weight: float
-    select: tuple[bool, ...]
-    """Whether the item belongs to the split that trials are chosen on. All tuples have one entry
-    per item."""
+    document: tuple[DocumentId, ...]
+    """The `document_id` of the document that each item is from. Items of one document are not
+    independent, also those of different members."""
     amount: tuple[float, ...]
     size: tuple[float, ...]
+
+    @property
+    def select(self) -> tuple[bool, ...]:
+        """Whether each item belongs to the split that trials are chosen on."""
+        return tuple(in_select_split(document) for document in self.document)
+
+    @model_validator(mode="after")
+    def _one_entry_per_item(self) -> Self:
+        if not len(self.document) == len(self.amount) == len(self.size):
+            raise ValueError("document, amount and size differ in length")
+        return self
+
+
+class ItemsRecord(Record):
+    """`items.json`: the scores of a model, item by item, of every member of the suites."""
+
+    format: Literal[2] = 2
+    members: tuple[ItemScores, ...]
 
 
 def write_items(path: Path, items: Sequence[ItemScores]) -> None:
     """Write item scores as JSON."""
-    write_text(path, json.dumps([i.model_dump(mode="json") for i in items]) + "\n")
+    write_text(path, ItemsRecord(members=tuple(items)).model_dump_json() + "\n")
 
 
 def read_items(path: Path) -> list[ItemScores]:
-    """Read what `write_items` wrote."""
-    return [
-        ItemScores.model_validate(item) for item in json.loads(path.read_text(encoding="utf-8"))
-    ]
+    """Read what `write_items` wrote.
+
+    Raises:
+        InvalidInput: The file is missing, corrupt or of another version of sweepcp.
+    """
+    fix = f"restore the file from a backup, or remove {path.parent} to compute it again"
+    return list(read_record(ItemsRecord, path, fix=fix).members)
 
 
 class MemberScore(Record):
@@ -62,15 +91,28 @@ class MemberScore(Record):
     unit: Unit
     weight: float
     items: int
+    documents: int
+    """That the items are from: what the standard errors count as independent."""
     base: float
     base_se: float
     value: float
     value_se: float
     change: float
-    """Bits per byte: 100 · (base − value) / base, in %. Accuracy: value − base, in percentage
+    """Bits per byte: 100 · (base − value) / base, in %. Accuracies: value − base, in percentage
     points."""
     change_se: float
     """Of the paired difference: model and base score the same items."""
+
+
+class LanguageScore(Record):
+    """The members of a suite in one language and unit: the weighted mean of their changes."""
+
+    role: Role
+    language: str
+    unit: Unit
+    members: int
+    change: float
+    change_se: float
 
 
 class SplitScore(Record):
@@ -81,6 +123,7 @@ class SplitScore(Record):
     general: float
     general_se: float
     members: tuple[MemberScore, ...]
+    languages: tuple[LanguageScore, ...]
 
 
 class Scorecard(Record):
@@ -90,45 +133,55 @@ class Scorecard(Record):
     report: SplitScore
 
 
-def in_select_split(content: str) -> bool:
-    """Return whether an item belongs to `select`: one bit of the SHA-256 of its content."""
-    return bool(hashlib.sha256(content.encode()).digest()[-1] & 1)
+def document_id(content: str) -> str:
+    """Return the id of a document: the last 16 hexadecimal digits of the SHA-256 of its text."""
+    return hashlib.sha256(content.encode()).hexdigest()[-16:]
 
 
-def ratio_estimate(*, amount: np.ndarray, size: np.ndarray) -> tuple[float, float]:
-    """Estimate Σ amount / Σ size and its standard error.
+def in_select_split(document: str) -> bool:
+    """Return whether a document belongs to `select`: the last bit of its `document_id`."""
+    return bool(int(document, 16) & 1)
 
-    The error is the linearised one of a ratio estimator over items drawn independently (Cochran,
-    Sampling Techniques, 1977, eq. 6.9). With all sizes 1 it is the standard error of the mean.
 
-    Args:
-        amount: Shape (n,), n at least 2.
-        size: Shape (n,).
+def check_splits(items: Sequence[ItemScores]) -> None:
+    """Check that the base's scores give both scalars and all standard errors, on both splits.
+
+    Raises:
+        InvalidInput: A suite has no continuous member (bits per byte), or a member has fewer than
+            two documents in a split. Documents without bytes, or that cost the base no bits, do not
+            count: the others need a value and a relative change without any one of them.
     """
-    n, total = len(size), float(size.sum())
-    value = float(amount.sum()) / total
-    residual = amount - value * size
-    return value, float(np.sqrt(n / (n - 1) * np.square(residual).sum()) / total)
-
-
-def weighted_change(members: Sequence[MemberScore]) -> tuple[float, float]:
-    """Return the weighted mean of the members' changes and its standard error.
-
-    The error assumes that the items of different members are independent.
-    """
-    weights = np.array([m.weight for m in members])
-    weights = weights / weights.sum()
-    mean = float(weights @ np.array([m.change for m in members]))
-    return mean, float(np.sqrt(np.square(weights) @ np.square([m.change_se for m in members])))
+    for role in ("domain", "general"):
+        if not any(member.role == role and member.unit == CONTINUOUS for member in items):
+            raise InvalidInput(
+                key=role,
+                found="no member that is measured in bits per byte",
+                rule="a continuous member in each suite, which its scalar is computed from",
+                fix="add held-out text, or a task whose answers have a likelihood",
+            )
+    for member in items:
+        for split in SPLITS:
+            documents = len(_usable_documents(member) & _documents_in([member], split))
+            if documents < 2:
+                raise InvalidInput(
+                    key=f"{member.role}.{member.name}",
+                    found=f"documents in the {SPLITS[split]} half: {documents}",
+                    rule="at least 2 documents in each half, for a standard error",
+                    fix="score more items, or hold out more text of the source",
+                )
 
 
 def compare_with_base(*, trial: list[ItemScores], base: list[ItemScores]) -> Scorecard:
     """Compare a model's scores with the base's on the same items.
 
     Raises:
-        ValueError: The two were not measured on the same items, a split has too few of them, a
-            suite has no continuous member, or a value is not finite.
+        InvalidInput: See `check_splits`.
+        ValueError: The two were not measured on the same items, or a value is not finite.
     """
+    check_splits(base)
+    for t, b in zip(trial, base, strict=True):
+        if (t.name, t.unit, t.document, t.size) != (b.name, b.unit, b.document, b.size):
+            raise ValueError(f"{t.name} ({t.unit}) was measured on other items than the base")
     return Scorecard(
         select=_split_score(trial=trial, base=base, split="select"),
         report=_split_score(trial=trial, base=base, split="report"),
@@ -136,58 +189,108 @@ def compare_with_base(*, trial: list[ItemScores], base: list[ItemScores]) -> Sco
 
 
 def _split_score(*, trial: list[ItemScores], base: list[ItemScores], split: Split) -> SplitScore:
-    members = [
-        _member_score(trial=t, base=b, split=split) for t, b in zip(trial, base, strict=True)
+    documents = np.array(sorted(_documents_in(base, split)))
+    compared = [
+        _compare_member(trial=t, base=b, documents=documents)
+        for t, b in zip(trial, base, strict=True)
     ]
+    members = tuple(member for member, _ in compared)
     scalars: dict[str, float] = {}
     for role in ("domain", "general"):
-        continuous = [m for m in members if m.role == role and m.unit == "bits per byte"]
-        if not continuous:
-            raise ValueError(
-                f"the {role} suite has no continuous member (bits per byte), so it has no scalar"
+        group = [c for c in compared if (c[0].role, c[0].unit) == (role, CONTINUOUS)]
+        scalars[role], scalars[f"{role}_se"] = _weighted_change(group)
+    languages = _language_scores(compared)
+    return SplitScore(members=members, languages=languages, **scalars)
+
+
+def _language_scores(
+    compared: Sequence[tuple[MemberScore, np.ndarray]],
+) -> tuple[LanguageScore, ...]:
+    """Return the changes by unit, suite and language, each in the order of the members."""
+    groups: dict[tuple[Unit, Role, str], list[tuple[MemberScore, np.ndarray]]] = {}
+    for member, influence in compared:
+        key = (member.unit, member.role, member.language)
+        groups.setdefault(key, []).append((member, influence))
+    scores = []
+    for unit, role, language in sorted(groups, key=lambda key: get_args(Unit).index(key[0])):
+        group = groups[unit, role, language]
+        change, change_se = _weighted_change(group)
+        scores.append(
+            LanguageScore(
+                role=role,
+                language=language,
+                unit=unit,
+                members=len(group),
+                change=change,
+                change_se=change_se,
             )
-        scalars[role], scalars[f"{role}_se"] = weighted_change(continuous)
-    return SplitScore(members=tuple(members), **scalars)
-
-
-def _member_score(*, trial: ItemScores, base: ItemScores, split: Split) -> MemberScore:
-    if (trial.name, trial.unit, trial.select, trial.size) != (
-        base.name,
-        base.unit,
-        base.select,
-        base.size,
-    ):
-        raise ValueError(f"{trial.name} ({trial.unit}) was measured on other items than the base")
-    mask = np.array(trial.select) == (split == "select")
-    if mask.sum() < 2:
-        raise ValueError(
-            f"{trial.name} ({trial.unit}) has {mask.sum()} items in the split `{split}`; "
-            "a standard error needs 2"
         )
-    amount = np.array(trial.amount, dtype=np.float64)[mask]
-    base_amount = np.array(base.amount, dtype=np.float64)[mask]
-    size = np.array(trial.size, dtype=np.float64)[mask]
-    value, value_se = ratio_estimate(amount=amount, size=size)
-    base_value, base_se = ratio_estimate(amount=base_amount, size=size)
-    if trial.unit == "accuracy":
-        difference, error = ratio_estimate(amount=amount - base_amount, size=size)
-        change, change_se = 100 * difference, 100 * error
-    else:
+    return tuple(scores)
+
+
+def _weighted_change(group: Sequence[tuple[MemberScore, np.ndarray]]) -> tuple[float, float]:
+    """Return the weighted mean of the members' changes and its standard error.
+
+    Args:
+        group: Members with the influences of the documents on their changes.
+    """
+    weights = np.array([member.weight for member, _ in group])
+    weights = weights / weights.sum()
+    mean = float(weights @ np.array([member.change for member, _ in group]))
+    return mean, standard_error(weights @ np.array([influence for _, influence in group]))
+
+
+def _compare_member(
+    *, trial: ItemScores, base: ItemScores, documents: np.ndarray
+) -> tuple[MemberScore, np.ndarray]:
+    """Compare one member on the documents of a split.
+
+    Returns:
+        The score, and the influences of the documents on its change: see `jackknife_ratio`.
+    """
+    in_split = np.isin(base.document, documents)
+    index = np.searchsorted(documents, np.array(base.document)[in_split])
+
+    def sum_by_document(values: Sequence[float]) -> np.ndarray:
+        return np.bincount(index, np.array(values)[in_split], minlength=len(documents))
+
+    amount, base_amount = sum_by_document(trial.amount), sum_by_document(base.amount)
+    size = sum_by_document(base.size)
+    value, value_influence = jackknife_ratio(amount, size)
+    base_value, base_influence = jackknife_ratio(base_amount, size)
+    if base.unit == CONTINUOUS:
         # Both values have the same Σ size, so (base − value) / base is 1 − Σ amount / Σ base
-        # amount: a ratio over paired items, whose error the estimator gives directly.
-        relative, error = ratio_estimate(amount=amount, size=base_amount)
-        change, change_se = 100 * (1 - relative), 100 * error
-    return MemberScore(
-        name=trial.name,
-        role=trial.role,
-        language=trial.language,
-        unit=trial.unit,
-        weight=trial.weight,
-        items=int(mask.sum()),
+        # amount: a ratio over paired items.
+        ratio, influence = jackknife_ratio(amount, base_amount)
+        change, influence = 100 * (1 - ratio), -100 * influence
+    else:
+        difference, influence = jackknife_ratio(amount - base_amount, size)
+        change, influence = 100 * difference, 100 * influence
+    score = MemberScore(
+        name=base.name,
+        role=base.role,
+        language=base.language,
+        unit=base.unit,
+        weight=base.weight,
+        items=len(index),
+        documents=len(np.unique(index)),
         base=base_value,
-        base_se=base_se,
+        base_se=standard_error(base_influence),
         value=value,
-        value_se=value_se,
+        value_se=standard_error(value_influence),
         change=change,
-        change_se=change_se,
+        change_se=standard_error(influence),
     )
+    return score, influence
+
+
+def _usable_documents(member: ItemScores) -> set[str]:
+    """Return the documents with bytes and, for bits per byte, with bits under the model."""
+    needs_bits = member.unit == CONTINUOUS
+    columns = zip(member.document, member.amount, member.size, strict=True)
+    return {d for d, amount, size in columns if size > 0 and (amount > 0 or not needs_bits)}
+
+
+def _documents_in(items: Sequence[ItemScores], split: Split) -> set[str]:
+    documents = {document for member in items for document in member.document}
+    return {d for d in documents if in_select_split(d) == (split == "select")}

@@ -95,6 +95,24 @@ def test_of_equal_trials_the_lower_number_is_chosen():
         assert result.choice.id == "0000"
 
 
+def test_of_points_that_the_rule_values_alike_the_least_regression_is_chosen():
+    weights = ChoiceRule(weights=ScalarWeights(domain=1, general=1))
+    for order in itertools.permutations([(0.3, -0.1), (0.2, 0.0), (0.1 + 0.2, -0.1), (0.1, 0.1)]):
+        trials = [trial(number, *scores) for number, scores in enumerate(order)]
+        for rule in (weights, ChoiceRule(knee=True)):
+            choice = pareto_front(trials, rule, ZERO).choice
+            assert (choice.domain, choice.general) == (0.1, 0.1)
+
+
+def test_scores_that_differ_by_rounding_are_equal():
+    """0.1 + 0.2 is above 0.3 in floating point, which makes no trial better."""
+    for order in itertools.permutations([(0.1 + 0.2, -1.0), (0.3, -1.0)]):
+        result = pareto_front([trial(n, *scores) for n, scores in enumerate(order)], BOUND, ZERO)
+        assert result.ids == ("0000", "0001")
+        assert result.choice.id == "0000"
+    assert pareto_front([trial(0, 1, -0.1 - 0.2)], ChoiceRule(max_regression=0.3), ZERO).choice.id
+
+
 def test_rule_has_exactly_one_criterion():
     for content in ({}, {"knee": True, "max_regression": 1.0}):
         with pytest.raises(ValueError, match="exactly one"):

@@ -1,16 +1,20 @@
+import itertools
+import math
 from pathlib import Path
 from statistics import NormalDist
+from typing import Any
 
 import numpy as np
 import pytest
 
 import sweepcp
 from sweepcp.config.experiment import ChoiceSection
-from sweepcp.runs.run_folder import RunWriter
+from sweepcp.errors import InvalidInput
+from sweepcp.runs.run_folder import RunIdentity, RunWriter
 from sweepcp.runs.trial import BaseRecord, TrialOutcome
 from sweepcp.runs.uncertainty import RESAMPLES, estimate_certainty, resampled_scores
 from sweepcp.scoring.scorecard import ItemScores, compare_with_base, read_items
-from tests.make import experiment, items, trial, write_run
+from tests.make import documents, experiment, items, trial, write_run
 
 COUNT = 400
 
@@ -28,12 +32,19 @@ def measured(
 
 
 def run_of(
-    folder: Path, trials: list[list[ItemScores]], max_regression: float = 1.0
+    folder: Path,
+    trials: list[list[ItemScores]],
+    *,
+    base: list[ItemScores] | None = None,
+    **rule: Any,
 ) -> sweepcp.RunView:
-    writer, base = RunWriter(folder), measured(0, 0)
-    writer.start(experiment(choose=ChoiceSection(max_regression=max_regression)), {})
+    writer, base = RunWriter(folder), base or measured(0, 0)
+    section = ChoiceSection(**rule or {"max_regression": 1.0})
+    writer.start(experiment(choose=section), RunIdentity())
     writer.write_base(
-        BaseRecord(model="base", parameters=1, max_lr=1.0, items=tuple(base), versions={})
+        BaseRecord(
+            model="base", parameters=1, max_lr=1.0, items=tuple(base), environment={}, versions={}
+        )
     )
     for number, trial_items in enumerate(trials):
         card = compare_with_base(trial=trial_items, base=base)
@@ -87,7 +98,7 @@ def test_share_on_the_front_matches_the_normal_approximation(tmp_path: Path):
 
 
 def test_share_within_the_bound_is_of_the_reporting_half(tmp_path: Path):
-    noise = np.random.default_rng(2).normal(0, 4, COUNT)
+    noise = np.random.default_rng(2).normal(-0.8, 4, COUNT)
     select = np.array(measured(0)[0].select)
     noise[select] = -0.5
     run = run_of(tmp_path, [measured(5, noise)], max_regression=1.0)
@@ -98,6 +109,7 @@ def test_share_within_the_bound_is_of_the_reporting_half(tmp_path: Path):
     # The items of the selection half are all alike, so that nothing is uncertain there.
     assert certainty.chosen == {"0000": 1.0}
     kept = NormalDist().cdf((card.report.general + 1.0) / card.report.general_se)
+    assert 0.1 < kept < 0.9
     assert certainty.within_bound == pytest.approx(kept, abs=0.07)
 
 
@@ -109,6 +121,105 @@ def test_resamples_without_a_choice_are_counted(tmp_path: Path):
         None,
         {"0000": 1.0},
     )
+
+
+def of_documents(members: list[ItemScores], owners: np.ndarray) -> list[ItemScores]:
+    """The members with the items of documents of one source; both suites share the documents."""
+    ids = tuple(np.array(documents("source", COUNT))[owners].tolist())
+    return [member.model_copy(update={"document": ids}) for member in members]
+
+
+def test_documents_are_resampled_with_all_of_their_items(tmp_path: Path):
+    """Ten documents of forty items each are ten observations, also for two suites at once."""
+    owners = np.arange(COUNT) // 40
+    effects = np.random.default_rng(3).normal(0, 2, COUNT // 40)[owners]
+    base = of_documents(measured(0, 0), owners)
+    trial_items = of_documents(measured(5, effects), owners)
+    trial_items[0] = trial_items[0].model_copy(update={"amount": trial_items[1].amount})
+    amounts = [np.array([member.amount]) for member in trial_items]
+    draws = resampled_scores(amounts, base, "select", np.random.default_rng(0))[:, 0]
+    changes = 100 * (1 - amounts[1][0, ::40][::2] / np.array(base[1].amount)[::40][::2])
+    # Five documents are in the half, and the bootstrap has their variance without Bessel's factor.
+    assert draws[:, 1].std() == pytest.approx(changes.std() / math.sqrt(len(changes)), rel=0.1)
+    # The suites share documents, and here also bits.
+    assert draws[:, 0] == pytest.approx(draws[:, 1])
+
+
+def test_spread_of_resamples_of_shared_documents_is_the_standard_error(tmp_path: Path):
+    owners = np.random.default_rng(6).integers(0, COUNT // 2, COUNT)
+    effects = np.random.default_rng(7).normal(0, 2, COUNT)[owners]
+    base = of_documents(measured(0, 0), owners)
+    run = run_of(tmp_path, [of_documents(measured(5, effects), owners)], base=base)
+    card = run.trials[0].scorecard
+    assert card is not None
+    amounts = [np.array([member.amount]) for member in of_documents(measured(5, effects), owners)]
+    draws = resampled_scores(amounts, base, "select", np.random.default_rng(0))[:, 0]
+    assert draws[:, 1].std() == pytest.approx(card.select.general_se, rel=0.1)
+
+
+@pytest.mark.parametrize(
+    "rule", [{"max_regression": 9.0}, {"knee": True}, {"weights": {"domain": 1, "general": 1}}]
+)
+def test_of_identical_trials_the_chosen_one_is_always_chosen(tmp_path: Path, rule: dict[str, Any]):
+    """Also where sums of the same numbers differ in their last digit, as matrix products do."""
+    rng = np.random.default_rng(8)
+    bits = 2 * 100 * rng.uniform(0.8, 1.2, COUNT)
+    base = [items(role, bits.tolist()) for role in ("domain", "general")]
+    changed = [items("domain", (bits * rng.normal(0.95, 0.2, COUNT)).tolist())]
+    changed += [items("general", (bits * rng.normal(1.01, 0.2, COUNT)).tolist())]
+    run = run_of(tmp_path, [changed] * 9, base=base, **rule)
+    certainty = estimate_certainty(run)
+    assert certainty is not None
+    assert run.front.choice.id == "0000"
+    assert certainty.chosen["0000"] == 1 - certainty.no_choice == 1
+    assert set(certainty.on_front.values()) == {1.0}
+
+
+@pytest.mark.parametrize(
+    "order", list(itertools.permutations([(4.0, -2.0), (3.0, -1.0), (2.0, 0)]))
+)
+@pytest.mark.parametrize("rule", [{"knee": True}, {"weights": {"domain": 1, "general": 1}}])
+def test_certainty_breaks_ties_as_the_choice_does(
+    tmp_path: Path, order: tuple[tuple[float, float], ...], rule: dict[str, Any]
+):
+    """By this rule the three are equal in every resample: no item differs from another."""
+    run = run_of(tmp_path, [measured(*scores) for scores in order], **rule)
+    certainty = estimate_certainty(run)
+    assert certainty is not None
+    assert run.chosen is not None
+    assert (run.chosen.domain, run.chosen.general) == pytest.approx((2.0, 0))
+    assert certainty.chosen[run.chosen.id] == 1.0
+
+
+def test_a_trial_on_the_bound_is_within_it_in_every_resample(tmp_path: Path):
+    for regression in (0.1, 0.3, 0.7, 1.1):
+        run = run_of(
+            tmp_path / str(regression), [measured(5, -regression)], max_regression=regression
+        )
+        certainty = estimate_certainty(run)
+        assert certainty is not None
+        assert run.front.choice.id == "0000"
+        assert (certainty.no_choice, certainty.within_bound) == (0.0, 1.0)
+
+
+def test_every_resample_has_documents_of_every_member():
+    """One in seven resamples of 200 documents has neither of the two of the small member."""
+    base = [items("domain", [10.0] * COUNT), items("general", [10.0] * 4)]
+    amounts = [np.full((1, COUNT), 9.0), np.array([[9.0, 0.0, 11.0, 0.0]])]
+    draws = resampled_scores(amounts, base, "select", np.random.default_rng(0))[:, 0]
+    assert draws[:, 0] == pytest.approx(10.0)
+    # Of the one document or the other, or the mean of both.
+    assert (draws[:, 1].min(), draws[:, 1].max()) == pytest.approx((-10, 10))
+    assert draws[:, 1].mean() == pytest.approx(0, abs=1.5)
+
+
+def test_items_of_another_version_are_refused(tmp_path: Path):
+    run = run_of(tmp_path, [measured(5), measured(4)])
+    path = tmp_path / "trials" / "0001" / "items.json"
+    path.write_text("[]")
+    with pytest.raises(InvalidInput, match="this version of sweepcp") as error:
+        estimate_certainty(run)
+    assert error.value.file == str(path)
 
 
 def test_certainty_is_none_without_items(tmp_path: Path):

@@ -1,6 +1,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -9,16 +10,17 @@ import pytest
 import sweepcp
 from sweepcp.errors import InvalidInput
 from sweepcp.report.tables import run_as_dict, write_csv
-from sweepcp.runs.run_folder import RunWriter, locked_run
+from sweepcp.runs.run_folder import RunIdentity, RunWriter, locked_run
 from sweepcp.runs.trial import TrialOutcome
-from tests.make import experiment, trial
+from tests.make import experiment, trial, write_run
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """A run of three trials: two done, one failed."""
     writer = RunWriter(tmp_path / "run")
-    writer.start(experiment(), {"python-docs": "x", "python-code": "y"})
+    sources = {"python-docs": "x", "python-code": "y"}
+    writer.start(experiment(), RunIdentity(sources=sources))
     for t in (trial(0, 7, -1), trial(1, 12, -9), trial(2, None, None)):
         writer.begin_trial(t.id)
         writer.append_metrics(t.id, [{"step": 1, "loss": 2.0}])
@@ -45,6 +47,37 @@ def test_frame_and_csv_have_a_row_per_trial(folder: Path, tmp_path: Path):
     assert pd.read_csv(tmp_path / "t.csv")["general"].tolist()[:2] == [-1, -9]
 
 
+def test_a_row_has_each_score_and_error_of_each_half_in_its_place(tmp_path: Path):
+    run = sweepcp.load_run(write_run(tmp_path, 3))
+    row, trial = run.trial_rows()[2], run.trials[2]
+    card = trial.scorecard
+    assert card is not None
+    columns = ("domain", "domain_se", "general", "general_se")
+    assert [row[name] for name in columns] == [getattr(card.select, name) for name in columns]
+    reported = [row[f"reported_{name}"] for name in columns]
+    assert reported == [getattr(card.report, name) for name in columns]
+    assert len({row[name] for name in columns} | set(reported)) == 8
+    portions = {portion.role: portion for portion in trial.recipe.mixture.portions}
+    assert row["domain_share"] == portions["domain"].share != portions["general"].share
+    assert row["general_share"] == portions["general"].share
+    assert (row["train_seconds"], row["score_seconds"]) == (6, 3)
+    assert row["lr_fraction"] == trial.point["lr_fraction"]
+
+
+def test_a_trial_beyond_the_budget_does_not_finish_the_search(tmp_path: Path):
+    run = sweepcp.load_run(write_run(tmp_path, 3))
+    assert run.state == "finished"
+    moved = run.trials[2].model_copy(update={"number": 7})
+    assert replace(run, trials=[*run.trials[:2], moved]).state == "interrupted"
+
+
+def test_a_line_that_is_being_written_is_no_step(folder: Path):
+    run = sweepcp.load_run(folder)
+    with (folder / "trials" / "0000" / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 2, "loss": 1')
+    assert [row["step"] for row in run.read_steps("0000")] == [1]
+
+
 def test_json_has_the_documented_keys(folder: Path):
     content = run_as_dict(sweepcp.load_run(folder))
     json.dumps(content, allow_nan=False)
@@ -57,7 +90,7 @@ def test_json_has_the_documented_keys(folder: Path):
     assert content["reference"] == {"domain": -10.0, "general": -50.0}
 
 
-@pytest.mark.parametrize("damage", ["", "{", '{"format": 2}', "[]"])
+@pytest.mark.parametrize("damage", ["", "{", '{"format": 1}', "[]"])
 def test_corrupt_record_is_refused_with_its_file(folder: Path, damage: str):
     path = folder / "trials" / "0001" / "trial.json"
     path.write_text(damage)
