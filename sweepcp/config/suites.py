@@ -33,11 +33,12 @@ class MemberSpec(ConfigModel):
     allow_code: bool = False
     """Whether the task files in `path` may run Python (`!function`)."""
     items: Annotated[int, Field(ge=4)] | None = None
-    """The number of items: documents of `held_out` and items of `cloze` and `swap`, drawn by hash;
-    the first ones of each `task`. By default all."""
+    """The number of items, drawn by the hash of their content: documents of `held_out`, items of
+    `cloze` and `swap`, items of each lm-eval task of `task`. By default all."""
     chars: PositiveInt | None = None
     """Score the first characters of each `held_out` document only; by default all."""
-    few_shot: Annotated[int, Field(ge=0)] = 0
+    few_shot: Annotated[int, Field(ge=0)] | None = None
+    """The number of examples before each item of a `task`; by default what the task's file says."""
     language: str | None = None
     """By default the language of the source, or `en`."""
     weight: PositiveFloat = 1.0
@@ -57,7 +58,7 @@ class MemberSpec(ConfigModel):
             raise ValueError("chars belongs to held_out; fix: remove chars")
         if self.task is None:
             for name in ("path", "allow_code", "few_shot"):
-                if getattr(self, name):
+                if getattr(self, name) != type(self).model_fields[name].default:
                     raise ValueError(f"{name} belongs to a task; fix: remove {name}")
         return self
 

@@ -1,25 +1,32 @@
-"""lm-eval tasks that are generated from held-out text: cloze and word-swap items."""
+"""lm-eval tasks that are generated from held-out text: cloze and word-swap items.
+
+Items are drawn from the documents in turn, because items of one document are not independent.
+"""
 
 import hashlib
 import json
+import math
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from sweepcp.config.suites import MemberSpec, Suites
+from sweepcp.config.suites import MIN_HELD_OUT, MemberSpec, Suites
 from sweepcp.data.token_store import TokenStore
 from sweepcp.errors import InvalidInput
+from sweepcp.scoring.scorecard import document_id
 from sweepcp.util.files import cache_dir, write_text
 from sweepcp.util.json_values import digest
 
-FORMAT = 2
+FORMAT = 3
 """Version of the generated items; part of their cache key."""
 CONTEXT = 64
 """Characters of text before the gap of an item."""
+MAX_SHARE = 1 / MIN_HELD_OUT
+"""Most items of a task that are from one document."""
 RANK_WINDOW = 12
 """Wrong words of a cloze item are at most so many places from the right one by frequency."""
 
@@ -40,7 +47,7 @@ def generate_tasks(suites: Suites, stores: Mapping[str, TokenStore]) -> Path | N
     members = [member for _, member in suites.members if member.cloze or member.swap]
     if not members:
         return None
-    key = [[m.name, m.items, stores[str(m.source)].path.name] for m in members]
+    key = [[m.name, m.items, _content_of(stores[str(m.source)])] for m in members]
     folder = cache_dir() / "tasks" / digest([FORMAT, key])
     for member in members:
         if not (folder / f"{member.name}.yaml").exists():
@@ -48,22 +55,69 @@ def generate_tasks(suites: Suites, stores: Mapping[str, TokenStore]) -> Path | N
     return folder
 
 
+def _content_of(store: TokenStore) -> str:
+    """Return the SHA-256 of the held-out text of a store, which decides the items."""
+    return str(store.meta["sha256"]["held_out.jsonl"])
+
+
 def _write_task(folder: Path, member: MemberSpec, store: TokenStore) -> None:
-    documents = list(store.held_out_documents())
-    candidates = _cloze_items(documents) if member.cloze else _swap_items(documents)
-    items = sorted(candidates, key=lambda item: digest(item, 64))[: member.items]
+    texts = list(store.held_out_documents())
+    generate = _cloze_generator(texts) if member.cloze else _swap_items
+    # Equal documents have one id: their items are drawn as those of one document.
+    candidates = {document_id(text): list(generate(text)) for text in texts}
+    items = draw_items(candidates, count=member.items or 0)
     if len(items) < (member.items or 0):
-        raise InvalidInput(
-            file="suites",
-            key=f"{member.name}.items",
-            found=member.items,
-            rule=f"at most {len(items)}, the items that the held-out text of {member.source} has",
-            fix=f"lower it, or raise held_out of {member.source}",
-        )
+        raise _too_few_items(member, [len(of_document) for of_document in candidates.values()])
     data = folder / f"{member.name}.jsonl"
     write_text(data, "".join(json.dumps(item) + "\n" for item in items))
     # The YAML file is what marks the task as complete, so it is written after its data.
     write_text(folder / f"{member.name}.yaml", yaml.safe_dump(_task_config(member.name, data)))
+
+
+def draw_items(
+    candidates: Mapping[str, Iterable[dict[str, Any]]], *, count: int
+) -> list[dict[str, Any]]:
+    """Draw items from documents in turn, in the order of hashes.
+
+    Args:
+        candidates: The id of each document → the items that can be made of it.
+        count: Number of items to draw.
+
+    Returns:
+        Each item with the id of its `document`; at most `MAX_SHARE` of `count` are from one
+        document, so there may be fewer than `count`.
+    """
+    drawn = []
+    for document in sorted(candidates):
+        in_order = sorted(candidates[document], key=lambda item: digest(item, 64))
+        for turn, item in enumerate(in_order[: math.ceil(MAX_SHARE * count)]):
+            drawn.append((turn, item | {"document": document}))
+    drawn.sort(key=lambda entry: entry[0])
+    return [item for _, item in drawn[:count]]
+
+
+def _too_few_items(member: MemberSpec, candidates: list[int]) -> InvalidInput:
+    """Return the error of a member that asks for more items than its documents give.
+
+    Args:
+        member: A `cloze` or `swap` member.
+        candidates: Number of items that can be made of each document.
+    """
+    fix = f"lower it, or raise held_out of {member.source}"
+    possible = sum(candidates)
+    # The most items of one document depend on the number of items that is asked for.
+    while possible > (capped := sum(min(n, math.ceil(MAX_SHARE * possible)) for n in candidates)):
+        possible = capped
+    rule = f"at most {possible}, the items that the held-out text of {member.source} gives with at "
+    rule += f"most 1 in {MIN_HELD_OUT} of one document"
+    if not possible:
+        kind = "cloze" if member.cloze else "swap"
+        rule = f"{kind} needs words separated by spaces; the held-out text of {member.source} has "
+        rule += "too few"
+        fix = f"remove {kind}, and score the text with `held_out: {member.source}`"
+    return InvalidInput(
+        file="suites", key=f"{member.name}.items", found=member.items, rule=rule, fix=fix
+    )
 
 
 def _task_config(name: str, data: Path) -> dict[str, Any]:
@@ -81,16 +135,18 @@ def _task_config(name: str, data: Path) -> dict[str, Any]:
     }
 
 
-def _cloze_items(documents: list[str]) -> Iterator[dict[str, Any]]:
-    """Generate an item for each word of four or more letters: it and three of like frequency."""
+def _cloze_generator(texts: list[str]) -> Callable[[str], Iterator[dict[str, Any]]]:
+    """Return a function that generates the cloze items of one of the texts."""
     counts: Counter[str] = Counter()
-    for document in documents:
-        counts.update(re.findall(r"[^\W\d_]{4,}", document))
+    for text in texts:
+        counts.update(re.findall(r"[^\W\d_]{4,}", text))
     ranked = sorted(counts, key=lambda word: (-counts[word], word))
     rank = {word: i for i, word in enumerate(ranked)}
-    for document in documents:
-        for match in re.finditer(r"(?<=\S) ([^\W\d_]{4,})\b", document):
-            context, gold = _context_before(document, match.start()), match.group(1)
+
+    def cloze_items(text: str) -> Iterator[dict[str, Any]]:
+        """Generate an item for each word of four letters: it and three of like frequency."""
+        for match in re.finditer(r"(?<=\S) ([^\W\d_]{4,})\b", text):
+            context, gold = _context_before(text, match.start()), match.group(1)
             if context is None or counts[gold] < 2:
                 continue
             first, last = max(0, rank[gold] - RANK_WINDOW), rank[gold] + RANK_WINDOW + 1
@@ -99,16 +155,17 @@ def _cloze_items(documents: list[str]) -> Iterator[dict[str, Any]]:
                 wrong = _in_hash_order(near, prefix=context)[:3]
                 yield _choice_item(context, [f" {word}" for word in (gold, *wrong)])
 
+    return cloze_items
 
-def _swap_items(documents: list[str]) -> Iterator[dict[str, Any]]:
+
+def _swap_items(text: str) -> Iterator[dict[str, Any]]:
     """Generate an item for each run of five words in a line: it, and with its first two swapped."""
-    for document in documents:
-        for match in re.finditer(r"(?<=\S)(?= (\S+) (\S+)( \S+ \S+ \S+))", document):
-            first, second, rest = match.groups()
-            context = _context_before(document, match.start())
-            if context is not None and first != second:
-                choices = [f" {first} {second}{rest}", f" {second} {first}{rest}"]
-                yield _choice_item(context, choices)
+    for match in re.finditer(r"(?<=\S)(?= (\S+) (\S+)( \S+ \S+ \S+))", text):
+        first, second, rest = match.groups()
+        context = _context_before(text, match.start())
+        if context is not None and first != second:
+            choices = [f" {first} {second}{rest}", f" {second} {first}{rest}"]
+            yield _choice_item(context, choices)
 
 
 def _context_before(document: str, position: int) -> str | None:

@@ -1,47 +1,64 @@
 """lm-eval tasks on a model in memory: built once, scored for every trial, item by item.
 
-The model wrapper, its batches and the metrics are lm-eval's own, so the scores equal those of
-`lm_eval.simple_evaluate`. Tasks, requests and token ids are built once rather than per trial.
+The model wrapper, its batches and the metrics are lm-eval's own, so the scores of a member equal
+those of `lm_eval.simple_evaluate` on it alone. Tasks, requests and token ids are built once rather
+than per trial.
 """
 
-import functools
-import json
+import copy
 import logging
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
+import numpy as np
 import torch
 from lm_eval.models.huggingface import HFLM
-from lm_eval.tasks import TaskManager
+from lm_eval.models.utils import normalize_gen_kwargs
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sweepcp.config.suites import MemberSpec
 from sweepcp.config.types import Role
-from sweepcp.scoring.scorecard import ItemScores, in_select_split
+from sweepcp.errors import InvalidInput, located
+from sweepcp.scoring.lm_eval_answers import AnswerTokens, ItemAnswers, encode_item
+from sweepcp.scoring.lm_eval_items import gold_index
+from sweepcp.scoring.lm_eval_loading import (
+    METRICS,
+    LoadedMember,
+    LoadedTask,
+    MemberLoader,
+    stock_seeds,
+)
+from sweepcp.scoring.scorecard import ItemScores, Unit
 from sweepcp.training.engine import computes_in_bf16
+from sweepcp.util.json_values import digest
 
-ACCURACIES = ("acc", "exact_match")
-"""Metrics of lm-eval that are recorded as the accuracy of a task."""
 BATCH_SIZE = 32
 """Requests in a forward pass. It is fixed, so that the scores are the same on every machine of a
 kind."""
-FEW_SHOT_SEED = 1234
-"""lm-eval's default."""
 
 
-class _DocumentScore(NamedTuple):
-    """What a model made of one document of a task."""
+@dataclass
+class _Member:
+    """A member of a suite, its tasks and the tokens of their answers."""
 
-    content: str
-    """Identifies the document; decides its split."""
-    bits: float | None
-    """Of the gold answer; None where text is generated."""
-    bytes: float | None
-    """UTF-8 bytes of the gold answer."""
-    correct: float | None
-    """1 or 0; None for a task without an accuracy."""
+    role: Role
+    language: str
+    spec: MemberSpec
+    loaded: LoadedMember
+    answers: dict[int, list[ItemAnswers]] = field(default_factory=dict)
+    """Index of a task → the answers of its items; only tasks with log-likelihoods of answers."""
+
+
+@dataclass
+class _Scores:
+    """The scores of the items of one task under one unit."""
+
+    document: list[str] = field(default_factory=list)
+    amount: list[float] = field(default_factory=list)
+    size: list[float] = field(default_factory=list)
 
 
 class LmEvalTasks:
@@ -56,7 +73,7 @@ class LmEvalTasks:
         generated_tasks: Path | None,
         precision: str,
     ) -> None:
-        """Build the tasks and their requests.
+        """Build the tasks, their requests and the tokens of these.
 
         Args:
             members: Role, language and spec of each member.
@@ -64,152 +81,263 @@ class LmEvalTasks:
             tokenizer: The model's.
             generated_tasks: Folder of the tasks that were generated from held-out text.
             precision: `fp32`, `bf16` or `auto`.
+
+        Raises:
+            InvalidInput: A task cannot be loaded, or an item of it cannot be scored.
         """
+        # What its warnings say of items is checked here, or reported in `notes`.
         logging.getLogger("lm_eval").setLevel(logging.ERROR)
         in_bf16 = computes_in_bf16(model.device, precision)
         self.lm = HFLM(
             pretrained=model,
-            tokenizer=tokenizer,
+            # lm-eval may add a padding token to it.
+            tokenizer=copy.deepcopy(tokenizer),
             batch_size=BATCH_SIZE,
             mixed_precision_dtype=torch.bfloat16 if in_bf16 else None,
+            softmax_dtype=torch.float32,
         )
-        # lm-eval tokenises every request again in each evaluation; the pairs never change.
-        self.lm._encode_pair = functools.cache(self.lm._encode_pair)
-        self.tasks: list[tuple[Role, str, MemberSpec, list[Any]]] = []
-        managers: dict[str, TaskManager] = {}
-        for role, language, member in members:
-            folder = str(member.path or (generated_tasks if member.task is None else ""))
-            if folder not in managers:
-                managers[folder] = _task_manager(folder)
-            tasks = list(managers[folder].load(member.name)["tasks"].values())
-            for task in tasks:
-                if member.few_shot:
-                    task.set_config("num_fewshot", member.few_shot)
-                    task.set_fewshot_seed(FEW_SHOT_SEED)
-                task.build_all_requests(limit=member.items if member.task else None)
-            self.tasks.append((role, language, member, tasks))
+        self.notes: list[str] = []
+        """What the user should know of the items: contexts that are cut, options without effect."""
+        self.members: list[_Member] = []
+        loader = MemberLoader(model.device)
+        for role, language, spec in members:
+            folder = str(spec.path or (generated_tasks if spec.task is None else "") or "")
+            member = _Member(role, language, spec, loader.load(spec, folder))
+            self._encode_answers(member)
+            self.notes += [*member.loaded.notes, *self._cut_contexts(member)]
+            self.members.append(member)
+
+    def _encode_answers(self, member: _Member) -> None:
+        for index, task in enumerate(member.loaded.tasks):
+            if task.instances[0][0].request_type != "loglikelihood":
+                continue
+            answers = []
+            for number, instances in zip(task.numbers, task.instances, strict=True):
+                requests = [instance.args for instance in instances]
+                gold = gold_index(task.task, instances[0].doc)
+                with located(f"task {task.name}", f"item {number}"):
+                    answers.append(encode_item(self.lm, requests, gold))
+            member.answers[index] = answers
+
+    def _cut_contexts(self, member: _Member) -> Iterator[str]:
+        """Yield a note if the model takes less than the whole context of items."""
+        cut = total = 0
+        for index, task in enumerate(member.loaded.tasks):
+            total += len(task.instances)
+            if index in member.answers:
+                for answers in member.answers[index]:
+                    longest = max(request.length for request in answers.requests)
+                    cut += longest > self.lm.max_length + 1
+            elif task.instances[0][0].request_type == "generate_until":
+                cut += self._cut_prompts(task)
+        if cut:
+            yield (
+                f"{cut} of {total} items of {member.spec.name} lose the start of their context "
+                f"(the model takes {self.lm.max_length} tokens)"
+            )
+
+    def _cut_prompts(self, task: LoadedTask) -> int:
+        """Count the items whose prompt and generated text are longer than the model's context."""
+        cut = 0
+        for number, instances in zip(task.numbers, task.instances, strict=True):
+            context, options = instances[0].args[:2]
+            generated = normalize_gen_kwargs(options, self.lm.max_gen_toks)["max_gen_toks"]
+            room = self.lm.max_length - generated
+            if room <= 0:
+                raise InvalidInput(
+                    file=f"task {task.name}",
+                    key=f"item {number}.generation_kwargs.max_gen_toks",
+                    found=generated,
+                    rule=f"below {self.lm.max_length}, the longest context of the model",
+                    fix="lower it in the task's file",
+                )
+            cut += len(self.lm.tok_encode(context)) > room
+        return cut
+
+    @property
+    def prompts(self) -> str:
+        """16 hex digits that change with any prompt or answer that is scored."""
+        requests = [
+            [instance.request_type, *map(ascii, instance.args)]
+            for member in self.members
+            for task in member.loaded.tasks
+            for instances in task.instances
+            for instance in instances
+        ]
+        return digest(requests)
 
     @torch.no_grad()
     def score(self) -> list[ItemScores]:
-        """Score every member: bits per byte of gold answers, and accuracy if the task has one."""
+        """Score every member: bits per byte of gold answers, and the accuracies of its tasks.
+
+        Raises:
+            InvalidInput: A task measures nothing that can be recorded.
+        """
         self.lm.model.eval()
-        self._answer_requests()
         scores: list[ItemScores] = []
-        for role, language, member, tasks in self.tasks:
-            documents: list[_DocumentScore] = []
-            for task in tasks:
-                documents += _score_documents(task)
-            columns: dict[str, tuple[list[float | None], Sequence[float | None]]] = {
-                "bits per byte": ([d.bits for d in documents], [d.bytes for d in documents]),
-                "accuracy": ([d.correct for d in documents], [1.0] * len(documents)),
-            }
-            select = tuple(in_select_split(document.content) for document in documents)
-            for unit, (amount, size) in columns.items():
-                if amount[0] is None:
-                    continue
-                fields = {
-                    "name": member.name,
-                    "role": role,
-                    "language": language,
-                    "unit": unit,
-                    "weight": member.weight,
-                    "select": select,
-                    "amount": tuple(amount),
-                    "size": tuple(size),
-                }
-                scores.append(ItemScores.model_validate(fields))
+        for member in self.members:
+            # Generation may draw random numbers. One member's scores do not depend on the others.
+            with stock_seeds(self.lm.device):
+                self._answer_requests(member)
+                scores += self._score_member(member)
         return scores
 
-    def _answer_requests(self) -> None:
-        """Answer the requests of all tasks."""
-        # lm-eval sorts the requests of one type by length and batches them across tasks. Answering
-        # per type gives the batches that `simple_evaluate` makes, hence the same last bits.
-        requests: dict[str, list[Any]] = {}
-        for _, _, _, tasks in self.tasks:
-            for task in tasks:
-                for instance in task.instances:
+    def _answer_requests(self, member: _Member) -> None:
+        """Answer the requests of a member, in the batches that `simple_evaluate` makes."""
+        pairs: list[tuple[Any, AnswerTokens]] = []
+        others: dict[str, list[Any]] = {}
+        for index, task in enumerate(member.loaded.tasks):
+            for item, instances in enumerate(task.instances):
+                for position, instance in enumerate(instances):
                     # Without this the answers of the previous model would be kept beside the new.
                     instance.resps = []
                     instance.filtered_resps = {}
                     repeated = [instance] * instance.repeats
-                    requests.setdefault(instance.request_type, []).extend(repeated)
-        for request_type, instances in requests.items():
-            answers = getattr(self.lm, request_type)(instances, disable_tqdm=True)
-            for instance, answer in zip(instances, answers, strict=True):
-                instance.resps.append(answer)
+                    if index in member.answers:
+                        tokens = member.answers[index][item].requests[position]
+                        pairs += [(repeat, tokens) for repeat in repeated]
+                    else:
+                        others.setdefault(instance.request_type, []).extend(repeated)
+        for (instance, _), answer in zip(
+            pairs, self._log_likelihoods([tokens for _, tokens in pairs]), strict=True
+        ):
+            instance.resps.append(answer)
+        for request_type, instances in others.items():
+            responses = getattr(self.lm, request_type)(instances, disable_tqdm=True)
+            for instance, response in zip(instances, responses, strict=True):
+                instance.resps.append(response)
+
+    def _log_likelihoods(self, tokens: list[AnswerTokens]) -> list[tuple[float, bool]]:
+        """Return the log-likelihood of each answer in nats, and whether it is the greedy one."""
+        requests = [(("", ""), list(answer.context), list(answer.scored)) for answer in tokens]
+        answers: list[tuple[float, bool]] = self.lm._loglikelihood_tokens(
+            requests, disable_tqdm=True
+        )
+        return answers
+
+    def _score_member(self, member: _Member) -> Iterator[ItemScores]:
+        """Yield the scores of a member under each unit that its tasks measure."""
+        by_task = [
+            self._score_task(task, member.answers.get(index))
+            for index, task in enumerate(member.loaded.tasks)
+        ]
+        for unit in METRICS:
+            columns = [scores[unit] for scores in by_task if unit in scores]
+            if not columns:
+                continue
+            if len(columns) < len(by_task):
+                note = (
+                    f"{member.spec.name}: {unit} counts {len(columns)} of its {len(by_task)} "
+                    "tasks; the others do not measure it"
+                )
+                self.notes += [note] if note not in self.notes else []
+            merged = _merge(columns, member.loaded.by_size.get(unit))
+            yield ItemScores(
+                name=member.spec.name,
+                role=member.role,
+                language=member.language,
+                unit=unit,
+                weight=member.spec.weight,
+                document=tuple(merged.document),
+                amount=tuple(merged.amount),
+                size=tuple(merged.size),
+            )
+
+    def _score_task(
+        self, task: LoadedTask, answers: list[ItemAnswers] | None
+    ) -> dict[Unit, _Scores]:
+        """Score the items of a task whose requests are answered, in the order of the data."""
+        task.task.apply_filters()
+        # A task may have several filters of generated text; its first one counts.
+        key = next(iter(task.instances[0][0].filtered_resps))
+        right = [answer.gold for answer in answers or [] if answer.gold]
+        corrected = iter(self._log_likelihoods(right) if right else [])
+        scores: dict[Unit, _Scores] = {}
+        for item, instances in enumerate(task.instances):
+            responses = [instance.filtered_resps[key] for instance in instances]
+            metrics = task.task.process_results(instances[0].doc, responses)
+            values = _accuracies(metrics)
+            if answers is not None:
+                gold = instances[gold_index(task.task, instances[0].doc)].resps[0]
+                nats = next(corrected) if answers[item].gold else gold
+                values["bits per byte"] = -nats[0] / math.log(2), float(answers[item].gold_bytes)
+            elif instances[0].request_type == "loglikelihood_rolling":
+                values["bits per byte"] = _rolling_bits(task.task, instances[0], metrics)
+            if not values:
+                raise _unsupported(task.name, metrics)
+            for unit, (amount, size) in values.items():
+                column = scores.setdefault(unit, _Scores())
+                column.document.append(task.documents[item])
+                column.amount.append(amount)
+                column.size.append(size)
+        return scores
 
 
 def task_item_texts(member: MemberSpec) -> Iterator[tuple[str, str]]:
     """Yield the id and the text of each item of an lm-eval task.
 
     The text is the question with its right answer, where there are choices.
+
+    Raises:
+        InvalidInput: A task cannot be loaded, or an item of it cannot be scored.
     """
-    for task in _task_manager(str(member.path or "")).load(str(member.task))["tasks"].values():
-        task.build_all_requests(limit=member.items)
-        for doc_id, instances in _instances_by_document(task).items():
-            arguments = instances[_gold_index(task, instances[0].doc)].args
+    loader = MemberLoader(torch.device("cpu"))
+    for task in loader.load(member, str(member.path or "")).tasks:
+        for number, instances in zip(task.numbers, task.instances, strict=True):
+            arguments = instances[gold_index(task.task, instances[0].doc)].args
             text = "".join(argument for argument in arguments if isinstance(argument, str))
-            yield f"{task.task_name}/{doc_id}", text
+            yield f"{task.name}/{number}", text
 
 
-def _task_manager(folder: str) -> TaskManager:
-    """Index the tasks of a folder or, where it is empty, those that lm-eval ships."""
-    # Indexing lm-eval's own thousands of tasks takes many seconds, so it is done only when needed.
-    return TaskManager(include_path=folder, include_defaults=False) if folder else TaskManager()
+def _accuracies(metrics: dict[str, Any]) -> dict[Unit, tuple[float, float]]:
+    """Return the amount and size of an item under each accuracy that its task measures."""
+    values: dict[Unit, tuple[float, float]] = {}
+    for unit, names in METRICS.items():
+        found = [metrics[name] for name in names if name in metrics]
+        if unit != "bits per byte" and found and isinstance(found[0], int | float | np.number):
+            values[unit] = float(found[0]), 1.0
+    return values
 
 
-def _score_documents(task: Any) -> list[_DocumentScore]:
-    """Score the documents of a task whose requests are answered, in the order of the data set."""
-    task.apply_filters()
-    key = next(iter(task.instances[0].filtered_resps))
-    by_document = _instances_by_document(task)
-    return [_score_document(task, by_document[doc_id], key) for doc_id in sorted(by_document)]
+def _rolling_bits(task: Any, instance: Any, metrics: dict[str, Any]) -> tuple[float, float]:
+    """Return the bits of a text, and its bytes as the task counts them."""
+    for name in METRICS["bits per byte"]:
+        value = metrics.get(name)
+        if isinstance(value, tuple):  # wikitext counts the bytes before it changes the text
+            nats, size = value
+            return -nats / math.log(2), float(size)
+    size = task.count_bytes(task.doc_to_target(instance.doc))
+    return -instance.resps[0] / math.log(2), float(size)
 
 
-def _instances_by_document(task: Any) -> dict[int, list[Any]]:
-    """Group the requests of a task by document, each in the order in which they were built."""
-    by_document: dict[int, list[Any]] = {}
-    for instance in sorted(task.instances, key=lambda i: i.idx):
-        by_document.setdefault(instance.doc_id, []).append(instance)
-    return by_document
+def _merge(columns: list[_Scores], by_size: bool | None) -> _Scores:  # noqa: FBT001  # not a switch
+    """Concatenate the items of several tasks so that Σ amount / Σ size is the group's value.
 
-
-def _score_document(task: Any, instances: list[Any], key: str) -> _DocumentScore:
-    doc = instances[0].doc
-    metrics = task.process_results(doc, [i.filtered_resps[key] for i in instances])
-    correct = next((float(metrics[name]) for name in ACCURACIES if name in metrics), None)
-    bits, size = _gold_bits(task, doc, instances)
-    if correct is None and bits is None:
-        raise ValueError(
-            f"task {task.task_name} measures {', '.join(metrics)}, none of which sweepcp supports; "
-            f"it needs answers with a likelihood, or one of {', '.join(ACCURACIES)}"
-        )
-    content = task.task_name + json.dumps(doc, sort_keys=True, default=str)
-    return _DocumentScore(content, bits, size, correct)
-
-
-def _gold_bits(task: Any, doc: Any, instances: list[Any]) -> tuple[float | None, float | None]:
-    """Return the bits and UTF-8 bytes of the gold answer, or of the text where there is no answer.
-
-    Both are None for a task whose answers are generated.
+    Args:
+        columns: The items of each task.
+        by_size: Whether the group's value is the mean of the tasks' values over items, or over
+            tasks. None pools the items, and so is it with one task.
     """
-    request_type = instances[0].request_type
-    if request_type == "loglikelihood_rolling":
-        size = float(task.count_bytes(task.doc_to_target(doc)))
-        return -instances[0].resps[0] / math.log(2), size
-    if request_type != "loglikelihood":
-        return None, None
-    answer = instances[_gold_index(task, doc)]
-    return -float(answer.resps[0][0]) / math.log(2), float(len(answer.args[1].encode()))
+    merged = _Scores()
+    sizes = [math.fsum(column.size) for column in columns]
+    items = sum(len(column.size) for column in columns)
+    for column, size in zip(columns, sizes, strict=True):
+        factor = 1.0
+        if by_size is not None and len(columns) > 1 and size:
+            weight = len(column.size) / items if by_size else 1 / len(columns)
+            factor = weight / (size / math.fsum(sizes))
+        merged.document += column.document
+        merged.amount += [factor * amount for amount in column.amount]
+        merged.size += [factor * size for size in column.size]
+    return merged
 
 
-def _gold_index(task: Any, doc: Any) -> int:
-    """Return which of the requests of a document asks for the right answer."""
-    gold: Any = 0
-    if task.OUTPUT_TYPE == "multiple_choice":
-        # With several inputs (Winogrande) it is the context that differs between the requests.
-        several_inputs = getattr(task, "multiple_input", 0)
-        gold = task.doc_to_text(doc) if several_inputs else task.doc_to_target(doc)
-    if isinstance(gold, list):  # several right answers: the first counts
-        gold = gold[0]
-    return task.doc_to_choice(doc).index(gold) if isinstance(gold, str) else int(gold)
+def _unsupported(name: str, metrics: dict[str, Any]) -> InvalidInput:
+    supported = [metric for names in METRICS.values() for metric in names]
+    return InvalidInput(
+        file=f"task {name}",
+        key="metric_list",
+        found=", ".join(metrics),
+        rule=f"answers with a likelihood, or one of {', '.join(supported)}",
+        fix="add such a metric to the task's file, or remove the task from the suites",
+    )

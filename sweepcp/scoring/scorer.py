@@ -47,7 +47,11 @@ class Scorer:
                 role,
                 member,
                 HeldOutText(
-                    stores[member.held_out], member, self.tokenizer, seq_len=self.spec.seq_len
+                    stores[member.held_out],
+                    member,
+                    self.tokenizer,
+                    seq_len=self.spec.seq_len,
+                    packed=self.spec.packed,
                 ),
             )
             for role, member in self.spec.suites.members
@@ -81,10 +85,23 @@ class Scorer:
         Raises:
             Diverged: The loss of a held-out document is not finite. The accuracies of such a model
                 would mean nothing.
+            InvalidInput: A task of the suites, or an item of it, cannot be scored.
         """
-        # Held-out text comes first: it finds a model that is not finite, which lm-eval would score
-        # as if it were sound (argmax over NaN picks the first choice).
-        return self.score_held_out() + (self.tasks.score() if self.tasks else [])
+        # The tasks are built first, so that an invalid item is found before anything is computed.
+        tasks = self.tasks
+        # Held-out text is scored first: it finds a model that is not finite, which lm-eval would
+        # score as if it were sound (argmax over NaN picks the first choice).
+        return self.score_held_out() + (tasks.score() if tasks else [])
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What the user should know of the suites' items, once the tasks are built."""
+        return tuple(self.tasks.notes) if self.tasks else ()
+
+    @property
+    def prompts(self) -> str:
+        """16 hex digits of the prompts and answers of the tasks; empty without tasks."""
+        return self.tasks.prompts if self.tasks else ""
 
     def score_held_out(self) -> list[ItemScores]:
         """Score the members that are held-out text; raises `Diverged` as `score` does."""
@@ -101,7 +118,7 @@ class Scorer:
             language=self._language(member),
             unit="bits per byte",
             weight=member.weight,
-            select=text.select,
+            document=text.document_ids,
             amount=tuple(bits.tolist()),
             size=tuple(text.bytes.astype(float).tolist()),
         )

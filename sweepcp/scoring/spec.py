@@ -23,6 +23,9 @@ class ScoringSpec:
     """Folder of the lm-eval tasks generated from held-out text; None if there are none."""
     seq_len: int
     """Tokens in a sequence of held-out text."""
+    packed: bool
+    """Whether held-out windows share sequences, separated by positions that restart. It needs a
+    model that isolates packed documents. If False, each window is a sequence of its own."""
     precision: str
     """`fp32`, `bf16` or `auto` (bf16 on a GPU)."""
 
@@ -33,6 +36,7 @@ def make_scoring_spec(
     *,
     languages: dict[str, str],
     seq_len: int,
+    packed: bool,
     precision: str,
 ) -> ScoringSpec:
     """Generate the tasks of the suites in the cache and return what is to be scored.
@@ -46,6 +50,7 @@ def make_scoring_spec(
         languages=languages,
         generated_tasks=generate_tasks(suites, stores),
         seq_len=seq_len,
+        packed=packed,
         precision=precision,
     )
 
@@ -59,5 +64,6 @@ def experiment_scoring_spec(
         stores,
         languages={source.name: source.language for source in experiment.sources},
         seq_len=experiment.training.seq_len,
+        packed=not experiment.training.cross_documents,
         precision=experiment.training.precision,
     )

@@ -1,15 +1,19 @@
 """Suites, and the lm-eval tasks that are generated from held-out text."""
 
+import hashlib
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
-from sweepcp.config.suites import Suites
+from sweepcp.config.suites import MemberSpec, Suites
 from sweepcp.data.token_store import TokenStore
 from sweepcp.errors import InvalidInput
-from sweepcp.scoring.generated_tasks import generate_tasks
+from sweepcp.scoring.generated_tasks import draw_items, generate_tasks
+from sweepcp.scoring.scorecard import document_id
 
 WORDS = [
     "harbour",
@@ -27,14 +31,18 @@ WORDS = [
 ]
 
 
-def store(folder: Path) -> TokenStore:
+def store(folder: Path, documents: list[str] | None = None) -> TokenStore:
     """Held-out documents of words that all occur about as often."""
-    documents = []
-    for i in range(12):
-        words = [WORDS[(i * 7 + j * (1 + i % 5)) % len(WORDS)] for j in range(60)]
-        documents.append(" ".join(words))
+    if documents is None:
+        documents = []
+        for i in range(12):
+            words = [WORDS[(i * 7 + j * (1 + i % 5)) % len(WORDS)] for j in range(60)]
+            documents.append(" ".join(words))
     folder.mkdir(parents=True)
-    (folder / "held_out.jsonl").write_text("".join(json.dumps(d) + "\n" for d in documents))
+    content = "".join(json.dumps(document) + "\n" for document in documents)
+    (folder / "held_out.jsonl").write_text(content)
+    sha256 = {"held_out.jsonl": hashlib.sha256(content.encode()).hexdigest()}
+    (folder / "store.json").write_text(json.dumps({"sha256": sha256}))
     return TokenStore(folder, "docs")
 
 
@@ -66,6 +74,60 @@ def test_generated_items_continue_the_document_they_come_from(tmp_path: Path):
     assert len({item["gold"] for item in read_items(folder, "cloze_docs")}) > 1
 
 
+def test_items_are_drawn_from_the_documents_in_turn(tmp_path: Path):
+    source = store(tmp_path / "store")
+    folder = generate_tasks(suites(30), {"docs": source})
+    assert folder is not None
+    texts = {document_id(text): text for text in source.held_out_documents()}
+    for name in ("cloze_docs", "swap_docs"):
+        items = read_items(folder, name)
+        for item in items:
+            assert item["context"] in texts[item["document"]]
+        counts = Counter(item["document"] for item in items)
+        assert sorted(counts.values()) == [2] * 6 + [3] * 6
+
+
+def test_no_document_gives_more_than_its_share_of_the_items():
+    documents = {f"{i:016x}": [{"context": f"{i} {j}"} for j in range(3)] for i in range(20)}
+    documents["f" * 16] = [{"context": f"long {j}"} for j in range(1000)]
+    items = draw_items(documents, count=64)
+    counts = Counter(item["document"] for item in items)
+    assert len(items) == 64
+    assert counts["f" * 16] == 4
+    assert draw_items(documents, count=80) == draw_items(documents, count=80)
+    assert Counter(item["document"] for item in draw_items(documents, count=80))["f" * 16] == 10
+
+
+def test_the_number_of_items_that_the_error_names_is_possible(tmp_path: Path):
+    texts = list(store(tmp_path / "even").held_out_documents())
+    source = store(tmp_path / "uneven", [" ".join(texts), *(text[:100] for text in texts)])
+
+    def cloze(items: int) -> Path | None:
+        content = {"domain": [{"cloze": "docs", "items": items}], "general": [{"task": "piqa"}]}
+        return generate_tasks(Suites.model_validate_json(json.dumps(content)), {"docs": source})
+
+    with pytest.raises(InvalidInput) as refused:
+        cloze(5000)
+    possible = int(refused.value.rule.split(",")[0].removeprefix("at most "))
+    assert 4 <= possible < 100
+    assert cloze(possible) is not None
+    with pytest.raises(InvalidInput):
+        cloze(possible + 1)
+
+
+def test_generated_tasks_depend_on_the_held_out_text_alone(tmp_path: Path):
+    first = generate_tasks(suites(), {"docs": store(tmp_path / "one")})
+    assert generate_tasks(suites(), {"docs": store(tmp_path / "two")}) == first
+    other = store(tmp_path / "three", list(store(tmp_path / "four").held_out_documents())[1:])
+    assert generate_tasks(suites(), {"docs": other}) != first
+
+
+def test_text_without_spaces_has_no_cloze_items(tmp_path: Path):
+    chinese = store(tmp_path / "store", ["价格合理，质量很好。" * 40 for _ in range(12)])
+    with pytest.raises(InvalidInput, match="cloze needs words separated by spaces"):
+        generate_tasks(suites(), {"docs": chinese})
+
+
 def test_tasks_are_generated_once(tmp_path: Path):
     source = store(tmp_path / "store")
     first = generate_tasks(suites(), {"docs": source})
@@ -86,9 +148,36 @@ def test_more_items_than_the_held_out_text_has_are_refused(tmp_path: Path):
         ({}, "exactly one of"),
         ({"cloze": "docs"}, "need a number of items"),
         ({"held_out": "docs", "few_shot": 5}, "few_shot belongs to a task"),
+        ({"held_out": "docs", "few_shot": 0}, "few_shot belongs to a task"),
         ({"task": "piqa", "chars": 10}, "chars belongs to held_out"),
     ],
 )
 def test_impossible_members_are_refused(member: dict[str, object], message: str):
     with pytest.raises(ValueError, match=message):
         Suites.model_validate_json(json.dumps({"domain": [member], "general": [{"task": "piqa"}]}))
+
+
+@pytest.mark.parametrize(
+    ("member", "message"),
+    [
+        ({}, "exactly one of held_out, cloze, swap and task"),
+        ({"held_out": "docs", "task": "arc_easy"}, "exactly one of held_out, cloze, swap and task"),
+        ({"cloze": "docs"}, "cloze and swap need a number of items"),
+        ({"swap": "docs"}, "cloze and swap need a number of items"),
+        ({"task": "arc_easy", "chars": 10}, "chars belongs to held_out"),
+        ({"held_out": "docs", "path": "tasks"}, "path belongs to a task"),
+        ({"held_out": "docs", "few_shot": 0}, "few_shot belongs to a task"),
+        ({"held_out": "docs", "items": 3}, "greater than or equal to 4"),
+        ({"held_out": "docs", "weight": 0.0}, "greater than 0"),
+    ],
+)
+def test_members_that_contradict_themselves_are_refused(member: dict[str, object], message: str):
+    with pytest.raises(ValidationError, match=message):
+        MemberSpec.model_validate(member)
+
+
+def test_a_member_is_in_the_suites_once_and_weighs_1_by_default():
+    once, again = MemberSpec(held_out="docs"), MemberSpec(held_out="docs", weight=3.0)
+    assert (once.weight, again.weight) == (1.0, 3.0)
+    with pytest.raises(ValidationError, match="held_out_docs is in the suites twice"):
+        Suites(domain=(once,), general=(again,))
