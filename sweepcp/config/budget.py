@@ -9,6 +9,12 @@ from sweepcp.config.validation import ConfigModel
 
 QUASI_RANDOM_TRIALS = 4
 """Quasi-random trials between the anchors and the trials that the sampler proposes."""
+TYPICAL_UTILISATION = 0.3
+"""Share of the devices' dense peak that training reaches, where it has not been measured."""
+PUBLISHED_OVERRUN = 1.75
+"""Published runs took up to so many times the hours at that utilisation: by its model card, Llama
+3.1 took 1.7 times (8B) and 1.0 times (70B) the estimate. Hours and costs are estimated as an
+interval, from the estimate to this many times it."""
 
 
 class Budget(ConfigModel):

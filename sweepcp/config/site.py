@@ -30,7 +30,8 @@ class Slurm(ConfigModel):
     cpus_per_gpu: PositiveInt | None = None
     """CPUs per GPU; per process if the target trains on CPUs."""
     max_failures: PositiveInt = 10
-    """The number of failures after which a job is not requeued; preemption does not count."""
+    """Failures, without a complete checkpoint in between, after which a job is not requeued again;
+    preemption and time limits do not count."""
 
 
 class Kubernetes(ConfigModel):

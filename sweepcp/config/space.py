@@ -12,6 +12,9 @@ from sweepcp.config.validation import ConfigModel, describe_rule
 Value = float | str
 Point = dict[str, Value]
 """Axis → value."""
+END_TOLERANCE = 0.02
+"""Part of a range, on its scale, within which a value counts as at an end: samplers rarely propose
+an end itself, and a value may differ from it by rounding."""
 
 
 class Range(ConfigModel):
@@ -43,7 +46,7 @@ class Range(ConfigModel):
         return self
 
     def to_unit(self, value: float) -> float:
-        """Return the position in 0..1 of a value of the range on its scale."""
+        """Return the position of a value on the scale of the range: 0 at `low`, 1 at `high`."""
         low, high = self._to_scale(self.low), self._to_scale(self.high)
         return (self._to_scale(value) - low) / (high - low)
 
@@ -55,6 +58,13 @@ class Range(ConfigModel):
         value = self._from_scale(low + unit * (high - low))
         # Rounding may lead just outside the range.
         return min(max(value, self.low), self.high)
+
+    def is_at_end(self, value: Value) -> bool:
+        """Return whether a value is at an end of the range, or within `END_TOLERANCE` of one."""
+        if isinstance(value, str):
+            return False
+        unit = self.to_unit(value)
+        return min(unit, 1 - unit) <= END_TOLERANCE
 
     def includes(self, value: Value) -> bool:
         """Return whether the range includes a value."""

@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
+from sweepcp.config.budget import TYPICAL_UTILISATION
 from sweepcp.config.model_dimensions import ModelDimensions
 from sweepcp.config.types import (
     Fraction,
@@ -100,7 +101,7 @@ class Hardware(ConfigModel):
     """Per GPU."""
     peak_tflops: PositiveFloat | None = None
     """Dense peak of one device in the precision that is used."""
-    mfu: Annotated[float, Field(gt=0, le=1)] = 0.4
+    mfu: Annotated[float, Field(gt=0, le=1)] = TYPICAL_UTILISATION
     """Model FLOPs utilisation, an assumption until it is measured."""
     usd_per_hour: PositiveFloat | None = None
     """Per device."""
@@ -128,10 +129,18 @@ class ComputeSettings(ConfigModel):
 
 
 class Parallelism(ConfigModel):
-    """For exports to trainers that have it; `sweepcp train` is data-parallel only (ZeRO-3)."""
+    """For exports to trainers that have it (Megatron-LM, torchtitan).
+
+    `sweepcp train` and the other trainers are data-parallel over all devices (ZeRO-3).
+    """
 
     tensor: PositiveInt = 1
     pipeline: PositiveInt = 1
+
+    @property
+    def devices_per_replica(self) -> int:
+        """The number of devices that hold one copy of the model."""
+        return self.tensor * self.pipeline
 
 
 class CheckpointSettings(ConfigModel):
@@ -193,13 +202,21 @@ class Target(ConfigModel):
     tracking: tuple[Tracker, ...] = ()
     """Trackers beside TensorBoard."""
 
+    @property
+    def replicas(self) -> int:
+        """The number of copies of the model, over which a step's sequences are divided.
+
+        Every device is one where `parallelism` is not used.
+        """
+        return self.hardware.world_size // self.parallelism.devices_per_replica
+
     @model_validator(mode="after")
     def _check_parallelism(self) -> Self:
-        model_parallel = self.parallelism.tensor * self.parallelism.pipeline
+        devices_per_replica = self.parallelism.devices_per_replica
         world_size = self.hardware.world_size
-        if world_size % model_parallel:
+        if world_size % devices_per_replica:
             raise ValueError(
-                f"tensor × pipeline = {model_parallel} divides the {world_size} devices; "
+                f"tensor × pipeline = {devices_per_replica} divides the {world_size} devices; "
                 "fix: change one of them"
             )
         return self

@@ -8,7 +8,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from sweepcp.config.budget import PUBLISHED_OVERRUN
 from sweepcp.promote.bundle import Bundle
+from sweepcp.training.deepspeed_config import divides_batch
 
 GIB = 2**30
 MEMORY_USES = ("weights", "master", "gradients", "optimizer", "gathered", "activations", "logits")
@@ -71,16 +73,24 @@ def _steps_line(bundle: Bundle) -> str:
 
 
 def _devices_line(bundle: Bundle) -> str:
-    recipe, hardware, compute = bundle.recipe, bundle.target.hardware, bundle.target.compute
-    per_rank = recipe.sequences // hardware.world_size
+    recipe, target = bundle.recipe, bundle.target
+    hardware, compute, parallelism = target.hardware, target.compute, target.parallelism
     settings: list[str] = [compute.precision, compute.attention]
     if compute.recompute:
         settings.append("recompute")
     settings.append(f"offload {compute.offload}")
+    sharing = []
+    if divides_batch(recipe, target, world_size=hardware.world_size):
+        sharing.append(f"{recipe.sequences // hardware.world_size} per device (ZeRO-3)")
+    if parallelism.devices_per_replica > 1:
+        sharing.append(
+            f"{recipe.sequences // target.replicas} per replica of tensor {parallelism.tensor} × "
+            f"pipeline {parallelism.pipeline} (exports)"
+        )
     return (
-        f"devices   {hardware.nodes} × {hardware.per_node} {hardware.device}, {per_rank} sequences "
-        f"of {recipe.seq_len} tokens per device and step, {compute.micro_batch} per pass; "
-        f"{', '.join(settings)}"
+        f"devices   {hardware.nodes} × {hardware.per_node} {hardware.device}; {recipe.sequences:,} "
+        f"sequences of {recipe.seq_len} tokens per step, {' or '.join(sharing)}, "
+        f"{compute.micro_batch} per pass; {', '.join(settings)}"
     )
 
 
@@ -89,20 +99,29 @@ def _memory_line(bundle: Bundle) -> str:
     uses = ", ".join(f"{use} {getattr(memory, use) / GIB:.2f}" for use in MEMORY_USES)
     available = f" of {limit:g}" if limit else ""
     host = f"; {memory.host / GIB:.0f} GiB of host memory per node" if memory.host else ""
-    return f"memory    {memory.total / GIB:.1f}{available} GiB per GPU, estimated: {uses}{host}"
+    return (
+        f"memory    {memory.total / GIB:.1f}{available} GiB per GPU under ZeRO-3, estimated: "
+        f"{uses}{host}"
+    )
 
 
 def _cost_line(bundle: Bundle) -> str:
     expense = bundle.expense
     if expense.hours is None or expense.device_hours is None:
         return f"cost      {expense.flops:.3g} FLOPs"
-    duration = f"{expense.hours:.3g} hours"
-    if expense.hours >= MAX_HOURS:
-        duration = f"{expense.hours / 24:.1f} days"
-    price = f", {expense.usd:,.0f} USD" if expense.usd is not None else ""
+    low, high = expense.hours
+    duration = f"{low:.3g} to {high:.3g} hours"
+    if low >= MAX_HOURS:
+        duration = f"{low / 24:.1f} to {high / 24:.1f} days"
+    low, high = expense.device_hours
+    used = f"{low:,.0f} to {high:,.0f} device hours"
+    price = ""
+    if expense.usd is not None:
+        low, high = expense.usd
+        price = f", {low:,.0f} to {high:,.0f} USD"
     return (
-        f"cost      {expense.flops:.3g} FLOPs: {duration} at an MFU of {expense.mfu:.0%}, "
-        f"{expense.device_hours:,.0f} device hours{price}"
+        f"cost      {expense.flops:.3g} FLOPs: {duration}, {used}{price} (at an MFU of "
+        f"{expense.mfu:.0%}; published runs took up to {PUBLISHED_OVERRUN:g} times as long)"
     )
 
 
@@ -130,6 +149,8 @@ def _next_step(bundle: Bundle, out: Path) -> str:
     hardware, folder = bundle.target.hardware, shlex.quote(str(out))
     if any(corpus.store is None for corpus in bundle.corpora):
         return "name token stores in place of `planned` in the target, and promote again"
+    if not divides_batch(bundle.recipe, bundle.target, world_size=hardware.world_size):
+        return f"sweepcp export {folder} --to megatron-lm --out export"
     if hardware.world_size == 1:
         return f"sweepcp train {folder}"
     options = f"--nproc-per-node {hardware.per_node}"

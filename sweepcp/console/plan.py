@@ -5,7 +5,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from sweepcp.config.budget import QUASI_RANDOM_TRIALS
+from sweepcp.config.budget import PUBLISHED_OVERRUN, QUASI_RANDOM_TRIALS
 from sweepcp.config.space import Choices, Range
 from sweepcp.search.plan import Plan
 
@@ -81,18 +81,24 @@ def _cost_lines(plan: Plan) -> list[str]:
     total = plan.trial_flops * budget.trials
     lines = [f"cost      {plan.trial_flops:.3g} FLOPs of training per trial, {total:.3g} in total"]
     if plan.trial_hours is not None:
-        hours = plan.trial_hours * budget.trials
-        price = f", {hours * budget.usd_per_hour:,.0f} USD" if budget.usd_per_hour else ""
+        low, high = plan.trial_hours
+        in_total = _format_hours(low * budget.trials, high * budget.trials)
+        price = ""
+        if budget.usd_per_hour:
+            usd = budget.trials * budget.usd_per_hour
+            price = f", {low * usd:,.0f} to {high * usd:,.0f} USD"
         lines.append(
-            f"          {_format_hours(plan.trial_hours)} per trial at "
-            f"{budget.sustained_tflops:g} TFLOP/s, {_format_hours(hours)} in total if trials run "
-            f"one by one{price}; scoring and start-up are not included"
+            f"          {_format_hours(low, high)} per trial, {in_total} in total if trials run "
+            f"one by one{price} (at {budget.sustained_tflops:g} TFLOP/s; published runs took up to "
+            f"{PUBLISHED_OVERRUN:g} times as long); scoring and start-up are not included"
         )
     return lines
 
 
-def _format_hours(hours: float) -> str:
-    return f"{hours:.3g} h" if hours >= 0.1 else f"{hours * 3600:.3g} s"
+def _format_hours(low: float, high: float) -> str:
+    if low < 0.1:
+        return f"{low * 3600:.3g} to {high * 3600:.3g} s"
+    return f"{low:.3g} to {high:.3g} h"
 
 
 def _lr_table(plan: Plan) -> Table:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 
+from sweepcp.config.budget import PUBLISHED_OVERRUN
 from sweepcp.config.recipe import Recipe
 from sweepcp.config.target import Target
 from sweepcp.config.types import COMMIT
@@ -90,14 +91,17 @@ def _model_and_hardware_assumptions(model: Model, target: Target, memory: Memory
     hardware = target.hardware
     if model.hub and not COMMIT.fullmatch(model.revision or ""):
         yield (
-            f"{model.hub}@{model.revision or 'main'} is not a commit: ranks and resumed runs may "
-            "load different weights"
+            f"{model.hub}@{model.revision or 'main'} is not a commit: `sweepcp train` refuses it, "
+            "because ranks and resumed runs may load different weights"
         )
     if hardware.peak_tflops is not None:
-        yield f"hours and cost are computed with an assumed MFU of {hardware.mfu:.0%}"
+        yield (
+            f"hours and cost start from an MFU of {hardware.mfu:.0%}; published runs took up to "
+            f"{PUBLISHED_OVERRUN:g} times as long"
+        )
     required = memory.total / 2**30
     if hardware.memory_gib is not None and required > hardware.memory_gib:
         yield (
-            f"the estimated {required:.1f} GiB per GPU are more than the "
+            f"the estimated {required:.1f} GiB per GPU under ZeRO-3 are more than the "
             f"{hardware.memory_gib:g} GiB that a GPU has"
         )

@@ -22,16 +22,20 @@ from sweepcp.config.target import Target
 from sweepcp.config.types import Role
 from sweepcp.data.stream import tokens_by_source
 from sweepcp.errors import InvalidInput, located
-from sweepcp.training.deepspeed_config import zero_config
+from sweepcp.training.deepspeed_config import divides_batch, zero_config
 from sweepcp.util.files import file_sha256, new_folder, write_json, write_text
 from sweepcp.util.records import Record, read_record
 
-FORMAT = 1
-REQUIRED_FILES = ("bundle.json", "ds_config.json", "plan.jsonl")
-FILES = (*REQUIRED_FILES, "proxy.jsonl")
+FORMAT = 2
+REQUIRED_FILES = ("bundle.json", "plan.jsonl")
+FILES = (*REQUIRED_FILES, "ds_config.json", "proxy.jsonl")
 MAX_PLAN_LINES = 1000
 """A longer run has this many lines in its plan, at steps that are evenly spread."""
 RESTORE = "promote again, or restore the file from a copy"
+
+
+Interval = tuple[float, float]
+"""Lowest and highest value of an estimate."""
 
 
 class Model(Record):
@@ -44,7 +48,7 @@ class Model(Record):
     shape: ModelDimensions
     parameters: int
     fingerprint: str | None
-    """Hash of configuration, tokenizer, and headers and sizes of the weights; None on the hub."""
+    """Hash of the content of weights, configuration and tokenizer; None on the hub."""
 
 
 class CorpusPlan(Record):
@@ -56,7 +60,7 @@ class CorpusPlan(Record):
     store: str | None
     """None for a planned store."""
     store_id: str | None
-    """SHA-256 of the store's store.json."""
+    """SHA-256 of the store's store.json, which states those of its files."""
     tokens: int
     """Training tokens of the store."""
     read: int
@@ -96,7 +100,7 @@ class Lineage(Record):
 
 
 class Memory(Record):
-    """Bytes per GPU by use. Model states are exact, the rest is an estimate."""
+    """Bytes per GPU under ZeRO-3 by use. Model states are exact, the rest is an estimate."""
 
     weights: int
     master: int
@@ -117,13 +121,16 @@ class Memory(Record):
 
 
 class Expense(Record):
-    """Time and cost at an assumed utilisation; None where the target does not state the inputs."""
+    """Time and cost, from the assumed utilisation to the overrun of published runs.
+
+    None where the target does not state the inputs.
+    """
 
     flops: float
     mfu: float
-    hours: float | None
-    device_hours: float | None
-    usd: float | None
+    hours: Interval | None
+    device_hours: Interval | None
+    usd: Interval | None
 
 
 class Bundle(Record):
@@ -136,6 +143,8 @@ class Bundle(Record):
     model: Model
     corpora: tuple[CorpusPlan, ...]
     suites: Suites
+    tasks: dict[str, str]
+    """Suite member → hash of its task files, of the members that have a `path`."""
     watched: Suites
     """Held-out text of every source, scored during the run."""
     languages: dict[str, str]
@@ -163,7 +172,8 @@ class LoadedBundle:
     id: str
     """SHA-256 of its manifest; runs and checkpoints record which bundle they belong to."""
     bundle: Bundle
-    ds_config: dict[str, Any]
+    ds_config: dict[str, Any] | None
+    """For the target's devices; None if only the replicas of its parallelism divide the batch."""
     proxy_losses: tuple[float, ...]
     """Of the promoted trial, step by step; empty for a published recipe."""
 
@@ -180,8 +190,9 @@ def write_bundle(bundle: Bundle, out: Path, *, proxy_metrics: Path | None) -> No
     plan = planned_steps(bundle.recipe, bundle.model.max_lr)
     with new_folder(out) as work:
         write_json(work / "bundle.json", bundle.model_dump(mode="json"))
-        ds_config = zero_config(bundle.recipe, bundle.target, world_size=world_size)
-        write_json(work / "ds_config.json", ds_config)
+        if divides_batch(bundle.recipe, bundle.target, world_size=world_size):
+            ds_config = zero_config(bundle.recipe, bundle.target, world_size=world_size)
+            write_json(work / "ds_config.json", ds_config)
         write_text(work / "plan.jsonl", "".join(json.dumps(step) + "\n" for step in plan))
         if proxy_metrics is not None:
             write_text(work / "proxy.jsonl", proxy_metrics.read_text(encoding="utf-8"))
@@ -223,6 +234,9 @@ def load_bundle(folder: Path) -> LoadedBundle:
     for name, expected in hashes.items():
         _verify_file(folder, name, expected=expected)
     bundle = _read_bundle(folder / "bundle.json")
+    ds_config = None
+    if "ds_config.json" in hashes:
+        ds_config = _read_json(folder / "ds_config.json", fix=RESTORE)
     losses: list[float] = []
     if "proxy.jsonl" in hashes:
         lines = (folder / "proxy.jsonl").read_text(encoding="utf-8").splitlines()
@@ -231,7 +245,7 @@ def load_bundle(folder: Path) -> LoadedBundle:
         path=folder,
         id=file_sha256(folder / "manifest.json"),
         bundle=bundle,
-        ds_config=_read_json(folder / "ds_config.json", fix=RESTORE),
+        ds_config=ds_config,
         proxy_losses=tuple(losses),
     )
 

@@ -1,9 +1,10 @@
 """Estimates for the full run: memory per GPU, hours and cost."""
 
+from sweepcp.config.budget import PUBLISHED_OVERRUN
 from sweepcp.config.model_dimensions import ModelDimensions
 from sweepcp.config.recipe import Recipe
 from sweepcp.config.target import ComputeSettings, Target
-from sweepcp.promote.bundle import Expense, Memory
+from sweepcp.promote.bundle import Expense, Interval, Memory
 
 OFFLOADED_STATES = {
     "none": (),
@@ -43,21 +44,28 @@ def estimate_memory(dimensions: ModelDimensions, target: Target) -> Memory:
 
 
 def estimate_expense(dimensions: ModelDimensions, recipe: Recipe, target: Target) -> Expense:
-    """Estimate the FLOPs of a run, and its hours and cost at the target's MFU.
+    """Estimate the FLOPs of a run, and its hours and cost.
 
-    Hours are None if the target does not state the peak of its devices; cost is None if it does not
-    state their price, either.
+    They reach from those at the target's MFU to `PUBLISHED_OVERRUN` times as many, also where the
+    MFU was measured: published runs exceeded the hours that follow from their own MFU, too, by
+    restarts, checkpoints and evaluation. Hours are None if the target does not state the peak of
+    its devices; cost is None if it does not state their price, either.
     """
     hardware = target.hardware
     flops = dimensions.flops_per_token(recipe.seq_len) * recipe.tokens
     hours = device_hours = usd = None
     if hardware.peak_tflops is not None:
         peak_flops = hardware.world_size * hardware.peak_tflops * 1e12
-        hours = flops / (peak_flops * hardware.mfu) / 3600
-        device_hours = hours * hardware.world_size
+        lowest = flops / (peak_flops * hardware.mfu) / 3600
+        hours = (lowest, lowest * PUBLISHED_OVERRUN)
+        device_hours = _scale(hours, hardware.world_size)
         if hardware.usd_per_hour is not None:
-            usd = device_hours * hardware.usd_per_hour
+            usd = _scale(device_hours, hardware.usd_per_hour)
     return Expense(flops=flops, mfu=hardware.mfu, hours=hours, device_hours=device_hours, usd=usd)
+
+
+def _scale(interval: Interval, factor: float) -> Interval:
+    return interval[0] * factor, interval[1] * factor
 
 
 def _activation_bytes(dimensions: ModelDimensions, target: Target) -> int:

@@ -10,6 +10,7 @@ from sweepcp.config.recipe import Recipe, SourceShare, TrainingMethod
 from sweepcp.config.suites import MIN_HELD_OUT, MemberSpec, Suites
 from sweepcp.config.target import Target, TargetCorpus
 from sweepcp.config.validation import validate
+from sweepcp.corpora.identity import identify_tasks
 from sweepcp.data.stream import tokens_by_source
 from sweepcp.data.token_store import TokenStore
 from sweepcp.errors import InvalidInput, located
@@ -66,6 +67,7 @@ def promote(candidate: Candidate, target: Target, *, file: Path, out: Path) -> B
         model=model,
         corpora=corpora,
         suites=candidate.suites,
+        tasks=identify_tasks(candidate.suites),
         watched=watched,
         languages={corpus.name: corpus.language for corpus in corpora},
         target=target,
@@ -165,16 +167,16 @@ def _translate_recipe(candidate: Candidate, target: Target, file: Path) -> Recip
 
 
 def _check_batch(recipe: Recipe, target: Target) -> None:
-    """Raise `InvalidInput` unless all ranks get equally many whole micro batches per step."""
-    world_size, micro_batch = target.hardware.world_size, target.compute.micro_batch
-    per_pass = world_size * micro_batch
+    """Raise `InvalidInput` unless all replicas get equally many whole micro batches per step."""
+    replicas, micro_batch = target.replicas, target.compute.micro_batch
+    per_pass = replicas * micro_batch
     if recipe.sequences % per_pass:
         nearest = max(1, round(recipe.sequences / per_pass)) * per_pass * recipe.seq_len
         raise InvalidInput(
             key="batch_tokens",
             found=recipe.batch_tokens,
-            rule=f"{world_size} processes × micro batches of {micro_batch} sequences of "
-            f"{recipe.seq_len} tokens divide the batch",
+            rule=f"{replicas} data-parallel processes × micro batches of {micro_batch} sequences "
+            f"of {recipe.seq_len} tokens divide the batch",
             fix=f"use batch_tokens {nearest}, or another micro_batch or number of processes",
         )
 

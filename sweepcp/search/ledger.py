@@ -6,13 +6,16 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
+from sweepcp.config.choice import ReferencePoint
 from sweepcp.config.recipe import Recipe
 from sweepcp.config.space import Point, Space
-from sweepcp.runs.run_folder import RunWriter
-from sweepcp.runs.trial import BaseRecord, Trial, TrialOutcome
-from sweepcp.scoring.scorecard import Scorecard, compare_with_base
+from sweepcp.errors import BaseNotScored, InvalidInput, located
+from sweepcp.runs.run_folder import EXPERIMENT_FILE, RunWriter
+from sweepcp.runs.trial import BaseRecord, Trial, TrialOutcome, check_environment
+from sweepcp.scoring.scorecard import Scorecard, check_splits, compare_with_base
 from sweepcp.search.proposals import Proposal, propose_point
 from sweepcp.search.worker_io import WorkerReport
 from sweepcp.util.progress import Progress
@@ -51,6 +54,7 @@ class TrialLedger:
         base: BaseRecord | None,
         finished: Iterable[Trial],
         space: Space,
+        reference: ReferencePoint,
         make_recipe: Callable[[Point], Recipe],
         trials: int,
         seed: int,
@@ -63,16 +67,19 @@ class TrialLedger:
             base: The scores of the base; None if they are yet to be measured.
             finished: The trials that the run folder holds.
             space: The axes and anchors, for proposals.
+            reference: The scores that the sampler is told of a diverged trial.
             make_recipe: Point of the space → recipe of a trial.
             trials: Number of trials in the budget.
             seed: The experiment's seed.
         """
         self.writer, self.progress, self.base = writer, progress, base
-        self.space, self.make_recipe, self.seed = space, make_recipe, seed
+        self.make_recipe = make_recipe
+        self.propose = partial(propose_point, space, reference=reference, seed=seed)
         self.finished = {trial.number: trial for trial in finished}
+        self.environment = base.environment if base is not None else None
         self.running: dict[str, RunningTrial] = {}
         self.base_key: str | None = None
-        self.base_error: str | None = None
+        self.error: BaseNotScored | InvalidInput | None = None
         self.awaiting_base: list[tuple[RunningTrial, TrialOutcome]] = []
         self.total = trials
         self.to_come = deque(n for n in range(trials) if n not in self.finished)
@@ -101,8 +108,9 @@ class TrialLedger:
         number = self.to_come.popleft()
         # Ordered by number: workers finish in any order, and the sampler's result depends on it.
         trials = [self.finished[n] for n in sorted(self.finished)]
-        pending = [trial.proposal.point for trial in self.running.values()]
-        proposal = propose_point(self.space, trials, pending, number=number, seed=self.seed)
+        unscored = [*self.running.values(), *(trial for trial, _ in self.awaiting_base)]
+        pending = [trial.proposal.point for trial in unscored]
+        proposal = self.propose(trials, pending, number=number)
         trial = RunningTrial(number, proposal, self.make_recipe(proposal.point))
         self.running[key] = trial
         self.writer.begin_trial(trial.id)
@@ -113,8 +121,13 @@ class TrialLedger:
     def record_report(self, key: str, report: WorkerReport) -> None:
         """Record a progress report.
 
-        The final report finishes the trial once the base has been scored.
+        The final report finishes the trial once the base has been scored. Invalid input that a
+        worker reports ends the search, as does a worker whose scores would not compare.
         """
+        error = report.error or self._foreign_environment(report)
+        if error is not None:
+            self._end_search(error)
+            return
         if key == self.base_key:
             if isinstance(report.outcome, BaseRecord):
                 self._set_base(report.outcome)
@@ -128,29 +141,56 @@ class TrialLedger:
         if isinstance(report.outcome, TrialOutcome):
             self._finish(key, report.outcome)
 
+    def _foreign_environment(self, report: WorkerReport) -> InvalidInput | None:
+        """Return an error if a worker's scores do not compare with those of the run.
+
+        A run's first worker sets what the others are compared with.
+        """
+        if report.environment is None:
+            return None
+        if self.environment is None:
+            self.environment = report.environment
+        try:
+            check_environment(
+                report.environment,
+                self.environment,
+                where="a worker",
+                fix="run the search on workers like the first one, or pass another --out",
+            )
+        except InvalidInput as error:
+            return error
+        return None
+
     def record_failure(self, key: str, error: str) -> None:
         """Mark a trial as failed after its worker raised or died."""
         reason = ANSI_COLOUR.sub("", error).strip() or "the worker process was lost"
         if key == self.base_key:
-            self._give_up(reason)
+            self._end_search(BaseNotScored(reason))
         elif key in self.running:
             self._finish(key, TrialOutcome(status="failed", reason=reason))
 
     def _set_base(self, base: BaseRecord) -> None:
         """Record the base's scores, and finish the trials that waited for them."""
         try:
-            compare_with_base(trial=list(base.items), base=list(base.items))
-        except ValueError as error:
-            self._give_up(str(error))
+            with located(self.writer.path / EXPERIMENT_FILE, "experiment.suites"):
+                check_splits(base.items)
+        except InvalidInput as error:
+            self._end_search(error)
             return
+        for note in base.notes:
+            logger.warning("%s", note)
         self.writer.write_base(base)
         self.base = base
         for trial, outcome in self.awaiting_base:
             self._record(trial, outcome, base)
+        self.awaiting_base.clear()
 
-    def _give_up(self, reason: str) -> None:
-        """Start no further trial: without a base there is nothing to compare with."""
-        self.base_error = reason
+    def _end_search(self, error: BaseNotScored | InvalidInput) -> None:
+        """Start no further trial; the driver stops those that are running and raises the error.
+
+        The first error counts: every worker meets the same invalid input.
+        """
+        self.error = self.error or error
         self.to_come.clear()
 
     def _finish(self, key: str, outcome: TrialOutcome) -> None:

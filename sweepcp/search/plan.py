@@ -5,17 +5,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sweepcp.config.base_model import BaseSpec
-from sweepcp.config.budget import QUASI_RANDOM_TRIALS
+from sweepcp.config.budget import PUBLISHED_OVERRUN, QUASI_RANDOM_TRIALS
 from sweepcp.config.experiment import Experiment
 from sweepcp.config.recipe import Recipe
 from sweepcp.config.source import Source
 from sweepcp.config.space import Range
 from sweepcp.config.types import COMMIT
 from sweepcp.corpora.repetition import EpochCount, count_epochs, epoch_warnings, first_recipe
-from sweepcp.data.encoding import Encoder
-from sweepcp.data.source_files import ResolvedSource, source_fingerprint
+from sweepcp.data.encoding import text_encoder
+from sweepcp.data.source_files import ResolvedSource, cached_fingerprint
 from sweepcp.data.token_estimate import estimate_tokens
 from sweepcp.data.token_store import TokenStore, store_path
+from sweepcp.errors import located
 from sweepcp.models.base import count_parameters, tokenizer_id
 
 BYTES_PER_TOKEN = 4.0
@@ -50,10 +51,16 @@ class Plan:
         return 6.0 * self.parameters * self.experiment.budget.tokens if self.parameters else None
 
     @property
-    def trial_hours(self) -> float | None:
-        """Hours to train one trial at the stated speed; None if either is unknown."""
+    def trial_hours(self) -> tuple[float, float] | None:
+        """Hours to train one trial: at the stated speed, and with the overrun of published runs.
+
+        None if the speed or the size of the base is unknown.
+        """
         speed = self.experiment.budget.sustained_tflops
-        return self.trial_flops / (speed * 1e12) / 3600 if self.trial_flops and speed else None
+        if not self.trial_flops or not speed:
+            return None
+        hours = self.trial_flops / (speed * 1e12) / 3600
+        return hours, hours * PUBLISHED_OVERRUN
 
     def lr_curve(self) -> list[tuple[int, float]]:
         """Return (step, LR) of the first recipe at its ends, its peak and the quarters between."""
@@ -90,11 +97,12 @@ def _training_tokens(source: Source, files: ResolvedSource, base: BaseSpec) -> t
     """Return the training tokens of a source, and how they are known."""
     if source.planned_tokens is not None:
         return float(source.planned_tokens), "planned"
-    path = store_path(
-        fingerprint=source_fingerprint(source, files), tokenizer_id=tokenizer_id(base)
-    )
-    if (path / "store.json").exists():
-        return float(TokenStore(path, source.name).tokens), "counted"
+    # Building a store caches the hashes of the source's files, and a plan reads no whole corpus.
+    fingerprint = cached_fingerprint(source, files)
+    if fingerprint is not None:
+        path = store_path(fingerprint=fingerprint, tokenizer_id=tokenizer_id(base))
+        if (path / "store.json").exists():
+            return float(TokenStore(path, source.name).tokens), "counted"
     return estimate_tokens(source, files, _token_counter(base)), "estimated"
 
 
@@ -108,10 +116,10 @@ def _token_counter(base: BaseSpec) -> Callable[[list[str]], float]:
     file = Path(base.tokenizer) / "tokenizer.json"
     if not file.is_file():
         return lambda documents: sum(len(text.encode()) for text in documents) / BYTES_PER_TOKEN
-    encoder = Encoder(
-        tokenizer_json=file.read_text(encoding="utf-8"), prefix=(0,), suffix=(0,), vocab_size=0
-    )
-    return encoder.count
+    with located(base.tokenizer):
+        encoder = text_encoder(file.read_text(encoding="utf-8"), prefix=[], suffix=[])
+    # Two more per document: BOS and EOS.
+    return lambda documents: float(sum(len(ids) + 2 for ids in encoder.encode(documents)))
 
 
 def _warnings(plan: Plan) -> list[str]:

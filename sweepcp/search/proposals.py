@@ -11,6 +11,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from scipy.stats import qmc
 
 from sweepcp.config.budget import QUASI_RANDOM_TRIALS
+from sweepcp.config.choice import ReferencePoint
 from sweepcp.config.space import Choices, Point, Range, Space
 from sweepcp.runs.trial import Proposer, Trial
 
@@ -27,6 +28,7 @@ def propose_point(
     trials: Sequence[Trial],
     pending: Sequence[Point],
     *,
+    reference: ReferencePoint,
     number: int,
     seed: int,
 ) -> Proposal:
@@ -37,9 +39,11 @@ def propose_point(
 
     Args:
         space: The axes and anchors.
-        trials: The finished trials, ordered by number. Those without scores (diverged, failed) are
-            not shown to the sampler.
+        trials: The finished trials, ordered by number. Those that failed are not shown to the
+            sampler: that a worker was lost says nothing about the point.
         pending: Points of the trials that are running, which TPE avoids (constant liar).
+        reference: The scores that the sampler is told of a diverged trial, so that it avoids the
+            region in which training diverges.
         number: The number of the trial, from 0.
         seed: The experiment's seed.
     """
@@ -48,7 +52,13 @@ def propose_point(
     start = number - len(space.anchors)
     if start < QUASI_RANDOM_TRIALS:
         return Proposal(_sobol_point(space, index=start, seed=seed), "quasi-random")
-    point = _tpe_point(space, trials, pending, seed=_seed_from(seed, number))
+    study = _make_study(seed=_seed_from(seed, number))
+    for trial in trials:
+        if (scores := _told_scores(trial, reference)) is not None:
+            study.add_trial(frozen_trial(space, trial.point, scores))
+    for point in pending:
+        study.add_trial(frozen_trial(space, point, None))
+    point = _ask(study, space)
     return Proposal(point, "tpe")
 
 
@@ -66,21 +76,26 @@ def _sobol_point(space: Space, *, index: int, seed: int) -> Point:
     return point
 
 
-def _tpe_point(
-    space: Space, trials: Sequence[Trial], pending: Sequence[Point], *, seed: int
-) -> Point:
+def _told_scores(trial: Trial, reference: ReferencePoint) -> list[float] | None:
+    """Return the scores of a trial that the sampler is told; None if it is not shown the trial."""
+    if trial.status == "diverged":
+        return [reference.domain, reference.general]
+    if trial.domain is None or trial.general is None:
+        return None
+    return [trial.domain, trial.general]
+
+
+def _make_study(*, seed: int) -> optuna.Study:
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         sampler = optuna.samplers.TPESampler(
             multivariate=True, n_startup_trials=0, constant_liar=True, seed=seed
         )
-    study = optuna.create_study(directions=["maximize", "maximize"], sampler=sampler)
-    for trial in trials:
-        if trial.status == "done" and trial.domain is not None and trial.general is not None:
-            study.add_trial(frozen_trial(space, trial.point, [trial.domain, trial.general]))
-    for point in pending:
-        study.add_trial(frozen_trial(space, point, None))
+    return optuna.create_study(directions=["maximize", "maximize"], sampler=sampler)
+
+
+def _ask(study: optuna.Study, space: Space) -> Point:
     distributions = {name: _distribution(axis) for name, axis in space.axes.items()}
     params = study.ask(distributions).params
     return {

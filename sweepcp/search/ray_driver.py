@@ -19,7 +19,7 @@ from ray import tune
 from ray.tune.search import Searcher
 
 from sweepcp.config.budget import Budget
-from sweepcp.errors import BaseNotScored, InvalidInput, Stopped
+from sweepcp.errors import InvalidInput, Stopped
 from sweepcp.search.ledger import TrialLedger
 from sweepcp.search.worker import TrialWorker
 from sweepcp.search.worker_io import TrialRunnerProtocol
@@ -77,6 +77,21 @@ class LedgerCallback(tune.Callback):
         error_file = trial.error_file
         error = Path(error_file).read_text(encoding="utf-8") if error_file else ""
         self.ledger.record_failure(trial.trial_id, error)
+
+
+class StopOnError(tune.Stopper):
+    """Stops all workers once the ledger has an error that no trial can do without."""
+
+    def __init__(self, ledger: TrialLedger) -> None:
+        self.ledger = ledger
+
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        """Return False: a trial ends when its worker says so."""
+        return False
+
+    def stop_all(self) -> bool:
+        """Return whether the search ends now."""
+        return self.ledger.error is not None
 
 
 @contextmanager
@@ -158,6 +173,7 @@ def run_trials(
 
     Raises:
         BaseNotScored: The base could not be scored, so trials have no reference.
+        InvalidInput: A worker met input that no trial can use.
         RuntimeError: Ray Tune ends while trials are missing.
     """
     if not ledger.to_come:
@@ -167,8 +183,8 @@ def run_trials(
         _make_tuner(ledger, make_runner, budget, concurrency, state_folder).fit()
     finally:
         shutil.rmtree(state_folder, ignore_errors=True)
-    if ledger.base_error is not None:
-        raise BaseNotScored(ledger.base_error)
+    if ledger.error is not None:
+        raise ledger.error
     if ledger.running or ledger.to_come:
         missing = [trial.id for trial in ledger.running.values()]
         missing += [f"{number:04d}" for number in ledger.to_come]
@@ -198,6 +214,7 @@ def _make_tuner(
             name="search",
             storage_path=state_folder,
             verbose=0,
+            stop=StopOnError(ledger),
             callbacks=[LedgerCallback(ledger)],
             failure_config=tune.FailureConfig(max_failures=0),
             checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),

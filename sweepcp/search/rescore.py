@@ -1,18 +1,23 @@
 """Score another model on the suites of a run."""
 
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sweepcp.config.base_model import BaseSpec
-from sweepcp.corpora.provenance import base_items, stores_of_run
+from sweepcp.corpora.provenance import base_items, check_tasks_of_run, stores_of_run
 from sweepcp.errors import located
 from sweepcp.models.files import read_config, read_shards
 from sweepcp.runs.run_folder import Run
+from sweepcp.runs.trial import check_environment
 from sweepcp.scoring.scorecard import Scorecard, compare_with_base
 from sweepcp.scoring.spec import experiment_scoring_spec
+from sweepcp.util.parallel import usable_cores
 
 if TYPE_CHECKING:
     from sweepcp.scoring.scorer import Scorer
+
+logger = logging.getLogger(__name__)
 
 
 def score_model(model: Path, run: Run) -> Scorecard:
@@ -22,14 +27,19 @@ def score_model(model: Path, run: Run) -> Scorecard:
 
     Raises:
         InvalidInput: The folder holds no model that can be loaded safely, the base has not been
-            scored, or a token store of the run is gone.
+            scored, or what it was scored on or with is not what is here.
         Diverged: The loss on a held-out document is not finite.
     """
     base = base_items(run)
+    check_tasks_of_run(run)
     with located("sweepcp score", "MODEL"):
         read_shards(model)
         read_config(model)
-    return compare_with_base(trial=_make_scorer(model, run).score(), base=base)
+    scorer = _make_scorer(model, run)
+    items = scorer.score()
+    for note in scorer.notes:
+        logger.warning("%s", note)
+    return compare_with_base(trial=items, base=base)
 
 
 def _make_scorer(model: Path, run: Run) -> "Scorer":
@@ -37,13 +47,33 @@ def _make_scorer(model: Path, run: Run) -> "Scorer":
 
     from sweepcp.models.loading import default_device, load_model, load_tokenizer
     from sweepcp.scoring.scorer import Scorer
+    from sweepcp.search.trial_runner import environment_of
+    from sweepcp.training.isolation import check_isolation
     from sweepcp.training.process_group import ProcessGroup
 
     experiment = run.experiment
     spec = experiment_scoring_spec(experiment, stores_of_run(run))
-    torch.set_num_threads(experiment.budget.cpus_per_trial)
+    # As the trials were scored, but not more than there are cores here.
+    torch.set_num_threads(min(experiment.budget.cpus_per_trial, usable_cores()))
     device = default_device()
     # The model's own tokenizer, which need not be that of the run's base.
     tokenizer = load_tokenizer(BaseSpec(path=str(model), max_lr=experiment.base.max_lr))
     loaded = load_model(str(model), revision=None, device=device)
-    return Scorer(spec, loaded, tokenizer, ProcessGroup(device=device))
+    group = ProcessGroup(device=device)
+    with located(model):
+        check_isolation(
+            loaded,
+            group,
+            seq_len=spec.seq_len,
+            packed=spec.packed,
+            training=False,
+        )
+    scorer = Scorer(spec, loaded, tokenizer, group)
+    assert run.base is not None
+    check_environment(
+        environment_of(scorer, device),
+        run.base.environment,
+        where=run.path,
+        fix="score on a machine like that of the run, with the versions above",
+    )
+    return scorer

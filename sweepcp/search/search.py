@@ -7,17 +7,22 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sweepcp.config.base_model import BaseSpec
 from sweepcp.config.experiment import Experiment
+from sweepcp.corpora.identity import identify_inputs, identify_prepared, identity_changes
 from sweepcp.corpora.repetition import check_epochs, matched_fraction
 from sweepcp.corpora.stores import build_stores
-from sweepcp.data.source_files import ResolvedSource, source_fingerprint
+from sweepcp.data.source_files import ResolvedSource
 from sweepcp.data.token_store import TokenStore
 from sweepcp.errors import InvalidInput
-from sweepcp.models.base import pretrained_path
-from sweepcp.runs.run_folder import Run, RunWriter, locked_run, read_run
+from sweepcp.models.base import model_config, pin_base, pretrained_path
+from sweepcp.models.randomness import format_settings, random_settings
+from sweepcp.runs.run_folder import Run, RunIdentity, RunWriter, locked_run, read_run
+from sweepcp.runs.trial import check_environment, numeric_versions
 from sweepcp.scoring.spec import experiment_scoring_spec
 from sweepcp.search.worker_io import WorkerSpec
 from sweepcp.util.json_values import json_differences
+from sweepcp.util.parallel import usable_cores
 from sweepcp.util.progress import Progress
 
 if TYPE_CHECKING:  # imports torch
@@ -53,13 +58,17 @@ def run_search(
         address: A Ray cluster; by default this machine.
 
     Raises:
-        InvalidInput: A source is planned, `out` holds another experiment or its corpora have
-            changed, or another process writes the folder.
+        InvalidInput: A source is planned, a trial needs more cores than there are, `out` holds
+            another experiment or something that its scores depend on has changed, or another
+            process writes the folder.
     """
     _refuse_planned_sources(experiment)
-    fingerprints = {s.name: source_fingerprint(s, files[s.name]) for s in experiment.sources}
+    if address is None:
+        _check_cores(experiment)
+    experiment = experiment.model_copy(update={"base": pin_base(experiment.base)})
+    inputs = identify_inputs(experiment, files)
     with locked_run(out) as writer:
-        run = _start_or_resume(writer, experiment, fingerprints)
+        run = _start_or_resume(writer, experiment, inputs)
         total = experiment.budget.trials
         missing = total - sum(trial.number < total for trial in run.trials)
         progress.update("trials", done=len(run.trials), total=total)
@@ -67,8 +76,16 @@ def run_search(
             logger.info("%d trials are finished; %d left to run", len(run.trials), missing)
         if missing:
             spec, tokens = prepare_worker(
-                experiment, files, fingerprints, progress=progress, address=address
+                experiment, files, inputs.sources, progress=progress, address=address
             )
+            prepared = identify_prepared(
+                inputs,
+                experiment,
+                model=spec.model,
+                stores=spec.stores,
+                generated_tasks=spec.scoring.generated_tasks,
+            )
+            run = _start_or_resume(writer, experiment, prepared)
             _run_missing_trials(writer, run, spec, tokens, progress=progress, address=address)
         run = read_run(out)
         writer.write_front(run.front)
@@ -87,31 +104,61 @@ def _refuse_planned_sources(experiment: Experiment) -> None:
             )
 
 
-def _start_or_resume(
-    writer: RunWriter, experiment: Experiment, fingerprints: dict[str, str]
-) -> Run:
-    """Start the run folder, or check that it holds the same experiment on the same corpora.
+def _check_cores(experiment: Experiment) -> None:
+    """Raise `InvalidInput` if a trial has more threads than this process may use cores."""
+    cores, threads = usable_cores(), experiment.budget.cpus_per_trial
+    if threads > cores:
+        raise InvalidInput(
+            file=experiment.name,
+            key="budget.cpus_per_trial",
+            found=threads,
+            rule=f"at most the {cores} CPUs that this process may use",
+            fix="lower it, or give the process more CPUs (taskset, or the scheduler's options)",
+        )
+
+
+def _start_or_resume(writer: RunWriter, experiment: Experiment, identity: RunIdentity) -> Run:
+    """Start the run folder, or check that it holds the same experiment on the same inputs.
 
     A folder in which neither the base nor a trial was scored is started again.
     """
     if (writer.path / "experiment.json").exists():
         before = read_run(writer.path)
-        changes = json_differences(
-            before=_fixed_settings(before.experiment), after=_fixed_settings(experiment)
-        )
-        for name, fingerprint in fingerprints.items():
-            if before.source_fingerprints.get(name) != fingerprint:
-                changes.append(f"{name}: its files")
-        if changes and (before.base is not None or before.trials):
-            raise InvalidInput(
-                file=writer.path,
-                key="--out",
-                found="; ".join(changes),
-                rule="a run resumes with the experiment and the corpora that it started with",
-                fix="pass another --out for the changed experiment, or undo the change",
+        if before.base is not None or before.trials:
+            _check_unchanged(before, experiment, identity)
+            # What is built later is not known yet; its hashes are kept.
+            identity = RunIdentity(
+                sources=identity.sources,
+                base=before.identity.base | identity.base,
+                tasks=before.identity.tasks | identity.tasks,
+                stores=before.identity.stores | identity.stores,
             )
-    writer.start(experiment, fingerprints)
+    writer.start(experiment, identity)
     return read_run(writer.path)
+
+
+def _check_unchanged(before: Run, experiment: Experiment, identity: RunIdentity) -> None:
+    """Raise `InvalidInput` if something has changed on which the scores of a run depend."""
+    changes = json_differences(
+        before=_fixed_settings(before.experiment), after=_fixed_settings(experiment)
+    )
+    changes += identity_changes(before.identity, identity)
+    if changes:
+        raise InvalidInput(
+            file=before.path,
+            key="--out",
+            found="; ".join(changes),
+            rule="a run resumes with the experiment, the corpora, the base and the tasks that it "
+            "started with; where they lie does not matter",
+            fix="pass another --out for the changed experiment, or undo the change",
+        )
+    if before.base is not None:
+        check_environment(
+            numeric_versions(),
+            before.base.environment,
+            where=before.path,
+            fix="install the versions that the run started with, or pass another --out",
+        )
 
 
 def _fixed_settings(experiment: Experiment) -> dict[str, Any]:
@@ -121,7 +168,23 @@ def _fixed_settings(experiment: Experiment) -> dict[str, Any]:
     for key in CHANGEABLE_KEYS:
         section, _, name = key.partition(".")
         del settings[section][name]
+    # Paths may change: what they lead to is part of the identity.
+    _drop_paths(settings["base"], "path")
+    _drop_paths(settings["base"]["pretrain"] or {}, "tokenizer")
+    for source in settings["sources"]:
+        _drop_paths(source, "files", "held_out_files", "exclude")
+        _drop_paths(source["saved"] or {}, "path")
+    for members in settings["suites"].values():
+        for member in members:
+            _drop_paths(member, "path")
     return settings
+
+
+def _drop_paths(settings: dict[str, Any], *keys: str) -> None:
+    """Leave of each path only whether there is one."""
+    for key in keys:
+        if key in settings:
+            settings[key] = settings[key] is not None
 
 
 def _run_missing_trials(
@@ -147,6 +210,7 @@ def _run_missing_trials(
             base=run.base,
             finished=run.trials,
             space=experiment.space,
+            reference=experiment.choose.reference,
             make_recipe=partial(experiment.recipe_at, source_tokens=dict(tokens)),
             trials=budget.trials,
             seed=experiment.seed,
@@ -175,6 +239,7 @@ def prepare_worker(
     Returns:
         What a worker needs, and the training tokens of each source.
     """
+    _check_base(experiment.base)
     stores = build_stores(experiment, files, progress=progress, address=address)
     tokens = {name: float(store.tokens) for name, store in stores.items()}
     check_epochs(experiment, tokens)
@@ -196,6 +261,23 @@ def prepare_worker(
     return spec, tokens
 
 
+def _check_base(base: BaseSpec) -> None:
+    """Check the base's files before hours are spent on stores, and report what is changed in it.
+
+    A hub model is checked by the workers, which fetch it.
+
+    Raises:
+        InvalidInput: The files do not hold exactly the model's tensors.
+    """
+    config = model_config(base)
+    if config is not None and (settings := random_settings(config)):
+        logger.warning("the base's configuration has %s: set to 0", format_settings(settings))
+    if base.path is not None:
+        from sweepcp.models.loading import check_model_files
+
+        check_model_files(Path(base.path))
+
+
 def _find_or_pretrain_base(
     experiment: Experiment,
     fingerprints: dict[str, str],
@@ -209,9 +291,13 @@ def _find_or_pretrain_base(
         return str(base.path or base.hub)
     path = pretrained_path(base, fingerprints)
     if not (path / "config.json").exists():
+        import torch
+
         from sweepcp.models.loading import load_tokenizer
         from sweepcp.training.pretraining import pretrain_base
 
+        # The workers of a cluster may have more cores than this machine.
+        torch.set_num_threads(min(experiment.budget.cpus_per_trial, usable_cores()))
         tokenizer = load_tokenizer(base)
         steps = base.pretrain.tokens // base.pretrain.training.batch_tokens
         logger.info("pretraining the base model: %d steps; it is cached for later runs", steps)

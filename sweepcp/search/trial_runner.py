@@ -3,19 +3,35 @@
 import socket
 import time
 from collections.abc import Iterator
+from functools import cached_property
 
 import torch
 
 from sweepcp.config.recipe import Recipe
 from sweepcp.data.stream import MixtureStream
-from sweepcp.errors import Diverged
+from sweepcp.errors import Diverged, located
 from sweepcp.models.loading import default_device, load_model, load_tokenizer
-from sweepcp.runs.trial import BaseRecord, Cost, TrialOutcome, package_versions
+from sweepcp.runs.trial import (
+    BaseRecord,
+    Cost,
+    TrialOutcome,
+    numeric_environment,
+    package_versions,
+)
 from sweepcp.scoring.scorer import Scorer
 from sweepcp.search.worker_io import WorkerSpec
-from sweepcp.training.engine import PlainEngine
+from sweepcp.training.engine import PlainEngine, computes_in_bf16
+from sweepcp.training.isolation import check_isolation
 from sweepcp.training.loop import StepMetrics, run_training
 from sweepcp.training.process_group import ProcessGroup
+
+
+def environment_of(scorer: Scorer, device: torch.device) -> dict[str, str]:
+    """Return what the scores of a scorer depend on besides files; builds its tasks."""
+    in_bf16 = computes_in_bf16(device, scorer.spec.precision)
+    return numeric_environment(
+        device=device.type, precision="bf16" if in_bf16 else "fp32", prompts=scorer.prompts
+    )
 
 
 class TrialRunner:
@@ -28,11 +44,23 @@ class TrialRunner:
         self.tokenizer = load_tokenizer(spec.base)
         self.model = load_model(spec.model, revision=spec.base.revision, device=self.device)
         group = ProcessGroup(device=self.device)
+        with located(spec.model):
+            check_isolation(
+                self.model,
+                group,
+                seq_len=spec.scoring.seq_len,
+                packed=spec.scoring.packed,
+            )
         self.scorer = Scorer(spec.scoring, self.model, self.tokenizer, group)
         # Copying the base's weights back is far cheaper than loading the model for every trial.
         self.base_weights = {
             name: tensor.to("cpu", copy=True) for name, tensor in self.model.state_dict().items()
         }
+
+    @cached_property
+    def environment(self) -> dict[str, str]:
+        """What the scores depend on besides files, see `BaseRecord`."""
+        return environment_of(self.scorer, self.device)
 
     def score_base(self) -> BaseRecord:
         """Score the untouched base."""
@@ -43,6 +71,8 @@ class TrialRunner:
             parameters=sum(p.numel() for p in self.model.parameters()),
             max_lr=spec.base.max_lr,
             items=tuple(self.scorer.score()),
+            notes=self.scorer.notes,
+            environment=self.environment,
             versions=package_versions(),
         )
 

@@ -1,5 +1,6 @@
 """The Ray Tune actor that runs trials."""
 
+import os
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 from ray import tune
 
 from sweepcp.config.recipe import Recipe
+from sweepcp.errors import BaseNotScored, Diverged, InvalidInput
 from sweepcp.runs.trial import BaseRecord, TrialOutcome
 from sweepcp.search.worker_io import TrialRunnerProtocol, WorkerReport
 from sweepcp.training.loop import StepMetrics
@@ -25,6 +27,8 @@ class TrialWorker(tune.Trainable):
         self, config: dict[str, Any], make_runner: Callable[[], TrialRunnerProtocol]
     ) -> None:
         """Receive the first recipe. The runner is built in the first step, where errors count."""
+        # Tokenizers would start a thread per core of the machine, beside those of other workers.
+        os.environ["TOKENIZERS_PARALLELISM"] = "false"
         self.make_runner = make_runner
         self.runner: TrialRunnerProtocol | None = None
         self._set_recipe(config)
@@ -41,13 +45,25 @@ class TrialWorker(tune.Trainable):
     def step(self) -> dict[str, Any]:
         """Advance the trial by about a second.
 
-        An exception ends this process: the trial is recorded as failed, and the next one starts in
-        a new process, because a device that ran out of memory may be in any state.
+        What no trial can do without is reported to the driver, which ends the search. Any other
+        exception ends this process: the trial is recorded as failed, and the next one starts in a
+        new process, because a device that ran out of memory may be in any state.
         """
+        try:
+            report = self._advance()
+        except (BaseNotScored, InvalidInput) as error:
+            report = WorkerReport([], None, error)
+        done = report.outcome is not None or report.error is not None
+        return {"report": report, "done": done}
+
+    def _advance(self) -> WorkerReport:
         metrics: list[StepMetrics] = []
         outcome: TrialOutcome | BaseRecord | None = None
         if self.events is None:
-            self.events = self._start()
+            self.runner = self.runner or self.make_runner()
+            self.events = self._start(self.runner)
+            # Before anything is spent on scores that may not compare with those of the run.
+            return WorkerReport([], None, environment=self.runner.environment)
         deadline = time.monotonic() + REPORT_SECONDS
         for event in self.events:
             if isinstance(event, TrialOutcome | BaseRecord):
@@ -56,10 +72,15 @@ class TrialWorker(tune.Trainable):
             metrics.append(event)
             if time.monotonic() > deadline:
                 break
-        return {"report": WorkerReport(metrics, outcome), "done": outcome is not None}
+        return WorkerReport(metrics, outcome)
 
-    def _start(self) -> Iterator[StepMetrics | TrialOutcome | BaseRecord]:
-        self.runner = self.runner or self.make_runner()
+    def _start(
+        self, runner: TrialRunnerProtocol
+    ) -> Iterator[StepMetrics | TrialOutcome | BaseRecord]:
         if self.recipe is None:
-            return iter([self.runner.score_base()])
-        return self.runner.run(self.recipe)
+            try:
+                yield runner.score_base()
+            except Diverged as error:
+                raise BaseNotScored(str(error)) from None
+        else:
+            yield from runner.run(self.recipe)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Protocol
 from sweepcp.config.base_model import BaseSpec
 from sweepcp.config.recipe import Recipe
 from sweepcp.data.token_store import TokenStore
+from sweepcp.errors import BaseNotScored, InvalidInput
 from sweepcp.runs.trial import BaseRecord, TrialOutcome
 from sweepcp.scoring.spec import ScoringSpec
 
@@ -36,6 +37,11 @@ class WorkerSpec:
 class TrialRunnerProtocol(Protocol):
     """Trains and scores one trial after the other, see `sweepcp.search.trial_runner`."""
 
+    @property
+    def environment(self) -> dict[str, str]:
+        """What its scores depend on besides files, see `BaseRecord`."""
+        ...
+
     def score_base(self) -> BaseRecord:
         """Score the untouched base."""
         ...
@@ -53,3 +59,7 @@ class WorkerReport:
     """The steps since the last report."""
     outcome: TrialOutcome | BaseRecord | None
     """How the trial ended, or the base's scores if the worker was asked for them; None before."""
+    error: BaseNotScored | InvalidInput | None = None
+    """What no trial can do without. It ends the search with this error."""
+    environment: dict[str, str] | None = None
+    """Of the runner, in the first report of a trial, before it is trained."""

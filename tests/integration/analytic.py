@@ -4,7 +4,7 @@ import math
 import os
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -13,11 +13,12 @@ from sweepcp.config.budget import Budget
 from sweepcp.config.recipe import Recipe, TrainingSettings
 from sweepcp.config.space import Point, Range, Space, WeightedSource, recipe_at
 from sweepcp.corpora.experiment import load_experiment
-from sweepcp.runs.run_folder import RunWriter, read_run
+from sweepcp.runs.run_folder import RunIdentity, RunWriter, read_run
 from sweepcp.runs.trial import BaseRecord, TrialOutcome
 from sweepcp.scoring.scorecard import ItemScores
 from sweepcp.search.ledger import TrialLedger
 from sweepcp.search.ray_driver import ray_cluster, run_trials
+from sweepcp.search.worker_io import TrialRunnerProtocol
 from sweepcp.training.loop import StepMetrics
 from sweepcp.util.progress import NoProgress
 
@@ -47,7 +48,7 @@ def items(domain: float, general: float) -> tuple[ItemScores, ...]:
             language="en",
             unit="bits per byte",
             weight=1.0,
-            select=(True, False, True, False),
+            document=tuple(f"{index:016x}" for index in range(1, 5)),
             amount=(100 - change,) * 4,
             size=(50.0,) * 4,
         )
@@ -60,13 +61,22 @@ class AnalyticRunner:
     """Answers at once; misbehaves as told for a trial's LR fraction."""
 
     faults: dict[float, str]
-    """LR fraction → `raise`, `die`, `nan`, `infinite`, `foreign` or `slow`; 0 for every trial."""
+    """LR fraction → `raise`, `die`, `nan`, `infinite`, `foreign`, `slow` or `another device`; 0 for
+    every trial."""
+
+    @property
+    def environment(self) -> dict[str, str]:
+        device = "cuda" if "another device" in self.faults.values() else "cpu"
+        return {"device": device, "precision": "fp32"}
 
     def score_base(self) -> BaseRecord:
-        if "base" in self.faults.values():
-            raise RuntimeError("no such model")
         return BaseRecord(
-            model="analytic", parameters=1, max_lr=1.0, items=items(0, 0), versions={}
+            model="analytic",
+            parameters=1,
+            max_lr=1.0,
+            items=items(0, 0),
+            environment=self.environment,
+            versions={},
         )
 
     def run(self, recipe: Recipe) -> Iterator[StepMetrics | TrialOutcome]:
@@ -110,6 +120,7 @@ def run(
     *,
     concurrency: int = 2,
     faults: dict[float, str] | None = None,
+    make_runner: Callable[[], TrialRunnerProtocol] | None = None,
     seed: int = 0,
 ) -> FinishedTrials:
     """Search the analytic space for what is missing in a run folder of `trials` trials."""
@@ -117,7 +128,9 @@ def run(
     writer = RunWriter(folder)
     if not (folder / "experiment.json").exists():
         experiment, _ = load_experiment("quickstart", ["choose.max_regression=2.0"])
-        writer.start(experiment.model_copy(update={"name": "analytic", "space": SPACE}), {})
+        writer.start(
+            experiment.model_copy(update={"name": "analytic", "space": SPACE}), RunIdentity()
+        )
     before = read_run(folder)
     ledger = TrialLedger(
         writer,
@@ -125,12 +138,13 @@ def run(
         base=before.base,
         finished=before.trials,
         space=SPACE,
+        reference=before.experiment.choose.reference,
         make_recipe=make_recipe,
         trials=trials,
         seed=seed,
     )
     budget = Budget(trials=trials, tokens=80, concurrency=concurrency)
     with ray_cluster(None, budget) as slots:
-        make_runner = partial(AnalyticRunner, faults or {})
+        make_runner = make_runner or partial(AnalyticRunner, faults or {})
         run_trials(ledger, make_runner, budget=budget, concurrency=slots)
     return progress

@@ -1,6 +1,9 @@
 """Search with the real Ray Tune and Optuna, and a trial runner whose front is known."""
 
+import time
 from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -8,11 +11,18 @@ import pytest
 import ray
 
 from sweepcp import load_run
-from sweepcp.errors import BaseNotScored
+from sweepcp.config.choice import ReferencePoint
+from sweepcp.config.recipe import Recipe
+from sweepcp.errors import BaseNotScored, InvalidInput
+from sweepcp.runs.trial import BaseRecord, TrialOutcome
 from sweepcp.search.proposals import propose_point
+from sweepcp.training.loop import StepMetrics
 from tests.integration import analytic
 
-FIRST = [propose_point(analytic.SPACE, [], [], number=n, seed=0).point for n in range(5)]
+FIRST = [
+    propose_point(analytic.SPACE, [], [], reference=ReferencePoint(), number=number, seed=0).point
+    for number in range(5)
+]
 START = [float(point["lr_fraction"]) for point in FIRST]
 """LR fractions of the anchor and the four starting points."""
 
@@ -77,9 +87,55 @@ def test_all_trials_failing_is_no_front(tmp_path: Path):
     assert run.front.choice.id is None
 
 
-def test_a_base_that_cannot_be_scored_ends_the_search(tmp_path: Path):
-    with pytest.raises(BaseNotScored, match="no such model"):
-        analytic.run(tmp_path, 3, faults={-1.0: "base"})
+@dataclass
+class PatientRunner(analytic.AnalyticRunner):
+    """Scores the base, badly, while a trial runs that lasts for 100 seconds and leaves a mark."""
+
+    folder: Path
+    error: Exception
+
+    def score_base(self) -> BaseRecord:
+        while not (self.folder / "began").exists():
+            time.sleep(0.05)
+        raise self.error
+
+    def run(self, recipe: Recipe) -> Iterator[StepMetrics | TrialOutcome]:
+        (self.folder / "began").touch()
+        for step in range(1, 1001):
+            time.sleep(0.1)
+            yield StepMetrics(step, 0.1, 2.0, 1.0, {"code": 8}, {"domain": 2.0})
+        (self.folder / "ended").touch()
+        yield from super().run(recipe)
+
+
+INVALID = InvalidInput(
+    file="suites/quiz.jsonl", key="item 3", found=-1, rule="an index of a choice", fix="correct it"
+)
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"), [(RuntimeError("no such model"), BaseNotScored), (INVALID, InvalidInput)]
+)
+def test_trials_that_run_are_stopped_when_the_base_cannot_be_scored(
+    tmp_path: Path, error: Exception, expected: type[Exception]
+):
+    with pytest.raises(expected, match=r"no such model|item 3"):
+        analytic.run(tmp_path, 3, make_runner=partial(PatientRunner, {}, tmp_path, error))
+    assert (tmp_path / "began").exists()
+    assert not (tmp_path / "ended").exists()
+    assert load_run(tmp_path).trials == []
+
+
+def refuse_to_build() -> analytic.AnalyticRunner:
+    raise INVALID
+
+
+def test_invalid_input_met_by_workers_ends_the_search_with_it(tmp_path: Path):
+    with pytest.raises(InvalidInput) as caught:
+        analytic.run(tmp_path, 3, make_runner=refuse_to_build)
+    error = caught.value
+    assert (error.file, error.key, error.found) == ("suites/quiz.jsonl", "item 3", -1)
+    assert (error.rule, error.fix) == ("an index of a choice", "correct it")
     assert load_run(tmp_path).trials == []
 
 
@@ -111,3 +167,13 @@ def test_a_gap_is_filled_and_nothing_is_repeated(tmp_path: Path):
     finished = analytic.run(tmp_path, 7)
     assert sorted(finished.numbers) == [2, 6]
     assert [t.number for t in load_run(tmp_path).trials] == list(range(7))
+
+
+def test_workers_of_another_kind_do_not_resume_a_run(tmp_path: Path):
+    analytic.run(tmp_path, 2)
+    before = {p: p.read_bytes() for p in tmp_path.rglob("*.json")}
+    with pytest.raises(InvalidInput) as error:
+        analytic.run(tmp_path, 4, faults={0.0: "another device"})
+    assert error.value.found == "device cuda"
+    assert "device cpu" in error.value.rule
+    assert {p: p.read_bytes() for p in tmp_path.rglob("*.json")} == before

@@ -2,24 +2,42 @@
 
 import json
 import shutil
+from dataclasses import replace
+from io import StringIO
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from deepspeed.runtime.config import DeepSpeedConfig
+from rich.console import Console
 
 from sweepcp.config.experiment import ChoiceSection
+from sweepcp.config.recipe import Mixture, TrainingMethod
+from sweepcp.config.suites import MemberSpec, Suites
+from sweepcp.config.target import load_target
+from sweepcp.console.bundle import show_bundle
 from sweepcp.data.stream import MixtureStream
 from sweepcp.data.token_store import TokenStore
 from sweepcp.errors import InvalidInput
-from sweepcp.full_run.preflight import check_ready
-from sweepcp.promote.bundle import load_bundle, planned_steps, write_manifest
-from sweepcp.promote.candidate import candidate_from_run
-from sweepcp.runs.run_folder import RunWriter, read_run
+from sweepcp.full_run.preflight import check_ready, ds_config_for
+from sweepcp.promote import candidate
+from sweepcp.promote.bundle import LoadedBundle, load_bundle, planned_steps, write_manifest
+from sweepcp.promote.candidate import candidate_from_publication, candidate_from_run
+from sweepcp.promote.translate import promote
+from sweepcp.runs.caveats import caveats_of
+from sweepcp.runs.run_folder import RunIdentity, RunWriter, read_run
 from sweepcp.runs.trial import TrialOutcome
 from sweepcp.util.files import write_json
-from tests.make import experiment, recipe, target_content, trial, write_bundle, write_model
+from tests.make import (
+    experiment,
+    recipe,
+    target_content,
+    trial,
+    write_bundle,
+    write_model,
+    write_run,
+)
 
 
 def refusal(folder: Path, **changes: object) -> str:
@@ -42,6 +60,14 @@ def rewrite(bundle: Path, change: dict[str, object]) -> None:
     write_manifest(bundle)
 
 
+def shown_bundle(loaded: LoadedBundle) -> str:
+    console = Console(file=StringIO(), width=200)
+    show_bundle(console, loaded.bundle, loaded.path)
+    file = console.file
+    assert isinstance(file, StringIO)
+    return file.getvalue()
+
+
 @pytest.fixture
 def bundle(tmp_path: Path) -> Path:
     return write_bundle(tmp_path)
@@ -56,6 +82,73 @@ def test_the_recipe_is_translated_and_nothing_else_of_it_changes(bundle: Path):
     assert loaded.bundle.recipe_id == expected.id
     assert loaded.bundle.lineage.published == "a test"
     check_ready(loaded)
+
+
+def test_what_the_target_does_not_state_is_the_candidates(tmp_path: Path):
+    """Method, LR fraction, seed and suites; the target states the warmup and not the end."""
+    write_bundle(tmp_path, warmup=0.3)
+    method = TrainingMethod(
+        schedule="wsd",
+        warmup=0.2,
+        final_fraction=0.05,
+        decay=0.4,
+        weight_decay=0.01,
+        betas=(0.8, 0.9),
+        clip=0.5,
+        cross_documents=True,
+    )
+    member = MemberSpec(held_out="code", items=12, chars=30, weight=2.0)
+    task = MemberSpec(task="arc_easy")
+    candidate = replace(
+        candidate_from_publication(str(tmp_path / "recipe.yaml")),
+        method=method,
+        lr_fraction=0.25,
+        seed=7,
+        suites=Suites(domain=(member,), general=(task,)),
+    )
+    target, file = load_target(str(tmp_path / "target.yaml"))
+    bundle = promote(candidate, target, file=file, out=tmp_path / "another")
+    translated = bundle.recipe
+    assert {name: getattr(translated, name) for name in TrainingMethod.model_fields} == (
+        method.model_dump() | {"warmup": 0.3}
+    )
+    assert (translated.lr_fraction, translated.seed) == (0.25, 7)
+    assert translated.mixture == candidate.mixture
+    # What no suite scores is watched by a sample.
+    sample = MemberSpec(held_out="docs", items=500, chars=20_000)
+    assert (bundle.watched.domain, bundle.watched.general) == ((member,), (sample,))
+    assert "warmup: 0.2 in the recipe, changed to 0.3 by the target" in bundle.assumptions
+
+
+def test_a_recipe_of_one_role_cannot_be_watched(tmp_path: Path):
+    write_bundle(tmp_path)
+    candidate = candidate_from_publication(str(tmp_path / "recipe.yaml"))
+    (code, _) = candidate.mixture.portions
+    mixture = Mixture(portions=(code.model_copy(update={"share": 1.0}),))
+    content = json.loads((tmp_path / "target.yaml").read_text())
+    del content["corpora"]["docs"]
+    (tmp_path / "target.yaml").write_text(json.dumps(content))
+    target, file = load_target(str(tmp_path / "target.yaml"))
+    with pytest.raises(InvalidInput, match="sources of both roles"):
+        promote(replace(candidate, mixture=mixture), target, file=file, out=tmp_path / "another")
+
+
+def test_a_source_may_be_read_as_often_as_its_limit_and_no_more(tmp_path: Path):
+    """4,096 of the 10,240 tokens are of `docs`."""
+    write_bundle(tmp_path)
+    stores = target_content(tmp_path)["corpora"]
+    assert isinstance(stores, dict)
+    docs = {"store": "planned", "tokens": 1024, "max_epochs": 4.0}
+    shutil.rmtree(tmp_path / "bundle")
+    corpora = load_bundle(write_bundle(tmp_path, corpora={**stores, "docs": docs})).bundle.corpora
+    assert (corpora[1].read, corpora[1].epochs) == (4096, 4.0)
+    assert (corpora[0].read, corpora[0].tokens) == (6144, corpora[0].read / corpora[0].epochs)
+    few = docs | {"tokens": 1023}
+    message = refusal(tmp_path, corpora={**stores, "docs": few})
+    assert "4.00 epochs" in message
+    few["beyond_max_epochs"] = "warn"
+    loaded = load_bundle(write_bundle(tmp_path, corpora={**stores, "docs": few}))
+    assert "docs: 4.0 epochs, more than 4" in loaded.bundle.assumptions
 
 
 def test_deepspeed_is_told_every_number_and_no_schedule(bundle: Path):
@@ -97,7 +190,7 @@ def test_targets_that_cannot_be_run_are_refused(tmp_path: Path):
     assert isinstance(stores, dict)
     message = refusal(tmp_path, batch_tokens=15 * 32, tokens=20 * 15 * 32)
     assert "target.yaml: batch_tokens" in message
-    assert "2 processes × micro batches of 2 sequences" in message
+    assert "2 data-parallel processes × micro batches of 2 sequences" in message
     assert "use batch_tokens 512" in message
     message = refusal(tmp_path, seq_len=128, batch_tokens=2048, tokens=20_480)
     assert "target.yaml: seq_len" in message
@@ -123,6 +216,56 @@ def test_targets_that_cannot_be_run_are_refused(tmp_path: Path):
     assert "target.yaml: model.run_base" in message
     assert "a published recipe has no run" in message
     assert "tokens 10241 is not a multiple" in refusal(tmp_path, tokens=10_241)
+
+
+def test_replicas_of_the_model_divide_the_batch_and_not_all_devices(tmp_path: Path):
+    """Four devices, two to a replica, and six sequences per step."""
+    changes: dict[str, object] = {
+        "hardware": {"device": "cpu", "nodes": 1, "per_node": 4},
+        "compute": {"micro_batch": 1, "precision": "fp32"},
+        "batch_tokens": 6 * 32,
+        "tokens": 20 * 6 * 32,
+    }
+    write_bundle(tmp_path)
+    assert "4 data-parallel processes" in refusal(tmp_path, **changes)
+    message = refusal(tmp_path, **changes, parallelism={"pipeline": 4, "tensor": 2})
+    assert "tensor × pipeline = 8 divides the 4 devices" in message
+    changes["parallelism"] = {"tensor": 2}
+    loaded = load_bundle(write_bundle(tmp_path, **changes))
+    assert loaded.ds_config is None
+    assert not (loaded.path / "ds_config.json").exists()
+    shown = shown_bundle(loaded)
+    assert "per device" not in shown
+    assert "3 per replica of tensor 2 × pipeline 1 (exports)" in shown
+    assert f"sweepcp export {loaded.path} --to megatron-lm" in shown
+    with pytest.raises(InvalidInput, match="divides 6 micro batches") as caught:
+        ds_config_for(loaded, 4)
+    assert "start another number" in caught.value.fix
+    assert ds_config_for(loaded, 3)["gradient_accumulation_steps"] == 2
+    # Where all devices divide the batch, ZeRO-3 can use them all.
+    changes |= {"batch_tokens": 8 * 32, "tokens": 20 * 8 * 32}
+    shutil.rmtree(loaded.path)
+    assert ds_config_for(load_bundle(write_bundle(tmp_path, **changes)), 4) == (
+        load_bundle(loaded.path).ds_config
+    )
+
+
+def test_hours_and_cost_are_shown_as_an_interval(tmp_path: Path):
+    hardware = {
+        "device": "cpu",
+        "nodes": 1,
+        "per_node": 2,
+        "peak_tflops": 1e-6,
+        "usd_per_hour": 3.0,
+    }
+    loaded = load_bundle(write_bundle(tmp_path, hardware=hardware))
+    flops = loaded.bundle.expense.flops
+    hours = flops / (2 * 1e6 * 0.3) / 3600
+    shown = shown_bundle(loaded)
+    assert f"{hours:.3g} to {1.75 * hours:.3g} hours" in shown
+    assert f"{2 * hours:,.0f} to {2 * 1.75 * hours:,.0f} device hours" in shown
+    assert f"{6 * hours:,.0f} to {6 * 1.75 * hours:,.0f} USD" in shown
+    assert "at an MFU of 30%; published runs took up to 1.75 times as long" in shown
 
 
 def test_a_bundle_is_not_written_over_another(tmp_path: Path):
@@ -171,9 +314,9 @@ def test_a_changed_byte_is_found_in_every_file(bundle: Path):
 
 
 def test_bundles_that_this_version_cannot_read(bundle: Path):
-    rewrite(bundle, {"format": 2})
+    rewrite(bundle, {"format": 1})
     assert "install the version of sweepcp that wrote it" in broken(bundle)
-    rewrite(bundle, {"format": 1, "more": 1})
+    rewrite(bundle, {"format": 2, "more": 1})
     assert "a complete record of this version of sweepcp" in broken(bundle)
     (bundle / "manifest.json").write_text("{}")
     assert "format" in broken(bundle)
@@ -204,7 +347,7 @@ def test_what_a_bundle_was_made_with_is_checked_again(tmp_path: Path):
 
 def test_only_a_done_trial_is_promoted(tmp_path: Path):
     writer = RunWriter(tmp_path)
-    writer.start(experiment(choose=ChoiceSection(max_regression=1.0)), {})
+    writer.start(experiment(choose=ChoiceSection(max_regression=1.0)), RunIdentity())
     trials = [
         trial(0, 5.0, -3.0),
         trial(1, None, None, status="diverged"),
@@ -224,3 +367,66 @@ def test_only_a_done_trial_is_promoted(tmp_path: Path):
         candidate_from_run(run, None)
     with pytest.raises(InvalidInput, match="≤ 2 %"):
         candidate_from_run(run.with_rule(max_regression=2.0), None)
+
+
+def test_a_candidate_is_the_trial_that_was_asked_for(tmp_path: Path):
+    run = read_run(write_run(tmp_path, 3))
+    named = candidate_from_run(run, "0001")
+    trial = run.trials[1]
+    assert named.method == trial.recipe
+    assert (named.lr_fraction, named.seed) == (trial.recipe.lr_fraction, trial.recipe.seed)
+    assert (named.mixture, named.suites) == (trial.recipe.mixture, run.experiment.suites)
+    assert (named.lineage.trial, named.lineage.trial_recipe) == ("0001", trial.recipe.id)
+    assert named.lineage.chosen_by == "--trial"
+    assert named.metrics == tmp_path / "trials" / "0001" / "metrics.jsonl"
+    assert named.assumptions == caveats_of(run, trial)
+    assert any("few trials: 3 done" in line for line in named.assumptions)
+    proxy = named.proxy
+    assert proxy is not None
+    assert (proxy.parameters, proxy.tokens) == (111_040, trial.recipe.tokens)
+    assert (proxy.batch_tokens, proxy.seq_len) == (trial.recipe.batch_tokens, trial.recipe.seq_len)
+    assert proxy.epochs == trial.epochs_by_source != trial.tokens_by_source
+    chosen = candidate_from_run(run, None)
+    assert chosen.lineage.trial == run.front.choice.id
+    assert chosen.lineage.chosen_by == "most domain gain, general regression ≤ 2 %"
+
+
+def test_corpora_of_a_run_keep_the_limits_of_their_sources(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    run = read_run(write_run(tmp_path, 1))
+    limits = {"python-docs": (7.0, "refuse"), "python-code": (2.5, "warn")}
+    sources = tuple(
+        source.model_copy(
+            update={
+                "max_epochs": limits[source.name][0],
+                "beyond_max_epochs": limits[source.name][1],
+            }
+        )
+        for source in run.experiment.sources
+    )
+    run = replace(run, experiment=run.experiment.model_copy(update={"sources": sources}))
+    stores = {name: TokenStore(tmp_path / name, name) for name in limits}
+    monkeypatch.setattr(candidate, "stores_of_run", lambda _: stores)
+    for name, corpus in candidate.corpora_of_run(run).items():
+        assert corpus.store == str(tmp_path / name)
+        assert (corpus.max_epochs, corpus.beyond_max_epochs) == limits[name]
+
+
+def test_promoted_numbers_are_those_of_the_half_that_was_not_chosen_on(tmp_path: Path):
+    run = read_run(write_run(tmp_path, 3))
+    card = run.trials[1].scorecard
+    assert card is not None
+    proxy = candidate_from_run(run, "0001").proxy
+    assert proxy is not None
+    scores = card.report
+    assert (proxy.domain, proxy.domain_se) == (scores.domain, scores.domain_se)
+    assert (proxy.general, proxy.general_se) == (scores.general, scores.general_se)
+    changes = {member.name: member.change for member in scores.members}
+    assert set(proxy.held_out) == {"held_out_code", "held_out_docs", "held_out_docs_de"}
+    assert proxy.held_out == {name: changes[name] for name in proxy.held_out}
+    # The two halves differ in every number, so that none of them can be taken for the other.
+    others = {member.name: member.change for member in card.select.members}
+    assert all(changes[name] != others[name] for name in proxy.held_out)
+    assert scores.domain != card.select.domain
+    assert scores.general_se != card.select.general_se

@@ -1,4 +1,6 @@
 import json
+import math
+from typing import Literal
 
 import pytest
 from hypothesis import given
@@ -71,11 +73,45 @@ def test_ends_of_a_range_are_exact_and_zero_is_reached():
 
 
 @pytest.mark.parametrize(
+    ("scale", "low", "high", "at_end", "inside"),
+    [
+        # 2 % of the scale: 0.2 of 10; 0.04 of two decades; 0.02 of the square roots 0 to 1.
+        ("linear", 0.0, 10.0, (0.0, 0.199, 9.801, 10.0), (0.201, 5.0, 9.799)),
+        ("log", 0.01, 1.0, (0.01, 0.01095, 0.9125, 1.0), (0.01097, 0.02, 0.9115)),
+        ("sqrt", 0.0, 1.0, (0.0, 0.000399, 0.961, 1.0), (0.000401, 0.02, 0.960)),
+    ],
+)
+def test_the_ends_of_a_range_are_met_on_its_scale(
+    scale: Literal["linear", "log", "sqrt"],
+    low: float,
+    high: float,
+    at_end: tuple[float, ...],
+    inside: tuple[float, ...],
+):
+    axis = Range(low=low, high=high, scale=scale)
+    assert all(axis.is_at_end(value) for value in at_end)
+    assert not any(axis.is_at_end(value) for value in inside)
+
+
+def test_a_value_that_differs_from_an_end_in_its_last_digit_is_at_the_end():
+    axis = Range(low=0.1, high=0.3)
+    assert 0.1 + 0.2 != 0.3
+    assert axis.is_at_end(0.1 + 0.2)
+    assert axis.is_at_end(math.nextafter(0.1, 1))
+
+
+@pytest.mark.parametrize(
     ("content", "message"),
     [
         ({"lr_fraction": {"low": 1, "high": 0.1}}, "low 1 is below high 0.1"),
         ({"lr_fraction": {"low": 0, "high": 1, "scale": "log"}}, "a log range starts above 0"),
+        (
+            {"lr_fraction": {"low": -1, "high": 1, "scale": "sqrt"}},
+            "a sqrt range starts at 0 or above, not at -1",
+        ),
         ({"general_share": {"low": 0, "high": 1.5}}, r"general_share cannot be 1\.5"),
+        ({"non_english_share": {"low": 0, "high": 1.5}}, r"non_english_share cannot be 1\.5"),
+        ({"lr_fraction": {"low": -0.1, "high": 1}}, r"lr_fraction cannot be -0\.1"),
         ({"schedule": {"choices": ["cosin"]}}, "schedule cannot be 'cosin'"),
         ({"anchors": [{"lr_fraction": 0.1}]}, "an anchor names every axis"),
         ({"anchors": [{"lr_fraction": 5.0, "general_share": 0.5}]}, "outside its axis"),

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from sweepcp.config.model_dimensions import dimensions_of
-from sweepcp.config.target import Target, load_target
+from sweepcp.config.model_dimensions import ModelDimensions, dimensions_of
+from sweepcp.config.target import Target, TargetCorpus, load_target
 from sweepcp.config.validation import validate
 from sweepcp.errors import InvalidInput
 from sweepcp.promote.candidate import candidate_from_publication
@@ -79,9 +79,38 @@ def test_time_and_cost_by_hand():
     expense = estimate_expense(dimensions, recipe, target)  # type: ignore[arg-type]
     flops = (6 * 70_553_706_496 + 12 * 80 * 8192 * 8192) * 1_002_700_800_000
     assert expense.flops == pytest.approx(flops)
-    hours = flops / (480 * 989e12 * 0.4) / 3600
-    assert expense.hours == pytest.approx(hours)
-    assert expense.usd == pytest.approx(hours * 480 * 2.5)
+    hours = flops / (480 * 989e12 * 0.3) / 3600
+    assert expense.hours == pytest.approx((hours, 1.75 * hours))
+    assert expense.device_hours == pytest.approx((480 * hours, 480 * 1.75 * hours))
+    assert expense.usd == pytest.approx((480 * 2.5 * hours, 480 * 2.5 * 1.75 * hours))
+
+
+@pytest.mark.parametrize(
+    ("name", "published"), [("llama-3.1-8b-4x8", 1.46e6), ("llama-3.1-70b-60x8", 7.0e6)]
+)
+def test_the_hours_that_llama_3_1_took_are_within_the_interval(name: str, published: float):
+    """H100 hours for 15 T tokens, as its model card states them."""
+    target, _ = load_target(name)
+    dimensions = target.model.shape
+    assert dimensions is not None
+    recipe = type("R", (), {"tokens": 15e12, "seq_len": 8192})
+    device_hours = estimate_expense(dimensions, recipe, target).device_hours  # type: ignore[arg-type]
+    assert device_hours is not None
+    assert device_hours[0] <= published <= device_hours[1]
+
+
+def test_a_target_that_states_no_mfu_assumes_three_tenths(tmp_path: Path):
+    content = target_content(tmp_path)
+    assert validate(Target, content, "target.yaml").hardware.mfu == 0.3
+    content["hardware"] = {"device": "cpu", "nodes": 1, "per_node": 2, "mfu": 0.5}
+    assert validate(Target, content, "target.yaml").hardware.mfu == 0.5
+
+
+def test_devices_that_share_a_model_are_one_replica(tmp_path: Path):
+    content = target_content(tmp_path, hardware={"device": "cpu", "nodes": 3, "per_node": 8})
+    assert validate(Target, content, "target.yaml").replicas == 24
+    content["parallelism"] = {"tensor": 4, "pipeline": 2}
+    assert validate(Target, content, "target.yaml").replicas == 3
 
 
 @pytest.mark.parametrize("offload", ["none", "optimizer", "all"])
@@ -131,6 +160,90 @@ def test_a_configuration_without_its_size_has_no_dimensions():
     assert dimensions.parameter_count == 5
 
 
+def test_memory_in_single_precision_and_without_recomputation_by_hand(tmp_path: Path):
+    """Two processes, micro batches of 2 sequences of 32 tokens."""
+    dimensions = dimensions_of({"model_type": "llama", "vocab_size": 10, **SMALL})
+    assert dimensions is not None
+    target = validate(Target, target_content(tmp_path), "target.yaml")
+    memory = estimate_memory(dimensions, target)
+    # An odd number of parameters would be rounded up.
+    half = dimensions.parameter_count // 2
+    assert dimensions.parameter_count == 2 * half
+    assert (memory.weights, memory.master, memory.gradients) == (4 * half, 4 * half, 4 * half)
+    assert memory.optimizer == 8 * half
+    assert memory.gathered == 2 * 4 * 64 * 32
+    # 34 bytes per value of a layer in 16 bits, twice that in 32 bits, in two layers.
+    assert memory.activations == 2 * 2 * 34 * 64 * 32
+    assert memory.logits == 64 * 10 * (2 * 4 + 8)
+    assert memory.host == 0
+    compute = target.compute.model_copy(update={"offload": "optimizer"})
+    offloaded = estimate_memory(dimensions, target.model_copy(update={"compute": compute}))
+    assert (offloaded.weights, offloaded.master, offloaded.optimizer) == (4 * half, 0, 0)
+    # Of both processes of the node.
+    assert offloaded.host == 2 * 16 * half
+
+
+LLAMA_3_ROPE = {
+    "rope_type": "llama3",
+    "rope_theta": 500_000.0,
+    "factor": 32.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 8192,
+}
+
+
+@pytest.mark.parametrize("name", ["rope_parameters", "rope_scaling"])
+def test_rotary_positions_are_read_under_both_of_their_names(name: str):
+    config = {"model_type": "llama", "vocab_size": 10, **SMALL, "rope_theta": 1e4}
+    dimensions = dimensions_of(config)
+    assert dimensions is not None
+    assert (dimensions.rope_type, dimensions.rope_theta) == ("default", 1e4)
+    dimensions = dimensions_of(config | {name: LLAMA_3_ROPE})
+    assert dimensions is not None
+    assert (dimensions.rope_type, dimensions.rope_factor) == ("llama3", 32.0)
+    assert dimensions.rope_theta == 500_000.0
+    for key in ("low_freq_factor", "high_freq_factor", "original_max_position_embeddings"):
+        other = dimensions_of(config | {name: LLAMA_3_ROPE | {key: 2.0}})
+        assert other is not None
+        assert other.rope_type == "llama3 with other factors"
+
+
+def test_what_a_configuration_leaves_out_is_what_transformers_takes():
+    """As many key-value heads as heads, and embeddings of their own for the output."""
+    config = {"model_type": "llama", "vocab_size": 10, **SMALL, "num_key_value_heads": None}
+    dimensions = dimensions_of(config)
+    assert dimensions is not None
+    assert (dimensions.num_key_value_heads, dimensions.tie_word_embeddings) == (2, False)
+    # Per layer 4 · 32² of attention, 3 · 32 · 64 of the MLP, two norms; embeddings, a last norm.
+    assert dimensions.parameter_count == 2 * (4096 + 6144 + 64) + 2 * 320 + 32
+    assert ModelDimensions(**dict(dimensions) | {"head_dim": 8}).parameter_count == (
+        2 * (2048 + 6144 + 64) + 2 * 320 + 32
+    )
+
+
+def test_defaults_of_a_target_are_those_of_its_reference(tmp_path: Path):
+    content = target_content(tmp_path, spikes={"factor": 2.0})
+    for name in ("compute", "watch"):
+        del content[name]
+    content["watch"] = {"every": 10}
+    target = validate(Target, content, "target.yaml")
+    assert target.compute.model_dump() == {
+        "micro_batch": 1,
+        "precision": "bf16",
+        "attention": "sdpa",
+        "recompute": False,
+        "offload": "none",
+    }
+    assert target.spikes is not None
+    assert (target.spikes.window, target.spikes.at_most) == (64, 3)
+    assert (target.watch.max_regression, target.watch.stop) == (None, False)
+    assert (target.checkpoints.keep, target.checkpoints.folder) == (2, None)
+    assert (target.warmup, target.final_fraction) == (None, None)
+    corpus = TargetCorpus(store="a")
+    assert (corpus.max_epochs, corpus.beyond_max_epochs) == (4.0, "refuse")
+
+
 WRONG = {
     "trust_remote_code": (
         {"model": {"path": "m", "max_lr": 1.0, "trust_remote_code": True}},
@@ -148,6 +261,7 @@ WRONG = {
     ),
     "model parallel": ({"parallelism": {"tensor": 3}}, "divides the 2 devices"),
     "one checkpoint": ({"checkpoints": {"every": 5, "keep": 1}}, "an integer of at least 2"),
+    "no spike": ({"spikes": {"factor": 1.0}}, "a number above 1"),
     "unknown key": ({"hardware": {"nodes": 1, "gpus": 2}}, "unknown key"),
 }
 
