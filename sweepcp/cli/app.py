@@ -1,5 +1,6 @@
 """The command-line application, and the arguments that several commands share."""
 
+import os
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -40,6 +41,11 @@ ScalarWeights = Annotated[
     str | None,
     typer.Option("--weights", metavar="D,G", help="Choose the largest D·domain + G·general."),
 ]
+
+
+def launcher_rank() -> str:
+    """Return this process's rank as its launcher states it; `0` without a launcher."""
+    return os.environ.get("RANK") or os.environ.get("SLURM_PROCID", "0")
 
 
 def _print_version(requested: bool) -> None:

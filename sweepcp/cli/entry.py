@@ -1,11 +1,10 @@
 """The entry point: register every command, run one, and turn errors into exit statuses."""
 
-import os
 import sys
 
 import typer
 
-from sweepcp.cli.app import app
+from sweepcp.cli.app import app, launcher_rank
 from sweepcp.cli.data import data
 from sweepcp.cli.full_run import export, promote, score, train
 from sweepcp.cli.report import front, report, watch
@@ -25,7 +24,7 @@ def main() -> None:
     Exit statuses: 0 success, 1 failure, 2 invalid input, 3 a full run that diverged or exceeded its
     bound, 128 + signal after SIGINT, SIGTERM or SIGUSR2.
     """
-    rank = os.environ.get("RANK", "0")
+    rank = launcher_rank()
     try:
         app()
     except InvalidInput as error:

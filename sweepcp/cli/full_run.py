@@ -1,8 +1,7 @@
 """Commands that promote, export and run the full-size run."""
 
-import os
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
@@ -12,12 +11,13 @@ from sweepcp.cli.app import (
     Knee,
     MaxRegression,
     ScalarWeights,
+    launcher_rank,
     rule_from_options,
 )
 from sweepcp.errors import Alarmed, Diverged, InvalidInput
 
-DIVERGED = 3
-"""Exit status where restarting would not help. Schedulers restart a job that ends with 1."""
+if TYPE_CHECKING:
+    from sweepcp.full_run.ending import Ending
 
 
 def promote(
@@ -151,43 +151,69 @@ def train(
         bool, typer.Option("--ray", help="Start the processes with Ray Train, on --address.")
     ] = False,
     address: Address = None,
+    continue_after: Annotated[
+        int | None,
+        typer.Option(
+            metavar="STEP",
+            help="Resume a run that diverged or was stopped by an alarm at this step.",
+        ),
+    ] = None,
 ) -> None:
     """Run a bundle with DeepSpeed ZeRO-3, or resume it. Start it with torchrun, deepspeed or srun.
 
     For one process on one GPU or CPU, call it directly. For several:
     torchrun --nproc-per-node 8 -m sweepcp train BUNDLE
+
+    A run that finished, diverged or was stopped by an alarm is not restarted: the command ends as
+    the run did.
     """
+    from sweepcp.full_run.ending import DIVERGED, read_final_ending
     from sweepcp.full_run.preflight import check_ready
     from sweepcp.promote.bundle import load_bundle
 
     loaded = load_bundle(bundle.absolute())
-    check_ready(loaded)
     folder = (out or loaded.path / "run").absolute()
-    if (folder / "scorecard.json").exists():
-        if os.environ.get("RANK", "0") == "0":
-            typer.echo(f"finished: {folder}/model and {folder}/scorecard.json")
-        return
-    if ray:
-        from sweepcp.full_run.ray_launcher import run_with_ray
-
-        run_with_ray(loaded, folder, address)
-        return
+    if ending := read_final_ending(folder, loaded.id, continue_after=continue_after):
+        _repeat_ending(ending, folder)
+    check_ready(loaded)
     from sweepcp.console.log import log_to_console
     from sweepcp.console.progress import make_console
     from sweepcp.console.scorecard import show_scorecard
-    from sweepcp.full_run.run import full_run
 
     console = make_console()
     try:
-        with log_to_console(console):
-            card = full_run(loaded, folder)
-    except (Alarmed, Diverged) as error:
-        if os.environ["RANK"] == "0":
-            typer.echo(f"Error: the run ended: {error}", err=True)
+        if ray:
+            from sweepcp.full_run.ray_launcher import run_with_ray
+
+            card = run_with_ray(loaded, folder, address)
+        else:
+            from sweepcp.full_run.run import full_run
+
+            with log_to_console(console):
+                card = full_run(loaded, folder)
+    except (Alarmed, Diverged):
+        if launcher_rank() == "0" and (ending := read_final_ending(folder, loaded.id)):
+            _repeat_ending(ending, folder)
         raise typer.Exit(DIVERGED) from None
-    if os.environ["RANK"] == "0":
+    if launcher_rank() == "0":
         show_scorecard(console, card, "the run")
         typer.echo(f"{folder}/model")
+
+
+def _repeat_ending(ending: "Ending", folder: Path) -> NoReturn:
+    """Report how a run ended, and end in the same way."""
+    if launcher_rank() != "0":
+        raise typer.Exit(ending.status)
+    if ending.status == 0:
+        typer.echo(f"finished: {folder}/model and {folder}/scorecard.json")
+    else:
+        typer.echo(
+            f"Error: the run ended: {ending.reason}\n"
+            "Another start ends in the same way. To resume from the last checkpoint anyway, add "
+            f"--continue-after {ending.step}",
+            err=True,
+        )
+    raise typer.Exit(ending.status)
 
 
 def score(

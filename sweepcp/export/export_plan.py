@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from sweepcp.config.site import Site
+from sweepcp.errors import InvalidInput
+from sweepcp.models.randomness import format_settings, random_settings
 from sweepcp.promote.bundle import Bundle, LoadedBundle
 
 PLANNED_STORES = "/planned"
@@ -57,6 +59,23 @@ class ExportInput:
         return self.model if self.bundle.model.hub is None else f"{self.out}/model"
 
     @property
+    def random_settings(self) -> dict[str, float]:
+        """Dropouts and router jitters of the model's config.json; {} if it is not on this machine.
+
+        Trials and the full run set them to 0.
+        """
+        model = self.bundle.model
+        if model.hub is None:
+            file: Any = Path(str(model.path)) / "config.json"
+        else:
+            from huggingface_hub import try_to_load_from_cache
+
+            file = try_to_load_from_cache(model.hub, "config.json", revision=model.revision)
+        if not isinstance(file, str | Path) or not Path(file).is_file():
+            return {}
+        return random_settings(json.loads(Path(file).read_text(encoding="utf-8")))
+
+    @property
     def max_lr(self) -> float:
         """Max LR of the run: the recipe's LR fraction of the model's own max LR."""
         return round_to_12_digits(self.bundle.recipe.lr_fraction * self.bundle.model.max_lr)
@@ -97,6 +116,8 @@ class ExportPlan:
     """Arguments after `python` or `torchrun`, the same for every process."""
     settings: dict[str, Any]
     """Key → value of everything written; the trainer must have parsed each of them."""
+    complete_checkpoint: str
+    """Path, with a `*` for any step, of the file that is written when a checkpoint is complete."""
     differences: tuple[Difference, ...] = ()
     notes: tuple[str, ...] = ()
     """What the trainer lacks compared with `sweepcp train`, and what it needs."""
@@ -105,6 +126,11 @@ class ExportPlan:
     env: dict[str, str] = field(default_factory=dict)
     saves_on_term: bool = False
     """Whether the trainer saves a checkpoint when it receives SIGTERM."""
+
+    @property
+    def starts_sweepcp(self) -> bool:
+        """Whether every process is `sweepcp train`, whose exit statuses are known."""
+        return self.command[:3] == ("-m", "sweepcp", "train")
 
 
 def download_commands(export_input: ExportInput) -> tuple[tuple[str, ...], ...]:
@@ -116,6 +142,21 @@ def download_commands(export_input: ExportInput) -> tuple[tuple[str, ...], ...]:
     if model.revision:
         command += ["--revision", model.revision]
     return ((*command, "--local-dir", export_input.model_folder),)
+
+
+def dropout_notes(export_input: ExportInput) -> tuple[str, ...]:
+    """Return the note that the model's config.json has dropouts with which nothing is trained."""
+    settings = export_input.random_settings
+    if not settings:
+        return ()
+    return (f"config.json has {format_settings(settings)}: trained with 0, as the trials were.",)
+
+
+def dropout_differences(settings: dict[str, float]) -> tuple[Difference, ...]:
+    """Return the difference of a trainer that keeps these settings of config.json, if any."""
+    if not settings:
+        return ()
+    return (Difference("dropout", f"{format_settings(settings)}, as config.json states"),)
 
 
 def monitoring_notes(export_input: ExportInput) -> tuple[str, ...]:
@@ -138,11 +179,27 @@ def tracking_differences(
     return (Difference("tracking", f"does not report to {', '.join(unsupported)}"),)
 
 
+def zero_config_of(export_input: ExportInput) -> dict[str, Any]:
+    """Return the bundle's DeepSpeed configuration, in which every device is data-parallel.
+
+    Raises:
+        InvalidInput: All devices together do not divide the batch.
+    """
+    if export_input.loaded.ds_config is None:
+        recipe, target = export_input.bundle.recipe, export_input.bundle.target
+        raise InvalidInput(
+            key="target.batch_tokens",
+            found=f"{recipe.sequences} sequences for {target.hardware.world_size} devices",
+            rule="this trainer has no tensor and pipeline parallelism: all devices × micro batches "
+            f"of {target.compute.micro_batch} sequences divide the batch",
+            fix="export for megatron-lm or torchtitan, or promote to another batch",
+        )
+    return export_input.loaded.ds_config
+
+
 def accumulation_steps(export_input: ExportInput) -> int:
-    """Return micro batches per step and data-parallel process, without model parallelism."""
-    target = export_input.bundle.target
-    sequences_per_round = target.hardware.world_size * target.compute.micro_batch
-    return export_input.bundle.recipe.sequences // sequences_per_round
+    """Return micro batches per step and device, where every device is data-parallel."""
+    return int(zero_config_of(export_input)["gradient_accumulation_steps"])
 
 
 def python_literal(value: Any) -> str:

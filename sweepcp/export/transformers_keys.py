@@ -9,10 +9,16 @@ from sweepcp.export.export_plan import (
     ShellVariable,
     accumulation_steps,
     round_to_12_digits,
+    zero_config_of,
 )
 
 MIX_BYTES_PER_TOKEN = 9
 """Token id and label as int32, attention mask as int8; see `sweepcp.data.materialize`."""
+
+
+def complete_checkpoint(export_input: ExportInput) -> str:
+    """Return the path, with a `*` for any step, of the last file of the Trainer's checkpoints."""
+    return f"{export_input.checkpoint_folder}/checkpoint-*/trainer_state.json"
 
 
 def scheduler_arguments(recipe: Recipe, max_lr: float) -> tuple[str, dict[str, Any]]:
@@ -74,7 +80,7 @@ def training_arguments(export_input: ExportInput) -> dict[str, Any]:
 
 def deepspeed_config(export_input: ExportInput) -> dict[str, Any]:
     """Return the bundle's DeepSpeed configuration, with the key that transformers needs to save."""
-    config = export_input.loaded.ds_config
+    config = zero_config_of(export_input)
     # Without it, `Trainer.save_model` writes ZeRO shards instead of one model.
     zero = config["zero_optimization"] | {"stage3_gather_16bit_weights_on_model_save": True}
     return config | {"zero_optimization": zero}

@@ -40,6 +40,8 @@ LAUNCHERS = {
     "kubeflow": kubeflow,
     "skypilot": skypilot,
 }
+WITHOUT_SIGNALS = ("ray",)
+"""Launchers that run the trainer in a thread, which the scheduler's signals do not reach."""
 SHELL_SUFFIXES = ("sh", "sbatch")
 DRY_RUN_COMMANDS = {
     "slurm": ("sbatch --test-only", "job.sbatch"),
@@ -306,9 +308,20 @@ def _run_items(export: ExportResult) -> list[str]:
         prepare = f"`bash {export.export_input.out}/prepare.sh`"
         items.append(f"Once, before the first start: {prepare}")
     items.append(f"Start: `{export.start_command}`")
-    saves = export.plan.saves_on_term
-    on_term = "saves a checkpoint and exits" if saves else "exits without saving"
-    items.append(f"Restarting resumes from the last checkpoint. On SIGTERM the trainer {on_term}.")
+    if export.launcher in WITHOUT_SIGNALS:
+        on_term = f"Signals do not reach the trainer under {export.launcher}."
+    elif export.plan.saves_on_term:
+        on_term = "On SIGTERM the trainer saves a checkpoint and exits."
+    else:
+        on_term = "On SIGTERM the trainer exits without saving."
+    items.append(f"Restarting resumes from the last checkpoint. {on_term}")
+    items.append(LAUNCHERS[export.launcher].restart_policy(export.export_input, export.plan))
+    if export.plan.starts_sweepcp:
+        items.append(
+            f"How the run ended is in `{export.export_input.run_folder}/ended.json`. Once it has "
+            "finished (status 0), diverged or been stopped by an alarm (3), every other start ends "
+            "in the same way; `--continue-after STEP` resumes it."
+        )
     return items
 
 

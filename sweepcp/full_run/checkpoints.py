@@ -77,8 +77,7 @@ def initialize_checkpoints(folder: Path) -> None:
             key="the checkpoints",
             found="those of a run that has no base.json",
             rule="no checkpoints where a run begins; a run does not start over by itself",
-            fix="restore base.json and held_out_base.json of its run folder, or remove the "
-            "checkpoints",
+            fix="restore base.json and run.json of its run folder, or remove the checkpoints",
         )
     write_text(pointer, NO_CHECKPOINT + "\n")
 

@@ -1,31 +1,43 @@
 """Checks that a bundle can be run on this machine, made before anything is written."""
 
+import logging
 import os
+import socket
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from sweepcp.config.types import COMMIT
+from sweepcp.corpora.identity import check_store, identify_tasks
 from sweepcp.data.token_store import TokenStore
 from sweepcp.errors import InvalidInput, located
-from sweepcp.models.files import SafetensorsFile, model_fingerprint, read_config, read_shards
-from sweepcp.promote.bundle import Bundle, CorpusPlan, LoadedBundle
+from sweepcp.models.files import (
+    SafetensorsFile,
+    fetch_hub_model,
+    model_fingerprint,
+    read_config,
+    read_shards,
+)
+from sweepcp.promote.bundle import Bundle, CorpusPlan, LoadedBundle, Model
+from sweepcp.training.deepspeed_config import divides_batch, zero_config
 from sweepcp.util.files import file_sha256
 
 if TYPE_CHECKING:
     from sweepcp.training.process_group import ProcessGroup
 
-HUB_PATTERNS = ["*.safetensors", "*.json", "tokenizer.model", "*.txt"]
-"""Files of a hub model that are fetched: weights, configuration and tokenizer."""
+logger = logging.getLogger(__name__)
 
 
 def check_ready(bundle: LoadedBundle) -> None:
-    """Check the token stores, the model and the trackers of a bundle.
+    """Check the token stores, the model, the tasks and the trackers of a bundle.
 
-    A hub model is checked by `fetch_model_files` instead.
+    A hub model is checked by `fetch_model_files` instead. The first process compares the content of
+    the files with the bundle; it reads each once, and again only if its stamps have changed. The
+    others check what takes no reading.
 
     Raises:
-        InvalidInput: A store is planned, missing or changed, the model was changed, or a tracker is
-            not installed.
+        InvalidInput: A store is planned, missing or changed, the model or a task was changed, a hub
+            model is not named by its commit, or a tracker is not installed.
     """
     content = bundle.bundle
     with located(bundle.path / "bundle.json"):
@@ -39,8 +51,60 @@ def check_ready(bundle: LoadedBundle) -> None:
                     rule="an installed package",
                     fix=f"pip install {tracker}",
                 )
-        if content.model.path is not None:
+        if content.model.path is None:
+            _check_commit(content.model)
+        else:
             _check_model(Path(content.model.path), content.model.fingerprint)
+        if _is_first_process():
+            _check_tasks(content)
+
+
+def check_gpu(bundle: LoadedBundle) -> None:
+    """Raise `InvalidInput` if this process of a run on GPUs has none."""
+    import torch
+
+    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    if bundle.bundle.target.hardware.device == "cuda" and torch.cuda.device_count() <= local_rank:
+        raise InvalidInput(
+            file=bundle.path / "bundle.json",
+            key="target.hardware.device",
+            found=f"{torch.cuda.device_count()} GPUs on {socket.gethostname()}",
+            rule="a GPU for each process",
+            fix="start as many processes per node as it has GPUs, or promote to a target with "
+            "`device: cpu`",
+        )
+
+
+def ds_config_for(bundle: LoadedBundle, world_size: int) -> dict[str, Any]:
+    """Return the bundle's DeepSpeed configuration, or one of the same steps for another world size.
+
+    Raises:
+        InvalidInput: The number of processes does not divide the batch.
+    """
+    recipe, target = bundle.bundle.recipe, bundle.bundle.target
+    planned, micro_batch = target.hardware.world_size, target.compute.micro_batch
+    if world_size == planned and bundle.ds_config is not None:
+        return bundle.ds_config
+    if not divides_batch(recipe, target, world_size=world_size):
+        micro_batches = recipe.sequences // micro_batch
+        fix = f"start {planned}, as the bundle was planned"
+        if bundle.ds_config is None:
+            fix = "start another number, or use an export with tensor and pipeline parallelism"
+        raise InvalidInput(
+            file=bundle.path / "bundle.json",
+            key="the number of processes",
+            found=world_size,
+            rule=f"a number of processes that divides {micro_batches} micro batches of a step",
+            fix=fix,
+        )
+    config = zero_config(recipe, target, world_size=world_size)
+    logger.info(
+        "planned for %d processes, running on %d: each computes %d micro batches per step",
+        planned,
+        world_size,
+        config["gradient_accumulation_steps"],
+    )
+    return config
 
 
 def stores_of_bundle(bundle: Bundle) -> list[TokenStore]:
@@ -60,18 +124,14 @@ def fetch_model_files(bundle: LoadedBundle, group: "ProcessGroup") -> list[Safet
             with located("", "model"):
                 return read_shards(Path(model.path))
 
-        from huggingface_hub import snapshot_download
-
         assert model.hub is not None
         # The first process of each node downloads, so that a node fetches every file once. Then the
         # others find the files in its cache.
         for downloads in (True, False):
             if (os.environ["LOCAL_RANK"] == "0") == downloads:
-                folder = snapshot_download(
-                    model.hub, revision=model.revision or "main", allow_patterns=HUB_PATTERNS
-                )
+                folder = fetch_hub_model(model.hub, model.revision)
             group.barrier()
-        return _check_model(Path(folder), model.fingerprint)
+        return _check_model(folder, model.fingerprint)
 
 
 def _check_corpus(corpus: CorpusPlan) -> None:
@@ -98,7 +158,10 @@ def _check_corpus(corpus: CorpusPlan) -> None:
             rule="the store that the bundle was made with",
             fix="promote again",
         )
-    if TokenStore(Path(corpus.store), corpus.name).train().tokens.size != corpus.tokens:
+    store = TokenStore(Path(corpus.store), corpus.name)
+    if _is_first_process():
+        check_store(store)
+    if store.train().tokens.size != corpus.tokens:
         raise InvalidInput(
             key=key,
             found=corpus.store,
@@ -107,11 +170,42 @@ def _check_corpus(corpus: CorpusPlan) -> None:
         )
 
 
+def _check_tasks(bundle: Bundle) -> None:
+    now = identify_tasks(bundle.suites)
+    changed = [name for name, task in bundle.tasks.items() if now[name] != task]
+    if changed:
+        raise InvalidInput(
+            key="suites",
+            found=f"{', '.join(changed)}, changed",
+            rule="the task files that the bundle was made with",
+            fix="restore the files, or promote again",
+        )
+
+
+def _is_first_process() -> bool:
+    """Return whether this is the first process of a run, or the only one."""
+    rank = os.environ.get("RANK") or os.environ.get("SLURM_PROCID") or "0"
+    return rank == "0"
+
+
+def _check_commit(model: Model) -> None:
+    if not COMMIT.fullmatch(model.revision or ""):
+        raise InvalidInput(
+            key="model.revision",
+            found=model.revision,
+            rule="the 40 hexadecimal digits of a commit, so that every process and every restart "
+            "loads the same model",
+            fix=f"name the commit of {model.hub} in the target, and promote again",
+        )
+
+
 def _check_model(folder: Path, fingerprint: str | None) -> list[SafetensorsFile]:
     with located("", "model"):
         shards = read_shards(folder)
         read_config(folder)
-        if fingerprint is not None and model_fingerprint(folder, shards) != fingerprint:
+        if fingerprint is None or not _is_first_process():
+            return shards
+        if model_fingerprint(folder, shards) != fingerprint:
             raise InvalidInput(
                 found=f"{folder}, changed",
                 rule=f"the model that the bundle was made with (fingerprint {fingerprint})",

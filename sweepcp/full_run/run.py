@@ -1,34 +1,31 @@
 """The full run: trains a bundle's recipe under ZeRO-3, saves, resumes, watches, exports and scores.
 
-base.json           scores of the model at step 0, item by item
-metrics.jsonl       one line per step
-held_out_base.json  scores of the watched held-out text at step 0
-held_out.jsonl      changes of held-out text against step 0, as often as the target asks for
-checkpoints/        see `sweepcp.full_run.checkpoints`
+run.json        the bundle that the folder belongs to; written first
+base.json       scores of the model at step 0, item by item
+metrics.jsonl   one line per step
+held_out.jsonl  changes of held-out text against step 0, as often as the target asks for
+checkpoints/    see `sweepcp.full_run.checkpoints`
 tensorboard/
-model/              the trained model in the Hugging Face format
-items.json          scores of the trained model, item by item
-scorecard.json      both suites against step 0; written last: the run is finished
+model/          the trained model in the Hugging Face format
+items.json      scores of the trained model, item by item
+scorecard.json  both suites against step 0
+ended.json      exit status, step and reason of the last start; written last
 """
 
 import logging
-import os
 import signal
-import socket
 import threading
-from contextlib import nullcontext
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-from statistics import median
 from types import FrameType
-from typing import Any
+from typing import Literal
 
 import numpy as np
-import torch
 
 from sweepcp.config.base_model import BaseSpec
 from sweepcp.data.stream import MixtureStream
-from sweepcp.errors import Alarmed, Diverged, InvalidInput, Stopped
+from sweepcp.errors import Alarmed, Diverged, Stopped, located
 from sweepcp.full_run.checkpoints import (
     RunProgress,
     find_checkpoint,
@@ -36,37 +33,69 @@ from sweepcp.full_run.checkpoints import (
     read_checkpoint,
     save_checkpoint,
 )
-from sweepcp.full_run.preflight import fetch_model_files, stores_of_bundle
+from sweepcp.full_run.ending import (
+    FINISHED,
+    SIGNALS,
+    Ending,
+    begin_attempt,
+    check_bundle,
+    check_on_first_rank,
+    claim_folder,
+    ending_of,
+    record_ending,
+)
+from sweepcp.full_run.preflight import (
+    check_gpu,
+    ds_config_for,
+    fetch_model_files,
+    stores_of_bundle,
+)
 from sweepcp.full_run.run_log import RunLog
+from sweepcp.full_run.watch import check_spike, regression_alarm
 from sweepcp.models.files import SafetensorsFile
 from sweepcp.models.loading import load_tokenizer
 from sweepcp.promote.bundle import LoadedBundle
-from sweepcp.runs.trial import BaseRecord, package_versions
 from sweepcp.scoring.scorecard import (
     ItemScores,
     Scorecard,
+    check_splits,
     compare_with_base,
-    read_items,
     write_items,
 )
 from sweepcp.scoring.scorer import Scorer
 from sweepcp.scoring.spec import ScoringSpec, make_scoring_spec
-from sweepcp.training.deepspeed_config import zero_config
-from sweepcp.training.loop import StepMetrics, run_training
+from sweepcp.training.loop import run_training
 from sweepcp.training.process_group import ProcessGroup
 from sweepcp.training.zero_engine import ZeroEngine, join_process_group
 from sweepcp.util.files import write_json, write_text
 from sweepcp.util.locks import exclusive_lock
-
-SIGNALS = (signal.SIGTERM, signal.SIGUSR2)
-"""What a scheduler sends before it takes a node away. The run saves a checkpoint and ends with exit
-status 128 + signal."""
+from sweepcp.util.records import Record, read_record
 
 logger = logging.getLogger(__name__)
 
 
-def full_run(bundle: LoadedBundle, out: Path) -> Scorecard:
+class StepZeroRecord(Record):
+    """`base.json` of a full run: the scores at step 0; a run that has it has begun."""
+
+    format: Literal[2] = 2
+    bundle: str
+    """Id of the bundle."""
+    items: tuple[ItemScores, ...]
+    """Of both suites."""
+    watched: tuple[ItemScores, ...]
+    """Of the held-out text that is scored during the run."""
+
+
+def full_run(bundle: LoadedBundle, out: Path, *, stop_file: Path | None = None) -> Scorecard:
     """Start a bundle's run in the folder `out`, or resume it there; every rank calls this.
+
+    The caller has checked that the run has not come to a final ending.
+
+    Args:
+        bundle: What is run.
+        out: The folder of the run.
+        stop_file: Written, with the number of a signal, where signals do not reach the processes:
+            the run stops as after that signal.
 
     Returns:
         The trained model against step 0.
@@ -77,47 +106,78 @@ def full_run(bundle: LoadedBundle, out: Path) -> Scorecard:
         Alarmed: Held-out general text regressed beyond the target's bound. The state is saved.
         Stopped: A scheduler sent a signal. The state is saved.
     """
-    _check_gpu(bundle)
+    check_gpu(bundle)
     group = join_process_group(bundle.bundle.target.hardware.device)
     if not group.is_first:
         # All ranks get to the same messages; those of one of them are enough.
         logging.getLogger("sweepcp").setLevel(logging.ERROR)
     shards = fetch_model_files(bundle, group)
     rule = "one run at a time writes the folder"
-    with exclusive_lock(out / "train.lock", rule) if group.is_first else nullcontext():
-        return _FullRun(bundle, out, shards, group).run()
+    with ExitStack() as stack:
+
+        def take_folder() -> None:
+            stack.enter_context(exclusive_lock(out / "train.lock", rule))
+            begin_attempt(out, bundle.id)
+
+        check_on_first_rank(group, take_folder)
+        return _run_and_record_ending(bundle, out, shards, group, stop_file=stop_file)
 
 
-def _check_gpu(bundle: LoadedBundle) -> None:
-    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
-    if bundle.bundle.target.hardware.device == "cuda" and torch.cuda.device_count() <= local_rank:
-        raise InvalidInput(
-            file=bundle.path / "bundle.json",
-            key="target.hardware.device",
-            found=f"{torch.cuda.device_count()} GPUs on {socket.gethostname()}",
-            rule="a GPU for each process",
-            fix="start as many processes per node as it has GPUs, or promote to a target with "
-            "`device: cpu`",
+def _run_and_record_ending(
+    bundle: LoadedBundle,
+    out: Path,
+    shards: list[SafetensorsFile],
+    group: ProcessGroup,
+    *,
+    stop_file: Path | None,
+) -> Scorecard:
+    run: _FullRun | None = None
+    try:
+        run = _FullRun(bundle, out, shards, group, stop_file=stop_file)
+        card = run.run()
+    except BaseException as error:
+        if group.is_first:
+            step = run.progress.step if run else None
+            record_ending(out, ending_of(error, bundle.id, step=step))
+        if isinstance(error, Alarmed | Diverged | Stopped):
+            # All ranks raise these together. A launcher kills the other processes as soon as one
+            # has ended, so none ends before the file is written.
+            group.barrier()
+        raise
+    if group.is_first:
+        ending = Ending(
+            bundle=bundle.id, status=FINISHED, step=run.progress.step, reason="finished"
         )
+        record_ending(out, ending)
+    return card
 
 
 class _FullRun:
     """One process of a full run, with the engine, the scorers and the log."""
 
     def __init__(
-        self, bundle: LoadedBundle, out: Path, shards: list[SafetensorsFile], group: ProcessGroup
+        self,
+        bundle: LoadedBundle,
+        out: Path,
+        shards: list[SafetensorsFile],
+        group: ProcessGroup,
+        *,
+        stop_file: Path | None,
     ) -> None:
         content = bundle.bundle
         self.bundle, self.out, self.group = bundle, out, group
         self.recipe, self.target, self.model = content.recipe, content.target, content.model
         self.stores = stores_of_bundle(content)
         self.checkpoints = Path(self.target.checkpoints.folder or out / "checkpoints")
-        self.received_signal = 0
+        self.stop_file, self.received_signal = stop_file, 0
+        self.progress = RunProgress(
+            bundle=bundle.id, step=0, tokens={}, ranks=group.world_size, sizes={}, files={}
+        )
         compute = self.target.compute
         self.engine = ZeroEngine(
             shards,
             self.recipe,
-            self._deepspeed_config(),
+            ds_config_for(bundle, group.world_size),
             group,
             attention=compute.attention,
             recompute=compute.recompute,
@@ -135,41 +195,17 @@ class _FullRun:
         if threading.current_thread() is threading.main_thread():
             for number in SIGNALS:
                 signal.signal(number, self._receive_signal)
-        progress, base, watched_base = self._start_or_resume()
-        self.log = RunLog(self.bundle, self.out, self.group, steps_done=progress.step)
+        base, watched_base = self._start_or_resume()
+        self.log = RunLog(self.bundle, self.out, self.group, steps_done=self.progress.step)
         try:
-            while progress.step < self.recipe.steps:
+            while self.progress.step < self.recipe.steps:
                 try:
-                    progress = self._train(progress, watched_base)
+                    self._train(watched_base)
                 except Diverged as error:
-                    progress = self._roll_back(progress, error)
+                    self._roll_back(error)
         finally:
             self.log.close()
         return self._finish(base)
-
-    def _deepspeed_config(self) -> dict[str, Any]:
-        """Return the bundle's configuration, or one of the same steps for another world size."""
-        planned, world_size = self.target.hardware.world_size, self.group.world_size
-        if world_size == planned:
-            return self.bundle.ds_config
-        micro_batch = self.target.compute.micro_batch
-        if self.recipe.sequences % (world_size * micro_batch):
-            micro_batches = self.recipe.sequences // micro_batch
-            raise InvalidInput(
-                file=self.bundle.path / "bundle.json",
-                key="the number of processes",
-                found=world_size,
-                rule=f"a number of processes that divides {micro_batches} micro batches of a step",
-                fix=f"start {planned}, as the bundle was planned",
-            )
-        config = zero_config(self.recipe, self.target, world_size=world_size)
-        logger.info(
-            "planned for %d processes, running on %d: each computes %d micro batches per step",
-            planned,
-            world_size,
-            config["gradient_accumulation_steps"],
-        )
-        return config
 
     def _scoring_spec(self) -> ScoringSpec:
         def make() -> ScoringSpec:
@@ -178,6 +214,7 @@ class _FullRun:
                 {store.source: store for store in self.stores},
                 languages=self.bundle.bundle.languages,
                 seq_len=self.recipe.seq_len,
+                packed=not self.recipe.cross_documents,
                 precision=self.target.compute.precision,
             )
 
@@ -187,64 +224,65 @@ class _FullRun:
         self.group.barrier()
         return spec or make()
 
-    def _start_or_resume(self) -> tuple[RunProgress, list[ItemScores], list[ItemScores]]:
-        """Bring the engine to the state that training continues from.
+    def _start_or_resume(self) -> tuple[list[ItemScores], list[ItemScores]]:
+        """Bring the engine and the progress to the state that training continues from.
 
         Returns:
-            The progress so far, and the scores at step 0 of the suites and of the watched text.
+            The scores at step 0 of the suites and of the watched text.
+
+        Raises:
+            InvalidInput: The suites or the watched text have too few documents, or the folder's
+                files are damaged or those of another bundle.
         """
-        start = RunProgress(
-            bundle=self.bundle.id,
-            step=0,
-            tokens={},
-            ranks=self.group.world_size,
-            sizes={},
-            files={},
-        )
-        base_path, watched_path = self.out / "base.json", self.out / "held_out_base.json"
+        path = self.out / "base.json"
         # The first rank decides for all: on shared storage another may see an older state.
-        has_begun = self.group.all_reduce_any(self.group.is_first and base_path.is_file())
+        has_begun = self.group.all_reduce_any(self.group.is_first and path.is_file())
         if not has_begun:
-            if self.group.is_first:
-                initialize_checkpoints(self.checkpoints)
-            logger.info("scoring the model at step 0")
-            base, watched_base = self.scorer.score(), self.watcher.score_held_out()
-            if self.group.is_first:
-                write_items(watched_path, watched_base)
-                # Last, because this file is what marks a run that has begun.
-                write_text(base_path, self._base_record(base).model_dump_json() + "\n")
-            return start, base, watched_base
-        base = list(BaseRecord.model_validate_json(base_path.read_bytes()).items)
-        watched_base = read_items(watched_path)
+            return self._score_step_zero(path)
+        fix = f"restore the file from a backup, or remove {self.out} to start over"
+        record = read_record(StepZeroRecord, path, fix=fix)
+        check_bundle(path, record.bundle, bundle_id=self.bundle.id, fix="name another --out")
         latest = find_checkpoint(self.checkpoints, self.bundle.id, self.group)
         if latest is None:
             logger.info("the run was stopped before its first checkpoint: starting at step 0")
-            return start, base, watched_base
-        checkpoint, progress = latest
-        logger.info(
-            "resuming after step %d of %d from %s",
-            progress.step,
-            self.recipe.steps,
-            checkpoint.name,
-        )
-        self._load_state(checkpoint, progress)
-        return progress, base, watched_base
+        else:
+            checkpoint, progress = latest
+            logger.info(
+                "resuming after step %d of %d from %s",
+                progress.step,
+                self.recipe.steps,
+                checkpoint.name,
+            )
+            self._load_state(checkpoint, progress)
+        return list(record.items), list(record.watched)
 
-    def _base_record(self, items: list[ItemScores]) -> BaseRecord:
-        model = self.model
-        return BaseRecord(
-            model=model.path or f"{model.hub}@{model.revision}",
-            parameters=model.parameters,
-            max_lr=model.max_lr,
-            items=tuple(items),
-            versions=package_versions(),
-        )
+    def _score_step_zero(self, path: Path) -> tuple[list[ItemScores], list[ItemScores]]:
+        def take_folders() -> None:
+            initialize_checkpoints(self.checkpoints)
+            claim_folder(self.out, self.bundle.id)
+
+        check_on_first_rank(self.group, take_folders)
+        logger.info("scoring the model at step 0")
+        base, watched_base = self.scorer.score(), self.watcher.score_held_out()
+        for note in self.scorer.notes:
+            logger.warning("%s", note)
+        with located(self.bundle.path / "bundle.json"):
+            for key, items in (("suites", base), ("watched", watched_base)):
+                with located("", key):
+                    check_splits(items)
+        if self.group.is_first:
+            record = StepZeroRecord(
+                bundle=self.bundle.id, items=tuple(base), watched=tuple(watched_base)
+            )
+            write_text(path, record.model_dump_json() + "\n")
+        return base, watched_base
 
     def _load_state(self, checkpoint: Path, progress: RunProgress) -> None:
         state = read_checkpoint(checkpoint, progress, self.group)
         self.engine.set_state(state, steps=progress.step)
+        self.progress = progress
 
-    def _train(self, progress: RunProgress, watched_base: list[ItemScores]) -> RunProgress:
+    def _train(self, watched_base: list[ItemScores]) -> None:
         """Train to the last step.
 
         Raises:
@@ -256,13 +294,14 @@ class _FullRun:
         for metrics in run_training(
             self.engine,
             self.recipe,
-            MixtureStream(self.recipe, self.stores, progress.skipped),
+            MixtureStream(self.recipe, self.stores, self.progress.skipped),
             max_lr=self.model.max_lr,
-            steps_done=progress.step,
-            tokens_fed=progress.tokens,
+            steps_done=self.progress.step,
+            tokens_fed=self.progress.tokens,
         ):
-            recent = self._check_spike(metrics, progress.recent)
-            progress = progress.model_copy(
+            recent = self.progress.recent
+            recent = check_spike(metrics.step, metrics.loss, recent, self.target.spikes)
+            self.progress = self.progress.model_copy(
                 update={"step": metrics.step, "tokens": metrics.tokens, "recent": recent}
             )
             self.log.write_step(metrics)
@@ -276,7 +315,7 @@ class _FullRun:
                 save_checkpoint(
                     self.checkpoints,
                     self.engine.state(),
-                    progress,
+                    self.progress,
                     self.group,
                     keep=self.target.checkpoints.keep,
                 )
@@ -285,74 +324,48 @@ class _FullRun:
                 raise Stopped(signal_number)
             if stops and not is_last:
                 raise Alarmed(alarm)
-        return progress
 
     def _saves_after(self, step: int) -> bool:
         return step % self.target.checkpoints.every == 0
 
-    def _check_spike(self, metrics: StepMetrics, recent: tuple[float, ...]) -> tuple[float, ...]:
-        """Return the losses that the next step is compared with.
-
-        Raises:
-            Diverged: This step's loss spiked, and the target rolls back spikes.
-        """
-        spikes = self.target.spikes
-        if spikes is None:
-            return ()
-        if len(recent) == spikes.window and metrics.loss > spikes.factor * median(recent):
-            ratio = metrics.loss / median(recent)
-            raise Diverged(
-                f"step {metrics.step}: loss {metrics.loss:.4f}, {ratio:.2f} times the median of "
-                f"the last {spikes.window} steps",
-                metrics.step,
-            )
-        return (*recent, metrics.loss)[-spikes.window :]
-
-    def _roll_back(self, progress: RunProgress, error: Diverged) -> RunProgress:
+    def _roll_back(self, error: Diverged) -> None:
         """Go back to the last checkpoint and skip the steps of the stream that led to the error.
 
         Everything here follows from checkpoints alone, so a run that is stopped now and resumed
         takes the same decision.
 
-        Args:
-            progress: Where the steps that failed began.
-            error: What happened.
-
         Raises:
             Diverged: The error itself, if the target does not roll back, or not so often.
         """
-        spikes = self.target.spikes
-        if spikes is None or error.step is None or progress.rollbacks == spikes.at_most:
+        spikes, rollbacks = self.target.spikes, self.progress.rollbacks
+        if spikes is None or error.step is None or rollbacks == spikes.at_most:
             raise error
         latest = find_checkpoint(self.checkpoints, self.bundle.id, self.group)
         if latest is None:
             raise error
         checkpoint, back = latest
         # Steps of the optimizer and of the stream differ once steps of the stream were skipped.
-        stream = MixtureStream(self.recipe, self.stores, progress.skipped)
-        newly_skipped = tuple(
-            stream.stream_step(step) for step in range(back.step + 1, error.step + 1)
-        )
+        stream = MixtureStream(self.recipe, self.stores, self.progress.skipped)
+        failed_steps = range(back.step + 1, error.step + 1)
+        newly_skipped = {stream.stream_step(step) for step in failed_steps}
+        skipped = tuple(sorted({*self.progress.skipped, *newly_skipped}))
         logger.warning(
             "%s: rolled back to step %d, skipping %d steps of the stream",
             error,
             back.step,
             len(newly_skipped),
         )
+        back = back.model_copy(update={"skipped": skipped, "rollbacks": rollbacks + 1})
         self._load_state(checkpoint, back)
         self.log.truncate(back.step)
-        skipped = tuple(sorted({*progress.skipped, *newly_skipped}))
-        return back.model_copy(update={"skipped": skipped, "rollbacks": progress.rollbacks + 1})
 
     def _score_watched(self, step: int, base: list[ItemScores]) -> str:
         """Log the watched text against step 0; return an alarm, or an empty string."""
         card = compare_with_base(trial=self.watcher.score_held_out(), base=base)
         self.log.write_held_out(step, card)
-        bound, general = self.target.watch.max_regression, card.report.general
-        if bound is None or general >= -bound:
-            return ""
-        alarm = f"step {step}: held-out general {general:+.2f} %, the bound is -{bound:g} %"
-        logger.warning("ALARM: %s", alarm)
+        alarm = regression_alarm(step, card.report.general, self.target.watch.max_regression)
+        if alarm:
+            logger.warning("ALARM: %s", alarm)
         return alarm
 
     def _finish(self, base: list[ItemScores]) -> Scorecard:
@@ -373,6 +386,8 @@ class _FullRun:
 
     def _agree_on_signal(self) -> int:
         """Return a signal that some rank has received, 0 for none; equal on every rank."""
+        if self.group.is_first and self.stop_file is not None and self.stop_file.exists():
+            self.received_signal = int(self.stop_file.read_text(encoding="utf-8"))
         # A signal reaches ranks at different times, or only some of them. They have to save the
         # same step, so each step ends with a sum over all ranks.
         received = [float(self.received_signal == number) for number in SIGNALS]

@@ -143,9 +143,7 @@ class RunLog:
         values |= {f"tokens/{source}": float(count) for source, count in metrics.tokens.items()}
         values |= {f"speed/{name}": value for name, value in speed.items() if value is not None}
         if proxy := self.bundle.proxy_losses:
-            # The proxy has another number of steps: the one at the same fraction of its run.
-            proxy_step = -(-metrics.step * len(proxy) // self.steps)
-            values["train/loss_of_the_proxy"] = proxy[proxy_step - 1]
+            values["train/loss_of_the_proxy"] = proxy_loss(proxy, metrics.step, steps=self.steps)
         return values
 
     def _compare_with_proxy(self, changes: dict[str, float]) -> str:
@@ -185,6 +183,18 @@ class RunLog:
             tracker.start()
             self._sinks.append(partial(_write_to_tracker, tracker))
             self._closers.append(tracker.finish)
+
+
+def proxy_loss(losses: tuple[float, ...], step: int, *, steps: int) -> float:
+    """Return the proxy's loss at the same fraction of its run.
+
+    Args:
+        losses: Of the proxy, step by step.
+        step: Step of the full run, from 1.
+        steps: Number of steps of the full run.
+    """
+    # ⌈step · len(losses) / steps⌉ in integers, so that the last step is the proxy's last one.
+    return losses[-(-step * len(losses) // steps) - 1]
 
 
 def _write_scalars(board: Any, values: dict[str, float], step: int) -> None:

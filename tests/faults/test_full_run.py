@@ -26,9 +26,15 @@ BAD = 11
 
 
 def train(
-    bundle: Path, out: Path, processes: int = 2, fault: str = "none"
+    bundle: Path, out: Path, processes: int = 2, fault: str = "none", restarts: int = 0
 ) -> subprocess.CompletedProcess[str]:
-    return torchrun(processes, FAULTY, fault, bundle, "--out", out)
+    return torchrun(processes, "--max-restarts", restarts, FAULTY, fault, bundle, "--out", out)
+
+
+def ended(out: Path) -> tuple[int, int]:
+    """Exit status and step of the last start."""
+    content = json.loads((out / "ended.json").read_text())
+    return content["status"], content["step"]
 
 
 def output_of(done: subprocess.CompletedProcess[str]) -> str:
@@ -114,6 +120,7 @@ def test_row_24_and_27_two_ranks_one_rank_two_ranks_through_the_epochs(
     for processes, step in ((2, 7), (1, 14)):
         done = train(bundle, out, processes, "signal")
         assert "exitcode  : 140" in done.stderr  # 128 + SIGUSR2
+        assert ended(out) == (140, step)
         assert latest(out) == f"step-{step:08d}"
     message = "planned for 2 processes, running on 1: each computes 8 micro batches per step"
     assert message in done.stdout
@@ -181,26 +188,33 @@ def test_a_loss_that_is_not_finite_ends_the_run(bundle: Path, tmp_path: Path):
     assert "exitcode  : 3" in done.stderr
     assert "step 12 of 20: loss nan" in done.stderr
     assert latest(tmp_path / "run") == "step-00000010"
+    assert ended(tmp_path / "run") == (3, 12)
 
 
-def test_an_alarm_stops_the_run_with_its_state_saved(tmp_path: Path):
+def test_an_alarm_stops_the_run_with_its_state_saved_whatever_restarts_it(tmp_path: Path):
+    """A run that torchrun restarted trained on, up to alarms at steps 6 and 9."""
     bundle = write_bundle(
         tmp_path,
         watch={"every": 3, "max_regression": 0.0, "stop": True},
         model={"path": str(tmp_path / "model"), "max_lr": 50.0},
     )
-    done = train(bundle, tmp_path / "run")
+    done = train(bundle, tmp_path / "run", restarts=2)
     assert "exitcode  : 3" in done.stderr
-    assert "held-out general" in done.stderr
+    assert done.stderr.count("held-out general") == 3
+    assert done.stdout.count("scoring the model at step 0") == 1
     assert latest(tmp_path / "run") == "step-00000003"
+    assert ended(tmp_path / "run") == (3, 3)
 
 
-def test_another_bundle_in_the_same_folder_is_refused(bundle: Path, killed: Path, tmp_path: Path):
+def test_another_bundle_in_the_same_folder_is_refused(
+    killed: Path, undisturbed: Path, tmp_path: Path
+):
     other = write_bundle(tmp_path, name="other")
-    out = Path(shutil.copytree(killed, tmp_path / "run"))
-    done = train(other, out, processes=1)
-    assert "exitcode  : 2" in done.stderr
-    assert "name another --out" in done.stderr
+    for number, reference in enumerate((killed, undisturbed)):
+        out = Path(shutil.copytree(reference, tmp_path / str(number)))
+        done = train(other, out, processes=1)
+        assert "exitcode  : 2" in done.stderr
+        assert "name another --out" in done.stderr
 
 
 def test_a_number_of_ranks_that_does_not_divide_the_batch(bundle: Path, tmp_path: Path):

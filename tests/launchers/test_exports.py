@@ -86,6 +86,25 @@ def test_ray_train_starts_trainers_that_join_their_own_process_groups(tmp_path, 
     assert (out / "run" / last_file).is_file()
 
 
+@pytest.mark.parametrize(
+    ("launcher", "script", "status"), [("torchrun", "run.sh", 1), ("ray", "ray_train.py", 3)]
+)
+def test_an_alarm_stops_the_run_whatever_restarts_it(tmp_path, launcher, script, status):
+    """torchrun restarts the processes three times, and then exits with 1 itself."""
+    bundle = write_bundle(
+        tmp_path,
+        watch={"every": 3, "max_regression": 0.0, "stop": True},
+        model={"path": str(tmp_path / "model"), "max_lr": 50.0},
+    )
+    out = export(bundle, tmp_path / "out", launcher)
+    process = start(out, script)
+    output, _ = process.communicate(timeout=600)
+    assert process.returncode == status, output[-4000:]
+    ending = json.loads((out / "run" / "ended.json").read_text())
+    assert (ending["status"], ending["step"]) == (3, 3)
+    assert [row["step"] for row in metrics(out / "run")] == [1, 2, 3]
+
+
 @pytest.fixture(scope="module")
 def hf_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, list[float]]:
     """Run the export for transformers' Trainer; returns bundle, output folder and losses."""

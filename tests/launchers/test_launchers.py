@@ -5,9 +5,11 @@ Takes minutes, so it is not part of `pytest`: run `pytest tests/launchers`.
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -106,6 +108,66 @@ def test_the_variables_of_srun(bundle: Path, tmp_path: Path):
     command = [str(PYTHON), *TRAIN, str(bundle), "--out", str(tmp_path)]
     run_together(*((command, common | {"SLURM_PROCID": rank}) for rank in ("0", "1")))
     assert_same_run(tmp_path, bundle)
+
+
+def alarming_bundle(folder: Path) -> Path:
+    """A bundle whose run is stopped by an alarm after step 3."""
+    return write_bundle(
+        folder,
+        watch={"every": 3, "max_regression": 0.0, "stop": True},
+        model={"path": str(folder / "model"), "max_lr": 50.0},
+    )
+
+
+def ending_of(out: Path) -> tuple[int, int]:
+    """Exit status and step of the last start."""
+    content = json.loads((out / "ended.json").read_text())
+    return content["status"], content["step"]
+
+
+def test_ray_train_ends_with_3_after_an_alarm_and_again(tmp_path: Path):
+    command = [str(PYTHON), *TRAIN, str(alarming_bundle(tmp_path)), "--ray"]
+    for _ in range(2):
+        done = subprocess.run(command, env=ENV, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 3, done.stdout + done.stderr
+        assert "Error: the run ended: step 3: held-out general" in done.stderr
+        assert ending_of(tmp_path / "bundle" / "run") == (3, 3)
+
+
+def test_ray_train_ends_with_2_on_invalid_input(tmp_path: Path):
+    folder = write_bundle(tmp_path)
+    out = folder / "run"
+    (out / "checkpoints").mkdir(parents=True)
+    (out / "checkpoints" / "latest").write_text("step-00000005\n")
+    command = [str(PYTHON), *TRAIN, str(folder), "--ray"]
+    done = subprocess.run(command, env=ENV, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert "no checkpoints where a run begins" in done.stderr
+
+
+def test_ray_train_saves_on_a_signal_and_resumes(tmp_path: Path):
+    folder = write_bundle(tmp_path, tokens=300 * 512, checkpoints={"every": 1000})
+    out = folder / "run"
+    command = [str(PYTHON), *TRAIN, str(folder), "--ray"]
+    with (tmp_path / "log").open("w") as log:
+        process = subprocess.Popen(command, env=ENV, stdout=log, stderr=log)
+        deadline = time.monotonic() + 200
+        while steps_in(out) < 3 and time.monotonic() < deadline:
+            time.sleep(0.05)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(200) == 143, (tmp_path / "log").read_text()
+    status, step = ending_of(out)
+    assert (status, step) == (143, steps_in(out))
+    assert 3 <= step < 300
+    assert not list(out.glob("stop-*"))
+    run(*command)
+    assert ending_of(out) == (0, 300)
+    assert steps_in(out) == 300
+
+
+def steps_in(out: Path) -> int:
+    path = out / "metrics.jsonl"
+    return len(path.read_text().splitlines()) if path.exists() else 0
 
 
 def test_ray_train(bundle: Path, tmp_path: Path):

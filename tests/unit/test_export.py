@@ -17,7 +17,10 @@ from sweepcp.config.site import Site
 from sweepcp.errors import InvalidInput
 from sweepcp.export.text_checks import check_file_names
 from sweepcp.export.write import LAUNCHERS, TRAINERS, choose_targets, write_export
+from sweepcp.promote.bundle import load_bundle
+from sweepcp.util.files import shipped_folder
 from tests.exports import at_fixed_paths, make_input, promoted, rendered
+from tests.make import write_bundle, write_corpora, write_model
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "exports"
 PAIRS = [
@@ -70,6 +73,22 @@ def test_every_file_states_recipe_bundle_status_and_start_command(e_llama, train
             assert yaml.safe_load(files[name])
         if name.endswith(".py"):
             compile(files[name], name, "exec")
+
+
+def test_a_batch_that_only_replicas_divide_is_exported_with_parallelism_alone(tmp_path: Path):
+    """48 sequences on 32 GPUs, which hold 16 replicas of the model."""
+    shipped = shipped_folder("experiments") / "targets" / "llama-3.1-8b-4x8.yaml"
+    content = yaml.safe_load(shipped.read_text())
+    content |= {"batch_tokens": 48 * 8192, "tokens": 100 * 48 * 8192}
+    (tmp_path / "target.yaml").write_text(yaml.safe_dump(content))
+    loaded = promoted(tmp_path, str(tmp_path / "target.yaml"))
+    export_input = make_input(loaded, tmp_path / "export")
+    keys = {"megatron-lm": "--global-batch-size", "torchtitan": "training.global_batch_size"}
+    for trainer, key in keys.items():
+        assert TRAINERS[trainer].make_export_plan(export_input).settings[key] == 48
+    for trainer in ("deepspeed", "axolotl", "llama-factory", "hf-trainer"):
+        with pytest.raises(InvalidInput, match="48 sequences for 32 devices"):
+            TRAINERS[trainer].make_export_plan(export_input)
 
 
 def test_a_trainer_alone_gets_torchrun_and_a_launcher_alone_gets_sweepcp_train():
@@ -230,3 +249,41 @@ def test_file_names_outside_the_folder_are_refused():
     for name in ("../x.sh", "/etc/x", "a/b", "", "-x"):
         with pytest.raises(ValueError, match="not a plain file name"):
             check_file_names([name])
+
+
+@pytest.mark.parametrize(
+    "trainer", ["deepspeed", "hf-trainer", "axolotl", "llama-factory", "megatron-lm"]
+)
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+def test_a_model_with_dropout_is_trained_without_or_the_difference_is_stated(
+    tmp_path, trainer, dropout
+):
+    write_model(tmp_path / "model", attention_dropout=dropout)
+    (tmp_path / "stores").mkdir()
+    write_corpora(tmp_path / "stores", tmp_path / "model")
+    export_input = make_input(load_bundle(write_bundle(tmp_path)), tmp_path / "out")
+    files = rendered(export_input, trainer)
+    summary = files["SUMMARY.md"]
+    difference = "dropout and router jitter: attention_dropout 0.1, as config.json states"
+    note = "config.json has attention_dropout 0.1: trained with 0, as the trials were."
+    keeps = trainer == "llama-factory"
+    assert (difference in summary) == (dropout > 0 and keeps)
+    assert (note in summary) == (dropout > 0 and not keeps)
+    if trainer == "axolotl":
+        overrides = yaml.safe_load(files["axolotl.yaml"]).get("overrides_of_model_config")
+        assert overrides == ({"attention_dropout": 0.0} if dropout else None)
+    if trainer == "megatron-lm":
+        assert '"--attention-dropout", "0.0"' in files["pretrain.py"]
+        assert '"--hidden-dropout", "0.0"' in files["pretrain.py"]
+    if trainer == "hf-trainer":
+        assert "make_deterministic(config)" in files["train.py"]
+
+
+def test_dropout_of_a_nested_configuration_cannot_be_set_by_axolotl(tmp_path):
+    bundle = load_bundle(write_bundle(tmp_path))
+    file = tmp_path / "model" / "config.json"
+    content = json.loads(file.read_text()) | {"text_config": {"dropout": 0.2}}
+    file.write_text(json.dumps(content))
+    files = rendered(make_input(bundle, tmp_path / "out"), "axolotl")
+    assert "overrides_of_model_config" not in files["axolotl.yaml"]
+    assert "dropout and router jitter: text_config.dropout 0.2" in files["SUMMARY.md"]

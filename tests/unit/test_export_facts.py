@@ -10,13 +10,18 @@ from sweepcp.config.schedule import lr_factor
 from sweepcp.export.recipe_facts import (
     FACTS,
     MIX_NOT_WRITTEN,
+    Finding,
     compare_facts,
     compare_settings,
     is_same,
     is_same_lr,
     recipe_facts,
 )
-from tests.exports import promoted
+from sweepcp.export.verify import Verification, compare_parsed
+from sweepcp.export.write import TRAINERS
+from tests.exports import make_input, promoted, promoted_short
+
+AGREEMENTS = (("steps", True), ("clip", False), ("shares", None))
 
 
 def curve(steps=100, schedule="cosine", warmup=0.1, final=0.1, shift=0):
@@ -88,6 +93,67 @@ def test_agreement_does_not_depend_on_the_length(steps, schedule, warmup, final)
     expected = expected_curve(steps, schedule, warmup, final)
     assert is_same_lr(expected=expected, parsed=curve(steps, schedule, warmup, final, shift=1))[0]
     assert not is_same_lr(expected=expected, parsed=[1.01 * lr for lr in expected[1:]])[0]
+
+
+def test_a_curve_that_is_always_the_lower_of_its_neighbours_does_not_agree():
+    """It loses a step at max LR in the warmup, and nine tenths of one in the decay."""
+    expected = expected_curve()
+    lower = [min(expected[step - 1 : step + 2]) for step in range(1, 101)]
+    agrees, detail = is_same_lr(expected=expected, parsed=lower)
+    assert (agrees, detail.startswith("area -")) == (False, True)
+
+
+def test_shares_agree_within_a_thousandth(tmp_path):
+    expected = recipe_facts(promoted_short(tmp_path).bundle)
+    first, second, *_ = expected["shares"]
+
+    def agrees(shares):
+        parsed = expected | {"lr": expected["lr"][1:], "shares": shares}
+        findings = {f.name: f.agrees for f in compare_facts(expected=expected, parsed=parsed)}
+        assert all(agrees for name, agrees in findings.items() if name != "shares")
+        return findings["shares"]
+
+    for difference, is_same_share in ((0.0009, True), (0.0011, False), (-0.0011, False)):
+        shares = dict(expected["shares"])
+        shares[first] += difference
+        shares[second] -= difference
+        assert agrees(shares) is is_same_share
+    assert agrees(expected["shares"] | {"more": 0.0}) is False
+
+
+def test_a_verification_passes_if_the_trainer_deviates_exactly_where_it_is_stated():
+    same, other, pending = (Finding(name, agrees, "") for name, agrees in AGREEMENTS)
+    for findings, differences, passed in (
+        ((same,), (), True),
+        ((same, other), (), False),
+        ((same, other), ("clip",), True),
+        # One stated difference does not excuse another one.
+        ((same, other), ("seed",), False),
+        ((same, pending), (), True),
+        # The trainer agrees where a difference is stated.
+        ((same, other), ("clip", "steps"), False),
+        # What is pending neither agrees nor deviates.
+        ((same, pending), ("shares",), True),
+    ):
+        verification = Verification("peer", findings, differences)
+        assert verification.passed is passed
+        assert bool(verification.problems) is not passed
+        assert verification.pending == tuple(f for f in findings if f is pending)
+
+
+def test_a_setting_that_was_parsed_otherwise_is_no_verified_export(tmp_path):
+    export_input = make_input(promoted_short(tmp_path), tmp_path / "out")
+    plan = TRAINERS["hf-trainer"].make_export_plan(export_input)
+    facts = recipe_facts(export_input.bundle)
+    content = {"facts": facts | {"lr": facts["lr"][1:]}, "settings": dict(plan.settings)}
+    assert compare_parsed(export_input, plan, peer="peer", content=content).passed
+    content["settings"]["adam_beta2"] = 0.999
+    verification = compare_parsed(export_input, plan, peer="peer", content=content)
+    assert [finding.name for finding in verification.mismatches] == ["setting adam_beta2"]
+    content = {"facts": content["facts"] | {"seed": 3}, "settings": plan.settings}
+    verification = compare_parsed(export_input, plan, peer="peer", content=content)
+    assert [finding.name for finding in verification.mismatches] == ["seed"]
+    assert not compare_parsed(export_input, plan, peer="peer", content={"error": "no"}).passed
 
 
 def test_same_values_have_the_same_type():

@@ -14,7 +14,12 @@ from sweepcp.export.launchers.kubernetes import (
     require_kubernetes,
     volume_mounts,
 )
-from sweepcp.export.launchers.shell import process_environment, shutdown_timeout, torchrun_command
+from sweepcp.export.launchers.shell import (
+    process_environment,
+    shutdown_timeout,
+    torchrun_command,
+    torchrun_restarts,
+)
 
 MANAGER = "sweepcp.export/job"
 
@@ -43,6 +48,11 @@ def render(export_input: ExportInput, plan: ExportPlan) -> dict[str, str]:
         },
     }
     return {"trainjob.yaml": yaml.safe_dump(job, sort_keys=False, width=120)}
+
+
+def restart_policy(_export_input: ExportInput, plan: ExportPlan) -> str:
+    """Return when the launcher starts the trainer again, as a sentence."""
+    return f"{torchrun_restarts(plan)} Whether pods are then replaced, the training runtime states."
 
 
 def start_command(export_input: ExportInput) -> str:

@@ -29,6 +29,8 @@ from ray.train.collective import broadcast_from_rank_zero
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
 COMMAND = $command
+# Exit statuses after which a restart would end in the same way, on all ranks.
+FINAL = $final
 
 
 def worker():
@@ -47,8 +49,11 @@ def worker():
         else:
             runpy.run_path(sys.argv[0], run_name="__main__")
     except SystemExit as end:
+        if end.code in FINAL:
+            return end.code
         if end.code:
             raise RuntimeError(f"{sys.argv[0]} exited with status {end.code}") from None
+    return 0
 
 
 if __name__ == "__main__":
@@ -61,7 +66,7 @@ if __name__ == "__main__":
             failure_config=FailureConfig(max_failures=$restarts),
         ),
     )
-    trainer.fit()
+    sys.exit(trainer.fit().return_value)
 """)
 
 
@@ -69,6 +74,7 @@ def render(export_input: ExportInput, plan: ExportPlan) -> dict[str, str]:
     """Return `ray_train.py`, and `rayjob.yaml` if the site has Kubernetes."""
     script = SCRIPT.substitute(
         command=json.dumps(list(plan.command)),
+        final=json.dumps([3] if plan.starts_sweepcp else []),
         port=RENDEZVOUS_PORT,
         workers=export_input.bundle.target.hardware.world_size,
         gpu=export_input.on_gpu,
@@ -81,6 +87,15 @@ def render(export_input: ExportInput, plan: ExportPlan) -> dict[str, str]:
         job = _ray_job(export_input, plan, require_kubernetes(export_input))
         files["rayjob.yaml"] = yaml.safe_dump(job, sort_keys=False, width=120)
     return files
+
+
+def restart_policy(export_input: ExportInput, plan: ExportPlan) -> str:
+    """Return when the launcher starts the trainer again, as a sentence."""
+    final = ", but not after status 3, which the script exits with" if plan.starts_sweepcp else ""
+    sentence = f"Ray Train restarts the processes up to {MAX_RESTARTS} times{final}."
+    if export_input.site.kubernetes is not None:
+        sentence += f" KubeRay then starts a failed job again up to {MAX_RESTARTS} times."
+    return sentence
 
 
 def start_command(export_input: ExportInput) -> str:

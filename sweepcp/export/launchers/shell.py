@@ -41,6 +41,15 @@ def shutdown_timeout(export_input: ExportInput) -> dict[str, str]:
     return {"TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(export_input.site.grace)}
 
 
+def torchrun_restarts(plan: ExportPlan) -> str:
+    """Return what torchrun does after a failure, as a sentence."""
+    final = " A restart after status 3 ends at once." if plan.starts_sweepcp else ""
+    return (
+        f"torchrun restarts the processes up to {MAX_RESTARTS} times, whatever their exit status, "
+        f"and then exits with 1.{final}"
+    )
+
+
 def export_lines(export_input: ExportInput, variables: dict[str, str]) -> str:
     """Return lines that set the variables, and that fail where a secret is not set."""
     lines = [f"export {name}={shlex.quote(value)}" for name, value in variables.items()]

@@ -15,6 +15,7 @@ from sweepcp.export.launchers.shell import (
     process_environment,
     shutdown_timeout,
     torchrun_command,
+    torchrun_restarts,
 )
 
 HEAD_ADDRESS = ShellVariable('$(echo "$SKYPILOT_NODE_IPS" | head -n 1)')
@@ -52,6 +53,14 @@ def render(export_input: ExportInput, plan: ExportPlan) -> dict[str, str]:
         task["secrets"] = dict.fromkeys(export_input.site.secrets)
     task["run"] = f"set -euo pipefail\nexec {command}\n"
     return {"task.yaml": yaml.dump(task, Dumper=_BlockDumper, sort_keys=False, width=200)}
+
+
+def restart_policy(_export_input: ExportInput, plan: ExportPlan) -> str:
+    """Return when the launcher starts the trainer again, as a sentence."""
+    return (
+        f"{torchrun_restarts(plan)} SkyPilot then starts the job again up to {MAX_RESTARTS} times, "
+        "and without limit after it lost a machine."
+    )
 
 
 def start_command(export_input: ExportInput) -> str:

@@ -8,6 +8,7 @@ from sweepcp.export.launchers.shell import (
     process_environment,
     shutdown_timeout,
     torchrun_command,
+    torchrun_restarts,
 )
 
 REQUIRE_MASTER_ADDR = (
@@ -30,6 +31,11 @@ def render(export_input: ExportInput, plan: ExportPlan) -> dict[str, str]:
     exports = export_lines(export_input, variables)
     command = option_lines(torchrun_command(export_input, plan, node_options))
     return {"run.sh": f"set -euo pipefail\n{exports}{required}exec {command}\n"}
+
+
+def restart_policy(_export_input: ExportInput, plan: ExportPlan) -> str:
+    """Return when the launcher starts the trainer again, as a sentence."""
+    return torchrun_restarts(plan)
 
 
 def start_command(export_input: ExportInput) -> str:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from common import (
+    config_dropout,
     flatten,
     mix_shares,
     read_deepspeed,
@@ -50,6 +51,8 @@ def read_folder(folder: Path, record: dict[str, Any]) -> dict[str, Any]:
     facts |= data_facts(cfg, folder)
     facts["seq_len"] = cfg.sequence_len
     facts["model"] = cfg.base_model
+    overrides = dict(cfg.overrides_of_model_config or {})
+    facts["dropout"] = config_dropout(cfg.base_model, overrides)
     return {"settings": config_settings(cfg, folder) | zero_settings, "facts": facts}
 
 
@@ -83,7 +86,11 @@ def config_settings(cfg: Any, folder: Path) -> dict[str, Any]:
     """Return what was parsed, by the keys of `axolotl.yaml`."""
     settings = flatten("", cfg.to_dict())
     # Unflattened, as they are written.
-    for name in ("lr_scheduler_kwargs", "gradient_checkpointing_kwargs"):
+    for name in (
+        "lr_scheduler_kwargs",
+        "gradient_checkpointing_kwargs",
+        "overrides_of_model_config",
+    ):
         settings[name] = to_json_value(cfg[name])
     # Axolotl replaces the path by the file's content.
     zero_file = folder / "ds_config.json"

@@ -5,6 +5,7 @@ import contextlib
 import enum
 import json
 import os
+import re
 import socket
 import sys
 from collections.abc import Callable
@@ -150,6 +151,28 @@ def read_deepspeed(path: Path, world_size: int) -> Any:
     }
 
 
+def config_dropout(model: str, overrides: dict[str, Any]) -> float:
+    """Return the largest dropout or jitter that a model's config.json states, 0 for a hub model.
+
+    Args:
+        model: Folder of the model, or hub id.
+        overrides: Keys of the file that the trainer sets to another value.
+    """
+    file = Path(model) / "config.json"
+    content = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    settings = flatten("", content | overrides)
+    return max(
+        (
+            float(value)
+            for key, value in settings.items()
+            if re.search("drop|jitter", key)
+            and not re.search(r"(^|\.)(classifier|summary)_", key)
+            and type(value) in (int, float)
+        ),
+        default=0.0,
+    )
+
+
 def lr_curve(optimizer: Any, scheduler: Any, steps: int) -> list[float]:
     """Return the LR that each optimizer step uses."""
     curve = []
@@ -228,6 +251,8 @@ def _deepspeed_settings(config: Any, content: Any) -> dict[str, Any]:
         "steps_per_print",
     )
     settings = {name: getattr(config, name) for name in names if name in content}
+    if config.communication_data_type is not None:
+        settings["communication_data_type"] = _dtype_name(config.communication_data_type)
     settings["bf16"] = {"enabled": config.bfloat16_config.enabled}
     settings["data_types"] = {"grad_accum_dtype": config.grad_accum_dtype}
     zero = config.zero_config.model_dump(mode="json")
@@ -237,9 +262,16 @@ def _deepspeed_settings(config: Any, content: Any) -> dict[str, Any]:
     return settings
 
 
+def _dtype_name(dtype: Any) -> str:
+    """Return a torch dtype as DeepSpeed's configuration names it."""
+    return {"torch.float32": "fp32", "torch.bfloat16": "bf16"}.get(str(dtype), str(dtype))
+
+
 def _deepspeed_precision(config: Any) -> str:
     if not config.bfloat16_config.enabled:
         return "fp32"
+    if str(config.communication_data_type) != "torch.float32":
+        return f"bf16, gradients reduced in {config.communication_data_type or 'bf16'}"
     if config.grad_accum_dtype != "fp32":
         return f"bf16, gradients accumulated in {config.grad_accum_dtype or 'bf16'}"
     return "bf16"

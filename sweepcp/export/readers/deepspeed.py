@@ -35,6 +35,7 @@ def read_folder(_folder: Path, record: dict[str, Any]) -> dict[str, Any]:
         "batch": deepspeed["sequences"] * recipe.seq_len,
         **optimizer_facts(recipe),
         "clip": deepspeed["clip"],
+        "dropout": 0.0,
         "loss": loss_averaging(over_batch=True),
         "precision": deepspeed["precision"],
         "order": "stream order",

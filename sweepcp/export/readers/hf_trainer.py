@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from common import (
+    config_dropout,
     flatten,
     read_deepspeed,
     read_recipe,
@@ -49,6 +50,9 @@ def read_folder(folder: Path, record: dict[str, Any]) -> dict[str, Any]:
     facts |= transformers_facts(args, deepspeed, world_size=world_size, seq_len=recipe["seq_len"])
     facts["order"] = "stream order" if sequential else "shuffled"
     facts["model"] = constants["MODEL"]
+    script = (folder / "train.py").read_text(encoding="utf-8")
+    removed = "make_deterministic(config)" in script and "config=config" in script
+    facts["dropout"] = 0.0 if removed else config_dropout(constants["MODEL"], {})
     return {"settings": settings | zero_settings | constants, "facts": facts}
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from common import (
+    config_dropout,
     mix_shares,
     read_deepspeed,
     run_reader,
@@ -51,6 +52,7 @@ def read_folder(folder: Path, record: dict[str, Any]) -> dict[str, Any]:
         "targets": "across, except for the last of each sequence",
         "order": "stream order" if in_order else "shuffled",
         "model": model.model_name_or_path,
+        "dropout": config_dropout(model.model_name_or_path, {}),
     }
     settings = {}
     for arguments in (model, data, tuning, args):

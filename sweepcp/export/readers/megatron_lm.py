@@ -58,6 +58,7 @@ def read_folder(folder: Path, record: dict[str, Any]) -> dict[str, Any]:
         "optimizer": [args.adam_beta1, args.adam_beta2, args.adam_eps, args.weight_decay],
         "decayed": decayed_parameters(args),
         "clip": args.clip_grad,
+        "dropout": float(max(args.attention_dropout, args.hidden_dropout)),
         "loss": loss_averaging(over_batch=args.calculate_per_token_loss),
         "precision": precision(args),
         "attention": "within" if isolated else "across",

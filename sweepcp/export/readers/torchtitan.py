@@ -57,6 +57,8 @@ def read_folder(folder: Path, record: dict[str, Any]) -> dict[str, Any]:
         "seq_len": training.seq_len,
         **optimizer_facts(config),
         "clip": training.max_norm,
+        # Its model has none.
+        "dropout": 0.0,
         "loss": loss_averaging(over_batch=True),
         "precision": precision(training),
         "order": "stream order",

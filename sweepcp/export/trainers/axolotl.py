@@ -10,11 +10,14 @@ from sweepcp.export.export_plan import (
     ExportInput,
     ExportPlan,
     accumulation_steps,
+    dropout_differences,
+    dropout_notes,
     monitoring_notes,
     tracking_differences,
 )
 from sweepcp.export.transformers_keys import (
     adamw_arguments,
+    complete_checkpoint,
     deepspeed_config,
     flatten_settings,
     mix_command,
@@ -53,9 +56,14 @@ def make_export_plan(export_input: ExportInput) -> ExportPlan:
         command=("-m", "axolotl.cli.train", config_file),
         settings=settings | flatten_settings("ds_config.json", zero_config),
         differences=_differences(export_input),
-        notes=(*monitoring_notes(export_input), mix_size_note(export_input)),
+        notes=(
+            *monitoring_notes(export_input),
+            *dropout_notes(export_input),
+            mix_size_note(export_input),
+        ),
         prepare=(mix_command(export_input, "documents"), preprocess),
         env={"AXOLOTL_DO_NOT_TRACK": "1"},
+        complete_checkpoint=complete_checkpoint(export_input),
     )
 
 
@@ -64,6 +72,7 @@ def _differences(export_input: ExportInput) -> tuple[Difference, ...]:
     differences = [
         *schedule_differences(recipe),
         *tracking_differences(export_input, TRACKERS),
+        *dropout_differences(_nested(export_input.random_settings)),
         Difference(
             "loss",
             "mean of per-process means, so a target weighs more on a process with fewer targets",
@@ -77,6 +86,10 @@ def _differences(export_input: ExportInput) -> tuple[Difference, ...]:
     if recipe.cross_documents:
         differences.append(Difference("attention", "documents do not attend to earlier documents"))
     return tuple(differences)
+
+
+def _nested(settings: dict[str, float]) -> dict[str, float]:
+    return {key: value for key, value in settings.items() if "." in key}
 
 
 def _config(export_input: ExportInput) -> dict[str, Any]:
@@ -121,4 +134,7 @@ def _config(export_input: ExportInput) -> dict[str, Any]:
         "logging_steps": 1,
         "use_tensorboard": True,
     }
+    # Axolotl sets attributes of the configuration by these names, nested ones it cannot.
+    if overrides := {key: 0.0 for key in export_input.random_settings if "." not in key}:
+        content["overrides_of_model_config"] = overrides
     return content | {TRACKERS[name]: True for name in target.tracking if name in TRACKERS}

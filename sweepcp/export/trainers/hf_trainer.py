@@ -6,8 +6,15 @@ from typing import Any
 
 import yaml
 
-from sweepcp.export.export_plan import ExportInput, ExportPlan, monitoring_notes, python_literal
+from sweepcp.export.export_plan import (
+    ExportInput,
+    ExportPlan,
+    dropout_notes,
+    monitoring_notes,
+    python_literal,
+)
 from sweepcp.export.transformers_keys import (
+    complete_checkpoint,
     deepspeed_config,
     flatten_settings,
     schedule_differences,
@@ -24,11 +31,12 @@ from pathlib import Path
 import deepspeed
 import torch
 from torch.utils.data import Dataset
-from transformers import AutoModelForCausalLM, AutoTokenizer, HfArgumentParser
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, HfArgumentParser
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from sweepcp.data.stream import MixtureStream
 from sweepcp.data.token_store import TokenStore
+from sweepcp.models.randomness import make_deterministic
 from sweepcp.promote.bundle import load_bundle
 
 HERE = Path(__file__).parent
@@ -121,8 +129,10 @@ def main():
     stores = [TokenStore(Path(str(corpus.store)), corpus.name) for corpus in opened.bundle.corpora]
     # ZeRO keeps fp32 master weights of bf16 parameters.
     dtype = torch.bfloat16 if args.bf16 else torch.float32
+    config = AutoConfig.from_pretrained(MODEL, revision=REVISION)
+    make_deterministic(config)
     model = AutoModelForCausalLM.from_pretrained(
-        MODEL, revision=REVISION, dtype=dtype, attn_implementation=ATTENTION
+        MODEL, revision=REVISION, config=config, dtype=dtype, attn_implementation=ATTENTION
     )
     model.config.use_cache = False
     tokenizer = AutoTokenizer.from_pretrained(MODEL, revision=REVISION)
@@ -171,9 +181,10 @@ def make_export_plan(export_input: ExportInput) -> ExportPlan:
         command=(f"{export_input.out}/train.py",),
         settings=arguments | flatten_settings("ds_config.json", zero_config) | constants,
         differences=schedule_differences(bundle.recipe),
-        notes=monitoring_notes(export_input),
+        notes=(*monitoring_notes(export_input), *dropout_notes(export_input)),
         env={} if export_input.on_gpu else {"DS_ACCELERATOR": "cpu"},
         saves_on_term=True,
+        complete_checkpoint=complete_checkpoint(export_input),
     )
 
 

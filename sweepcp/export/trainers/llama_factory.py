@@ -5,8 +5,15 @@ from typing import Any
 
 import yaml
 
-from sweepcp.export.export_plan import Difference, ExportInput, ExportPlan, monitoring_notes
+from sweepcp.export.export_plan import (
+    Difference,
+    ExportInput,
+    ExportPlan,
+    dropout_differences,
+    monitoring_notes,
+)
 from sweepcp.export.transformers_keys import (
+    complete_checkpoint,
     deepspeed_config,
     flatten_settings,
     mix_command,
@@ -37,21 +44,25 @@ def make_export_plan(export_input: ExportInput) -> ExportPlan:
         differences=_differences(export_input),
         notes=(*monitoring_notes(export_input), mix_size_note(export_input)),
         prepare=(mix_command(export_input, "sequences"),),
+        complete_checkpoint=complete_checkpoint(export_input),
     )
 
 
 def _differences(export_input: ExportInput) -> tuple[Difference, ...]:
     recipe = export_input.bundle.recipe
-    schedule = schedule_differences(recipe)
+    common = (
+        *schedule_differences(recipe),
+        *dropout_differences(export_input.random_settings),
+    )
     ignored = (
         "the last target of each sequence and the padding token (EOS, if the tokenizer has none) "
         "are ignored"
     )
     if recipe.cross_documents:
-        return (*schedule, Difference("targets", ignored))
+        return (*common, Difference("targets", ignored))
     first_token = "the first token of a document is predicted from the previous document"
     return (
-        *schedule,
+        *common,
         Difference("attention", "documents attend to earlier documents in their sequence"),
         Difference("targets", f"{first_token}; {ignored}"),
     )

@@ -10,6 +10,7 @@ from sweepcp.export.export_plan import (
     ExportInput,
     ExportPlan,
     download_commands,
+    dropout_notes,
     monitoring_notes,
     python_literal,
     round_to_12_digits,
@@ -65,10 +66,11 @@ def make_export_plan(export_input: ExportInput) -> ExportPlan:
             ),
             *tracking_differences(export_input, ("wandb",)),
         ),
-        notes=(*monitoring_notes(export_input), own_format),
+        notes=(*monitoring_notes(export_input), *dropout_notes(export_input), own_format),
         prepare=_prepare_commands(export_input),
         env={"CUDA_DEVICE_MAX_CONNECTIONS": "1"},
         saves_on_term=True,
+        complete_checkpoint=f"{export_input.checkpoint_folder}/latest_checkpointed_iteration.txt",
     )
 
 

@@ -10,6 +10,7 @@ from sweepcp.export.export_plan import (
     ExportInput,
     ExportPlan,
     download_commands,
+    dropout_notes,
     monitoring_notes,
     python_literal,
     tracking_differences,
@@ -180,9 +181,11 @@ def make_export_plan(export_input: ExportInput) -> ExportPlan:
         command=("-m", "torchtitan.train", "--module", "sweepcp_run", "--config", "run"),
         settings=settings,
         differences=tracking_differences(export_input, ("wandb",)),
-        notes=monitoring_notes(export_input),
+        notes=(*monitoring_notes(export_input), *dropout_notes(export_input)),
         prepare=download_commands(export_input),
         env={"PYTHONPATH": str(export_input.out)},
+        # Distributed checkpoints are complete once their metadata are written.
+        complete_checkpoint=f"{export_input.checkpoint_folder}/checkpoint/step-*/.metadata",
     )
 
 
@@ -238,10 +241,9 @@ def _schedule_settings(recipe: Recipe) -> dict[str, Any]:
 def _training_settings(export_input: ExportInput) -> dict[str, Any]:
     recipe, target = export_input.bundle.recipe, export_input.bundle.target
     parallelism, compute = target.parallelism, target.compute
-    replicas = target.hardware.world_size // (parallelism.tensor * parallelism.pipeline)
     # A pipeline splits its local batch into micro batches itself.
     pipelined = parallelism.pipeline > 1
-    local_batch_size = recipe.sequences // replicas if pipelined else compute.micro_batch
+    local_batch_size = recipe.sequences // target.replicas if pipelined else compute.micro_batch
     return {
         "training.local_batch_size": local_batch_size,
         "training.global_batch_size": recipe.sequences,

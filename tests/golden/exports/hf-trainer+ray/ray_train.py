@@ -13,6 +13,8 @@ from ray.train.collective import broadcast_from_rank_zero
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
 COMMAND = ["/shared/export/train.py"]
+# Exit statuses after which a restart would end in the same way, on all ranks.
+FINAL = []
 
 
 def worker():
@@ -31,8 +33,11 @@ def worker():
         else:
             runpy.run_path(sys.argv[0], run_name="__main__")
     except SystemExit as end:
+        if end.code in FINAL:
+            return end.code
         if end.code:
             raise RuntimeError(f"{sys.argv[0]} exited with status {end.code}") from None
+    return 0
 
 
 if __name__ == "__main__":
@@ -45,4 +50,4 @@ if __name__ == "__main__":
             failure_config=FailureConfig(max_failures=3),
         ),
     )
-    trainer.fit()
+    sys.exit(trainer.fit().return_value)

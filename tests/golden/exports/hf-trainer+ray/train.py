@@ -12,11 +12,12 @@ from pathlib import Path
 import deepspeed
 import torch
 from torch.utils.data import Dataset
-from transformers import AutoModelForCausalLM, AutoTokenizer, HfArgumentParser
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, HfArgumentParser
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from sweepcp.data.stream import MixtureStream
 from sweepcp.data.token_store import TokenStore
+from sweepcp.models.randomness import make_deterministic
 from sweepcp.promote.bundle import load_bundle
 
 HERE = Path(__file__).parent
@@ -109,8 +110,10 @@ def main():
     stores = [TokenStore(Path(str(corpus.store)), corpus.name) for corpus in opened.bundle.corpora]
     # ZeRO keeps fp32 master weights of bf16 parameters.
     dtype = torch.bfloat16 if args.bf16 else torch.float32
+    config = AutoConfig.from_pretrained(MODEL, revision=REVISION)
+    make_deterministic(config)
     model = AutoModelForCausalLM.from_pretrained(
-        MODEL, revision=REVISION, dtype=dtype, attn_implementation=ATTENTION
+        MODEL, revision=REVISION, config=config, dtype=dtype, attn_implementation=ATTENTION
     )
     model.config.use_cache = False
     tokenizer = AutoTokenizer.from_pretrained(MODEL, revision=REVISION)

@@ -1,0 +1,514 @@
+"""How a full run ends, restarts and watches itself: an engine and a scorer that compute nothing."""
+
+import json
+import os
+import shutil
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from sweepcp.cli import main
+from sweepcp.config.target import SpikeRollback
+from sweepcp.data.stream import IGNORED, Batch, MixtureStream
+from sweepcp.errors import Alarmed, Diverged, InvalidInput, Stopped
+from sweepcp.full_run import ending, run
+from sweepcp.full_run.preflight import fetch_model_files, stores_of_bundle
+from sweepcp.full_run.ray_launcher import ending_error
+from sweepcp.full_run.run_log import proxy_loss
+from sweepcp.full_run.watch import check_spike, regression_alarm
+from sweepcp.promote.bundle import LoadedBundle, load_bundle
+from sweepcp.scoring.scorecard import ItemScores
+from sweepcp.training.process_group import ProcessGroup
+from tests.integration.conftest import metrics
+from tests.make import items, write_bundle
+
+ALARMING = {"every": 3, "max_regression": 1.0, "stop": True}
+SPIKES = {"factor": 2.0, "window": 4}
+
+
+@dataclass
+class Script:
+    """What happens in the runs of a test."""
+
+    loss: Callable[[Batch], float] = lambda _: 1.0
+    """Nats per target token of a batch."""
+    before_step: Callable[[int], None] = lambda _: None
+    """Called with the number of the step, over all starts of the test."""
+    general: float = 0.0
+    """Change of the general held-out text in % once the model has been trained."""
+    documents: int = 4
+    """Documents of each source's held-out text."""
+    steps: int = 0
+    """Steps that were computed, in all starts of the test."""
+    sequences: list[np.ndarray] | None = None
+
+
+@dataclass(frozen=True)
+class FakeSpec:
+    suites: Any
+
+
+class FakeEngine:
+    def __init__(self, script: Script, group: ProcessGroup) -> None:
+        self.script, self.group, self.model = script, group, None
+        self.steps = 0
+
+    def step(self, batch: Batch, *, target_tokens: int, lr: float) -> tuple[np.ndarray, float]:
+        self.script.steps += 1
+        self.script.before_step(self.script.steps)
+        self.steps += 1
+        targets = (batch.targets != IGNORED).sum(1)
+        return targets * self.script.loss(batch), 1.0
+
+    def state(self) -> Iterator[tuple[str, int, torch.Tensor]]:
+        yield "master/w", 1, torch.tensor([float(self.steps)])
+
+    def set_state(self, state: Iterator[tuple[str, torch.Tensor]], *, steps: int) -> None:
+        assert dict(state)["master/w"].tolist() == [steps]
+        self.steps = steps
+
+    def save_weights(self, out: Path) -> None:
+        out.mkdir(exist_ok=True)
+
+
+class FakeScorer:
+    notes = ()
+
+    def __init__(self, script: Script, engine: list[FakeEngine]) -> None:
+        self.script, self.engine = script, engine
+
+    def score(self) -> list[ItemScores]:
+        count = self.script.documents
+        factor = 1 - self.script.general / 100 if self.engine[-1].steps else 1
+        domain, general = [8.0] * count, [8.0 * factor] * count
+        return [items("domain", domain), items("general", general)]
+
+    score_held_out = score
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the model and the corpora of all bundles."""
+    path = tmp_path_factory.mktemp("bundles")
+    write_bundle(path)
+    return path
+
+
+@pytest.fixture
+def make_bundle(folder: Path) -> Callable[..., LoadedBundle]:
+    def make(**changes: object) -> LoadedBundle:
+        shutil.rmtree(folder / "bundle")
+        return load_bundle(write_bundle(folder, **changes))
+
+    return make
+
+
+@pytest.fixture
+def script(monkeypatch: pytest.MonkeyPatch, folder: Path) -> Iterator[Script]:
+    """Replace everything that computes; returns what happens in its place."""
+    script = Script()
+    engines: list[FakeEngine] = []
+
+    def make_engine(*arguments: Any, **_: Any) -> FakeEngine:
+        group = next(value for value in arguments if isinstance(value, ProcessGroup))
+        engines.append(FakeEngine(script, group))
+        return engines[-1]
+
+    shards = fetch_model_files(load_bundle(folder / "bundle"), ProcessGroup())
+    monkeypatch.setattr(run, "ZeroEngine", make_engine)
+    monkeypatch.setattr(run, "Scorer", lambda *_, **__: FakeScorer(script, engines))
+    monkeypatch.setattr(run, "join_process_group", lambda _: ProcessGroup())
+    monkeypatch.setattr(run, "fetch_model_files", lambda *_: shards)
+    monkeypatch.setattr(run, "load_tokenizer", lambda _: None)
+    monkeypatch.setattr(run, "make_scoring_spec", lambda suites, *_, **__: FakeSpec(suites))
+    handlers = {number: signal.getsignal(number) for number in ending.SIGNALS}
+    yield script
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+
+
+def read_ending(out: Path) -> tuple[int, int | None]:
+    """Exit status and step of `ended.json`."""
+    content = json.loads((out / "ended.json").read_text())
+    assert content["reason"]
+    return content["status"], content["step"]
+
+
+def steps_of(out: Path) -> list[int]:
+    return [row["step"] for row in metrics(out)]
+
+
+def train(
+    monkeypatch: pytest.MonkeyPatch, bundle: LoadedBundle, out: Path, *options: object
+) -> int:
+    """The exit status of `sweepcp train`."""
+    arguments = ["sweepcp", "train", bundle.path, "--out", out, *options]
+    monkeypatch.setattr(sys, "argv", [str(argument) for argument in arguments])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    return int(stop.value.code or 0)
+
+
+# How a run ends, and what the next start does.
+
+
+def test_a_finished_run_is_reported_again_and_not_repeated(
+    make_bundle, script, tmp_path, monkeypatch, capsys
+):
+    bundle, out = make_bundle(), tmp_path / "run"
+    assert train(monkeypatch, bundle, out) == 0
+    assert read_ending(out) == (0, 20)
+    assert steps_of(out) == list(range(1, 21))
+    written = {path: path.stat().st_mtime_ns for path in out.rglob("*")}
+    capsys.readouterr()
+    for _ in range(2):
+        assert train(monkeypatch, bundle, out) == 0
+        assert "finished: " in capsys.readouterr().out
+    assert script.steps == 20
+    assert {path: path.stat().st_mtime_ns for path in out.rglob("*")} == written
+
+
+def test_an_alarm_is_final_for_every_restart_until_it_is_continued(
+    make_bundle, script, tmp_path, monkeypatch, capsys
+):
+    """A launcher that restarts whatever failed does not undo `watch.stop`."""
+    bundle, out = make_bundle(watch=ALARMING, checkpoints={"every": 50}), tmp_path / "run"
+    script.general = -2.0
+    messages = set()
+    for _ in range(4):
+        assert train(monkeypatch, bundle, out) == 3
+        messages.add(capsys.readouterr().err)
+    (message,) = messages
+    assert "step 3: held-out general -2.00 %, the bound is -1 %" in message
+    assert "--continue-after 3" in message
+    assert (script.steps, read_ending(out), steps_of(out)) == (3, (3, 3), [1, 2, 3])
+    # The option names one alarm: a launcher that repeats the command does not pass the next.
+    for _ in range(3):
+        assert train(monkeypatch, bundle, out, "--continue-after", 3) == 3
+    assert (script.steps, read_ending(out)) == (6, (3, 6))
+    script.general = 0.0
+    assert train(monkeypatch, bundle, out, "--continue-after", 6) == 0
+    assert (script.steps, read_ending(out)) == (20, (0, 20))
+    assert steps_of(out) == list(range(1, 21))
+
+
+def test_a_finished_run_is_not_continued(make_bundle, script, tmp_path, monkeypatch):
+    bundle, out = make_bundle(), tmp_path / "run"
+    assert train(monkeypatch, bundle, out) == 0
+    assert train(monkeypatch, bundle, out, "--continue-after", 20) == 0
+    assert script.steps == 20
+
+
+def test_a_divergence_is_final(make_bundle, script, tmp_path, monkeypatch, capsys):
+    def spoil(step: int) -> None:
+        script.loss = lambda _: float("nan") if step == 7 else 1.0
+
+    script.before_step = spoil
+    bundle, out = make_bundle(), tmp_path / "run"
+    for _ in range(3):
+        assert train(monkeypatch, bundle, out) == 3
+        assert "step 7 of 20: loss nan" in capsys.readouterr().err
+    assert (script.steps, read_ending(out), steps_of(out)) == (7, (3, 7), [1, 2, 3, 4, 5, 6])
+    # Resumes from the checkpoint at step 5.
+    assert train(monkeypatch, bundle, out, "--continue-after", 7) == 0
+    assert script.steps == 7 + 15
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR2])
+def test_a_signal_saves_and_the_next_start_resumes(
+    make_bundle, script, tmp_path, monkeypatch, number
+):
+    script.before_step = lambda step: os.kill(os.getpid(), number) if step == 7 else None
+    bundle, out = make_bundle(), tmp_path / "run"
+    assert train(monkeypatch, bundle, out) == 128 + number
+    assert read_ending(out) == (128 + number, 7)
+    assert train(monkeypatch, bundle, out) == 0
+    assert (script.steps, read_ending(out)) == (20, (0, 20))
+
+
+def test_a_stop_file_takes_the_place_of_a_signal(make_bundle, script, tmp_path):
+    """The processes of Ray Train train in a thread, which no signal reaches."""
+    stop_file = tmp_path / "stop"
+    script.before_step = lambda step: stop_file.write_text("12") if step == 7 else None
+    with pytest.raises(Stopped) as stop:
+        run.full_run(make_bundle(), tmp_path / "run", stop_file=stop_file)
+    assert stop.value.signal == signal.SIGUSR2
+    assert read_ending(tmp_path / "run") == (140, 7)
+
+
+def test_a_failure_is_recorded_and_the_next_start_resumes(
+    make_bundle, script, tmp_path, monkeypatch
+):
+    def fail(step: int) -> None:
+        if step == 7:
+            raise RuntimeError("out of memory")
+        if step == 8:
+            assert not (out / "ended.json").exists()
+
+    script.before_step = fail
+    bundle, out = make_bundle(), tmp_path / "run"
+    with pytest.raises(RuntimeError, match="out of memory"):
+        run.full_run(bundle, out)
+    assert read_ending(out) == (1, 6)
+    assert "RuntimeError: out of memory" in (out / "ended.json").read_text()
+    assert train(monkeypatch, bundle, out) == 0
+    assert script.steps == 7 + 15
+
+
+def test_invalid_input_is_recorded_and_checked_again(make_bundle, script, tmp_path, monkeypatch):
+    script.before_step = lambda step: os.kill(os.getpid(), signal.SIGTERM) if step == 7 else None
+    bundle, out = make_bundle(), tmp_path / "run"
+    assert train(monkeypatch, bundle, out) == 143
+    pointer = out / "checkpoints" / "latest"
+    content = pointer.read_text()
+    pointer.unlink()
+    for _ in range(2):
+        assert train(monkeypatch, bundle, out) == 2
+        assert read_ending(out) == (2, 0)
+    pointer.write_text(content)
+    assert train(monkeypatch, bundle, out) == 0
+    assert script.steps == 20
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        (Stopped(signal.SIGTERM), 143),
+        (KeyboardInterrupt(), 130),
+        (Diverged("", 1), 3),
+        (Alarmed(""), 3),
+        (InvalidInput(found=1, rule="", fix=""), 2),
+        (MemoryError(), 1),
+    ],
+)
+def test_exit_status_of_every_error(error, status):
+    assert ending.exit_status(error) == status
+
+
+def test_the_ending_of_a_run_under_ray_is_that_of_the_process_that_knows_it():
+    alarm = Alarmed("step 3")
+    assert ending_error([RuntimeError("connection closed"), alarm]) is alarm
+    first = RuntimeError("first")
+    assert ending_error([first, RuntimeError("second")]) is first
+
+
+class SecondRank(ProcessGroup):
+    """A rank that is told that another one has set its flag."""
+
+    def all_reduce_any(self, flag: bool) -> bool:
+        assert not flag
+        return True
+
+
+def test_all_ranks_end_with_2_when_the_first_one_refuses():
+    """A rank that waits is killed, and srun reports the status of the kill."""
+
+    def refuse() -> None:
+        raise InvalidInput(found=1, rule="a rule", fix="")
+
+    with pytest.raises(InvalidInput, match="a rule"):
+        ending.check_on_first_rank(ProcessGroup(), refuse)
+    with pytest.raises(SystemExit) as stop:
+        ending.check_on_first_rank(SecondRank(rank=1, world_size=2), refuse)
+    assert stop.value.code == 2
+    called: list[int] = []
+    ending.check_on_first_rank(ProcessGroup(), lambda: called.append(1))
+    assert called == [1]
+
+
+# Whose run a folder holds.
+
+
+def test_a_folder_belongs_to_one_bundle_whatever_its_run_came_to(make_bundle, script, tmp_path):
+    """Also before the first checkpoint, and after the end."""
+
+    def refuse(other: LoadedBundle) -> None:
+        with pytest.raises(InvalidInput, match="name another --out"):
+            run.full_run(other, out)
+        with pytest.raises(InvalidInput, match="name another --out"):
+            ending.read_final_ending(out, other.id)
+
+    out = tmp_path / "run"
+    script.before_step = lambda step: os.kill(os.getpid(), signal.SIGTERM) if step == 2 else None
+    bundle, other = make_bundle(name="one"), make_bundle(name="two")
+    script.documents = 1
+    with pytest.raises(InvalidInput):
+        run.full_run(bundle, out)
+    refuse(other)
+    script.documents = 4
+    with pytest.raises(Stopped):
+        run.full_run(bundle, out)
+    refuse(other)
+    shutil.rmtree(out / "checkpoints")
+    refuse(other)
+    (out / "checkpoints").mkdir()
+    (out / "checkpoints" / "latest").write_text("step-0\n")
+    run.full_run(bundle, out)
+    refuse(other)
+    assert ending.read_final_ending(out, bundle.id)
+
+
+@pytest.mark.parametrize("name", ending.RUN_FILES)
+def test_files_of_an_unknown_bundle_are_refused(make_bundle, script, tmp_path, name):
+    (tmp_path / name).write_text("{}")
+    bundle = make_bundle()
+    with pytest.raises(InvalidInput, match=r"without run\.json"):
+        ending.read_final_ending(tmp_path, bundle.id)
+    with pytest.raises(InvalidInput, match=r"without run\.json"):
+        run.full_run(bundle, tmp_path)
+
+
+@pytest.mark.parametrize("name", ["base.json", "ended.json", "run.json"])
+def test_a_file_of_another_bundle_or_a_damaged_one_is_refused(
+    make_bundle, script, tmp_path, monkeypatch, capsys, name
+):
+    script.before_step = lambda step: (
+        os.kill(os.getpid(), signal.SIGTERM) if step % 7 == 0 else None
+    )
+    bundle, out = make_bundle(), tmp_path / "run"
+    assert train(monkeypatch, bundle, out) == 143
+    content = json.loads((out / name).read_text())
+    (out / name).write_text(json.dumps(content | {"bundle": "a" * 64}))
+    assert train(monkeypatch, bundle, out) == 2
+    assert "a run of this bundle" in capsys.readouterr().err
+    (out / name).write_text(json.dumps(content)[:-9])
+    assert train(monkeypatch, bundle, out) == 2
+    assert "a complete record" in capsys.readouterr().err
+    assert script.steps == 7
+
+
+def test_other_versions_on_resume_are_reported_and_recorded(
+    make_bundle, script, tmp_path, monkeypatch, caplog
+):
+    script.before_step = lambda step: (
+        os.kill(os.getpid(), signal.SIGTERM) if step % 5 == 0 else None
+    )
+    bundle, out = make_bundle(), tmp_path / "run"
+    versions = dict(ending.package_versions())
+    monkeypatch.setattr(ending, "package_versions", lambda: versions)
+
+    def start() -> list[dict[str, str]]:
+        caplog.clear()
+        with pytest.raises(Stopped):
+            run.full_run(bundle, out)
+        recorded: list[dict[str, str]] = json.loads((out / "run.json").read_text())["versions"]
+        return recorded
+
+    first = dict(versions)
+    assert start() == [first]
+    assert start() == [first]
+    assert "versions" not in caplog.text
+    versions["torch"] = "0"
+    assert start() == [first, versions]
+    assert f"resuming with other versions: torch {first['torch']} → 0" in caplog.text
+
+
+# Before training begins.
+
+
+def test_halves_with_too_few_documents_are_refused_at_step_0(
+    make_bundle, script, tmp_path, monkeypatch, capsys
+):
+    """They made the first look at the held-out text fail, and every restart after it."""
+    script.documents = 3
+    bundle, out = make_bundle(), tmp_path / "run"
+    for _ in range(2):
+        assert train(monkeypatch, bundle, out) == 2
+        assert "bundle.json: suites" in capsys.readouterr().err
+    assert script.steps == 0
+    assert not (out / "base.json").exists()
+
+
+# Spikes, alarms, the proxy.
+
+
+def spikes(**changes: object) -> SpikeRollback:
+    return SpikeRollback.model_validate(SPIKES | changes)
+
+
+def test_a_spike_is_measured_against_the_median():
+    """The median of 1, 1, 1 and 9 is 1, so 2.1 is a spike, although 9 was larger."""
+    recent = (1.0, 9.0, 1.0, 1.0)
+    with pytest.raises(Diverged, match=r"step 5: loss 2.1000, 2.10 times the median"):
+        check_spike(5, 2.1, recent, spikes())
+    assert check_spike(5, 2.0, recent, spikes()) == (9.0, 1.0, 1.0, 2.0)
+    # The median of 1, 2, 4 and 8 is 3: neither the smallest, the largest nor the mean (3.75).
+    assert check_spike(5, 6.0, (8.0, 1.0, 4.0, 2.0), spikes()) == (1.0, 4.0, 2.0, 6.0)
+    with pytest.raises(Diverged, match=r"2\.03 times"):
+        check_spike(5, 6.1, (8.0, 1.0, 4.0, 2.0), spikes())
+
+
+def test_nothing_is_a_spike_before_the_window_is_full_or_without_the_setting():
+    assert check_spike(4, 99.0, (1.0, 1.0, 1.0), spikes()) == (1.0, 1.0, 1.0, 99.0)
+    assert check_spike(5, 99.0, (1.0, 1.0, 1.0, 1.0), None) == ()
+
+
+def test_only_a_regression_beyond_the_bound_is_an_alarm():
+    assert regression_alarm(3, -1.01, 1.0) == (
+        "step 3: held-out general -1.01 %, the bound is -1 %"
+    )
+    for general, bound in ((-1.0, 1.0), (5.0, 1.0), (0.0, 0.0), (-99.0, None)):
+        assert regression_alarm(3, general, bound) == ""
+    assert regression_alarm(3, -0.01, 0.0)
+
+
+def test_an_improvement_does_not_stop_a_run(make_bundle, script, tmp_path):
+    script.general = 2.0
+    card = run.full_run(make_bundle(watch=ALARMING), tmp_path)
+    assert card.report.general == pytest.approx(2.0)
+
+
+def stream_steps(bundle: LoadedBundle, count: int) -> list[tuple[int, ...]]:
+    """The first tokens of every sequence of the first steps of the stream."""
+    stream = MixtureStream(bundle.bundle.recipe, stores_of_bundle(bundle.bundle))
+    return [tuple(stream.batch(step).input_ids.ravel()) for step in range(1, count + 1)]
+
+
+def test_after_a_rollback_the_steps_that_led_to_the_spike_are_not_read_again(
+    make_bundle, script, tmp_path
+):
+    """Step 11 spikes; the checkpoint before it is that of step 8, so 9, 10 and 11 are skipped."""
+    bundle = make_bundle(spikes=SPIKES, checkpoints={"every": 4})
+    expected = stream_steps(bundle, 23)
+    read: list[int] = []
+
+    def loss(batch: Batch) -> float:
+        read.append(expected.index(tuple(batch.input_ids.ravel())) + 1)
+        return 5.0 if read[-1] == 11 else 1.0
+
+    script.loss = loss
+    run.full_run(bundle, tmp_path)
+    assert read == [*range(1, 12), *range(12, 24)]
+    assert steps_of(tmp_path) == list(range(1, 21))
+    manifest = json.loads((tmp_path / "checkpoints/step-00000020/manifest.json").read_text())
+    assert (manifest["skipped"], manifest["rollbacks"]) == ([9, 10, 11], 1)
+
+
+def test_a_run_that_spikes_too_often_diverges(make_bundle, script, tmp_path):
+    """At most two rollbacks from step 8; the third spike ends the run."""
+    bundle = make_bundle(spikes=SPIKES | {"at_most": 2}, checkpoints={"every": 4})
+    script.before_step = lambda step: setattr(script, "loss", lambda _: 5.0 if step > 8 else 1.0)
+    with pytest.raises(Diverged, match=r"step 9: loss 5\.0000"):
+        run.full_run(bundle, tmp_path)
+    assert (script.steps, read_ending(tmp_path)) == (11, (3, 9))
+
+
+@pytest.mark.parametrize(
+    ("proxy_steps", "expected"),
+    [
+        (5, {1: 1, 4: 1, 5: 2, 8: 2, 9: 3, 17: 5, 20: 5}),
+        (20, {1: 1, 7: 7, 20: 20}),
+        (40, {1: 2, 10: 20, 20: 40}),
+        (30, {1: 2, 2: 3, 3: 5, 20: 30}),
+    ],
+)
+def test_the_proxys_loss_is_that_at_the_same_fraction_of_its_run(proxy_steps, expected):
+    losses = tuple(float(step) for step in range(1, proxy_steps + 1))
+    assert {step: proxy_loss(losses, step, steps=20) for step in expected} == expected
