@@ -32,7 +32,7 @@ from sweepcp.config.recipe import Mixture, Recipe, SourceShare
 from sweepcp.config.source import Source
 from sweepcp.data import build, near_duplicates
 from sweepcp.data.apportionment import Apportionment
-from sweepcp.data.encoding import Encoder
+from sweepcp.data.encoding import Encoder, text_encoder
 from sweepcp.data.records import split_into_shards
 from sweepcp.data.source_files import resolve_source
 from sweepcp.data.stream import MixtureStream
@@ -85,12 +85,7 @@ def make_encoder(corpus: Path) -> Encoder:
     with corpus.open() as file:
         documents = [json.loads(line)["text"] for line in islice(file, 5000)]
     tokenizer.train_from_iterator(documents, trainer)
-    return Encoder(
-        tokenizer_json=tokenizer.to_str(),
-        prefix=(0,),
-        suffix=(1,),
-        vocab_size=tokenizer.get_vocab_size(),
-    )
+    return text_encoder(tokenizer.to_str(), prefix=[0], suffix=[1])
 
 
 def tokenise(folder: Path) -> None:

@@ -30,7 +30,7 @@ from sweepcp.data.token_store import write_index
 from sweepcp.promote.bundle import Bundle, load_bundle
 from sweepcp.promote.candidate import candidate_from_publication
 from sweepcp.promote.translate import promote
-from sweepcp.util.files import write_json
+from sweepcp.util.files import file_sha256, write_json
 
 WARMUP_STEPS, TIMED_STEPS = 4, 40
 MEMORY_ALLOWANCE = 64 << 20
@@ -89,7 +89,9 @@ def write_store(folder: Path, size: Size, tokenizer: str, rng: np.random.Generat
         write_index(index, np.dtype("<u2"), len(lengths), lambda: [lengths])
     (folder / "held_out.jsonl").write_text("")
     # Promoting asks for held-out documents, which these steps do not read.
+    names = ("train.bin", "train.idx", "held_out.jsonl")
     content = {
+        "sha256": {name: file_sha256(folder / name) for name in names},
         "tokenizer": tokenizer,
         "train": {"tokens": len(tokens)},
         "held_out": {"documents": 8},
@@ -156,6 +158,7 @@ def sweepcp_steps(folder: Path) -> Iterator[Any]:
     loaded = load_bundle(folder)
     bundle = loaded.bundle
     group = join_process_group(bundle.target.hardware.device)
+    assert loaded.ds_config is not None
     engine = ZeroEngine(
         read_shards(Path(str(bundle.model.path))),
         bundle.recipe,
@@ -238,6 +241,7 @@ def time_both(folder: Path) -> list[tuple[float, float]]:
     from transformers import AutoModelForCausalLM, Trainer, TrainerCallback
 
     loaded = load_bundle(folder)
+    assert loaded.ds_config is not None
     steps = sweepcp_steps(folder)
     next(steps)
     arguments = trainer_arguments(loaded.bundle, loaded.ds_config, folder / "trainer")

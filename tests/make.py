@@ -19,9 +19,16 @@ from sweepcp.data.token_store import TokenStore, write_index
 from sweepcp.models.base import tokenizer_id
 from sweepcp.promote.candidate import candidate_from_publication
 from sweepcp.promote.translate import promote
-from sweepcp.runs.run_folder import RunWriter
+from sweepcp.runs.run_folder import RunIdentity, RunWriter
 from sweepcp.runs.trial import BaseRecord, Cost, Trial, TrialOutcome
-from sweepcp.scoring.scorecard import ItemScores, Scorecard, SplitScore, compare_with_base
+from sweepcp.scoring.scorecard import (
+    ItemScores,
+    Scorecard,
+    SplitScore,
+    compare_with_base,
+    document_id,
+)
+from sweepcp.util.files import file_sha256, write_json
 
 
 def recipe(**changes: object) -> Recipe:
@@ -80,24 +87,36 @@ def trial(number: int, domain: float | None, general: float | None, **changes: o
 
 def split_score(*, domain: float, general: float) -> SplitScore:
     """Return scores without errors and members."""
-    return SplitScore(domain=domain, domain_se=0, general=general, general_se=0, members=())
+    return SplitScore(
+        domain=domain, domain_se=0, general=general, general_se=0, members=(), languages=()
+    )
 
 
 def items(
     role: str, amount: list[float], size: list[float] | None = None, **changes: object
 ) -> ItemScores:
-    """Return items that alternate between the halves; the first is in the selection half."""
+    """Return items, each of a document of its own.
+
+    They alternate between the halves; the first is in the selection half.
+    """
+    name = str(changes.get("name", f"held_out_{role}"))
     values: dict[str, object] = {
-        "name": f"held_out_{role}",
+        "name": name,
         "role": role,
         "language": "en",
         "unit": "bits per byte",
         "weight": 1.0,
-        "select": tuple(i % 2 == 0 for i in range(len(amount))),
+        "document": changes.get("document") or documents(name, len(amount)),
         "amount": tuple(amount),
         "size": tuple(size or [1.0] * len(amount)),
     }
     return ItemScores(**values | changes)  # type: ignore[arg-type]
+
+
+def documents(source: str, count: int) -> tuple[str, ...]:
+    """Return ids of documents of a source: those of even index are in the selection half."""
+    prefix = document_id(source)[:8]
+    return tuple(f"{prefix}{index + 1:08x}" for index in range(count))
 
 
 def experiment(*overrides: str, **changes: object) -> Experiment:
@@ -148,10 +167,12 @@ def write_run(
         parameters=111_040,
         max_lr=3e-3,
         items=measure(domain=0, general=0),
+        environment={"device": "cpu", "precision": "fp32"},
         versions={"torch": "2"},
     )
     writer = RunWriter(folder)
-    writer.start(run_experiment, {"python-docs": "aa", "python-code": "bb"})
+    sources = {"python-docs": "aa", "python-code": "bb"}
+    writer.start(run_experiment, RunIdentity(sources=sources))
     writer.write_base(base)
     for number in range(trials):
         point = point_of_trial(run_experiment, number, rng)
@@ -278,11 +299,20 @@ def write_store(
     np.array(tokens, dtype="<u2").tofile(path / "train.bin")
     with (path / "train.idx").open("wb") as file:
         write_index(file, np.dtype("<u2"), len(documents), lambda: [lengths])
-    (path / "store.json").write_text(json.dumps({"train": {"tokens": int(lengths.sum())}}))
+    write_json(path / "store.json", {"train": {"tokens": int(lengths.sum())}})
+    update_store(path, {})
     return TokenStore(path, name, fraction)
 
 
-SMALL = {
+def update_store(folder: Path, changes: dict[str, object]) -> None:
+    """Change the record of a token store, and state the hashes that its files have now."""
+    record = folder / "store.json"
+    names = [file.name for file in folder.iterdir() if file.suffix in (".bin", ".idx", ".jsonl")]
+    hashes = {name: file_sha256(folder / name) for name in sorted(names)}
+    write_json(record, json.loads(record.read_text()) | changes | {"sha256": hashes})
+
+
+SMALL: dict[str, Any] = {
     "hidden_size": 32,
     "num_hidden_layers": 2,
     "num_attention_heads": 2,
@@ -335,8 +365,8 @@ def write_corpora(folder: Path, model: Path) -> dict[str, TokenStore]:
         store = write_store(folder, name, documents)
         held_out = ["".join(map(chr, letters(60))) for _ in range(24)]
         jsonl(store.path / "held_out.jsonl", list(held_out))
-        meta = store.meta | {"tokenizer": tokenizer, "held_out": {"documents": len(held_out)}}
-        (store.path / "store.json").write_text(json.dumps(meta))
+        meta: dict[str, object] = {"tokenizer": tokenizer, "held_out": {"documents": len(held_out)}}
+        update_store(store.path, meta)
         # A new object: `meta` is cached.
         stores[name] = TokenStore(store.path, name)
     return stores

@@ -40,7 +40,7 @@ def test_every_file_of_a_verified_trainer_says_so(tmp_path):
     options = ("--to", "hf-trainer", "--to", "slurm", "--out", out, "--verify", sys.executable)
     done = sweepcp("export", bundle, *options)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "17 facts and" in done.stdout
+    assert "18 facts and" in done.stdout
     for name in ("train.py", "training_args.yaml", "ds_config.json", "SUMMARY.md", "export.json"):
         assert "verified: parsed by transformers 5." in (out / name).read_text(), name
     assert "NOT VERIFIED" in (out / "job.sbatch").read_text()

@@ -4,6 +4,7 @@ import json
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import lm_eval
@@ -16,9 +17,13 @@ from lm_eval.tasks import TaskManager
 
 from sweepcp import load_run
 from sweepcp.corpora.experiment import load_experiment
+from sweepcp.corpora.provenance import base_model_of_run
 from sweepcp.data.source_files import source_fingerprint
+from sweepcp.errors import InvalidInput
 from sweepcp.runs.run_folder import Run
 from sweepcp.runs.trial import TrialOutcome
+from sweepcp.scoring.scorecard import read_items
+from sweepcp.search.rescore import score_model
 from sweepcp.search.search import prepare_worker
 from sweepcp.search.trial_runner import TrialRunner
 from sweepcp.util.progress import NoProgress
@@ -64,9 +69,9 @@ def test_scores_follow_from_the_items_on_disk(small_run: Run):
     trial = small_run.trials[3]
     total = weights = 0.0
     items = json.loads((small_run.path / "trials" / trial.id / "items.json").read_text())
-    for member in items:
+    for member in items["members"]:
         if member["role"] == "general" and member["unit"] == "bits per byte":
-            keep = np.array(member["select"])
+            keep = [int(document[-1], 16) % 2 == 1 for document in member["document"]]
             before = np.array(base[member["name"], "bits per byte"]["amount"])[keep].sum()
             after = np.array(member["amount"])[keep].sum()
             total += member["weight"] * 100 * (before - after) / before
@@ -145,8 +150,31 @@ def test_a_recipe_scores_the_same_in_another_process(small_run: Run, runner: Tri
     for trial in (small_run.trials[0], small_run.trials[5]):
         outcome = list(runner.run(trial.recipe))[-1]
         assert isinstance(outcome, TrialOutcome)
-        written = json.loads((small_run.path / "trials" / trial.id / "items.json").read_text())
-        assert [items.model_dump(mode="json") for items in outcome.items] == written
+        written = read_items(small_run.path / "trials" / trial.id / "items.json")
+        assert list(outcome.items) == written
+
+
+def test_another_process_has_the_same_prompts_and_environment(small_run: Run, runner: TrialRunner):
+    assert small_run.base is not None
+    assert runner.environment == small_run.base.environment
+    assert set(small_run.base.environment) >= {"device", "precision", "prompts", "torch"}
+    tasks = runner.scorer.tasks
+    assert tasks is not None
+    instance = tasks.members[-1].loaded.tasks[-1].instances[-1][-1]
+    before = instance.arguments
+    instance.arguments = (before[0] + "!", *before[1:])
+    assert tasks.prompts != runner.environment["prompts"]
+    instance.arguments = before
+
+
+def test_a_model_is_not_scored_against_a_base_of_another_device(small_run: Run):
+    assert small_run.base is not None
+    environment = small_run.base.environment | {"device": "cuda"}
+    run = replace(small_run, base=small_run.base.model_copy(update={"environment": environment}))
+    with pytest.raises(InvalidInput) as error:
+        score_model(Path(base_model_of_run(run)), run)
+    assert error.value.found == "device cpu"
+    assert "device cuda" in error.value.rule
 
 
 def test_a_recipe_that_diverges_ends_with_its_reason(small_run: Run, runner: TrialRunner):
@@ -165,14 +193,14 @@ def test_task_scores_are_those_of_lm_eval(runner: TrialRunner):
     bits = {items.name: items for items in runner.scorer.score() if items.unit == "bits per byte"}
     model = HFLM(pretrained=runner.model, tokenizer=runner.tokenizer, batch_size=32)
     folder = str(runner.spec.scoring.generated_tasks)
-    stock = lm_eval.simple_evaluate(
-        model,
-        tasks=[items.name for items in accuracies],
-        task_manager=TaskManager(include_path=folder, include_defaults=False),
-        bootstrap_iters=0,
-        log_samples=True,
-    )
     for items in accuracies:
+        stock = lm_eval.simple_evaluate(
+            model,
+            tasks=[items.name],
+            task_manager=TaskManager(include_path=folder, include_defaults=False),
+            bootstrap_iters=0,
+            log_samples=True,
+        )
         mean = sum(items.amount) / len(items.amount)
         assert mean == stock["results"][items.name]["acc,none"]
         samples = sorted(stock["samples"][items.name], key=lambda sample: sample["doc_id"])

@@ -114,3 +114,12 @@ def test_an_index_of_nothing_finds_nothing(tmp_path: Path):
     index, count, _ = write_overlap_index(tmp_path / "i", [])
     assert count == 0
     assert index.find("one two three four five six seven eight nine") == []
+
+
+def test_items_of_eight_words_and_more_are_searched_for(tmp_path: Path):
+    eight = "one two three four five six seven eight"
+    items = [SuiteItem("bench", "8", eight), SuiteItem("bench", "7", eight[:-6])]
+    index, count, short = write_overlap_index(tmp_path / "i", items)
+    assert (count, short) == (2, 1)
+    assert index.find(f"Zero. {eight} nine") == [("bench", "8", 1.0)]
+    assert index.find(eight[:-6]) == []

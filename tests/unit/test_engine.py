@@ -1,6 +1,7 @@
 """Packed documents score as they do alone, for each implementation of attention; micro batches."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from sweepcp.data.stream import IGNORED, Batch, restarting_positions
-from sweepcp.training.engine import PlainEngine, token_losses
+from sweepcp.training.engine import PlainEngine, build_adamw, computes_in_bf16, token_losses
 from tests.make import recipe, write_model
 
 ATTENTION = ("sdpa", "eager", "flash_attention_2")
@@ -100,3 +101,77 @@ def test_micro_batches_are_weighted_by_their_targets(folder: Path):
     np.testing.assert_allclose(whole_losses, losses, rtol=1e-6)
     assert whole_norm == pytest.approx(grad_norm, rel=1e-5)
     assert torch.allclose(whole_weights, weights, atol=2e-6)
+
+
+class Recorder(torch.nn.Module):
+    """A model that records the shapes of what it is given, with logits in bf16."""
+
+    def __init__(self, attention: str) -> None:
+        super().__init__()
+        self.config = SimpleNamespace(_attn_implementation=attention)
+        self.table = torch.nn.Parameter(torch.randn(256, 256).bfloat16())
+        self.seen: list[tuple[tuple[int, ...], list[int]]] = []
+
+    @property
+    def device(self) -> torch.device:
+        return torch.device("cpu")
+
+    def forward(
+        self, input_ids: torch.Tensor, position_ids: torch.Tensor, use_cache: bool
+    ) -> SimpleNamespace:
+        assert not use_cache
+        self.seen.append((tuple(input_ids.shape), position_ids.flatten().tolist()))
+        return SimpleNamespace(logits=self.table[input_ids])
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "flash_attention_2", "kernels-community/flash-attn"])
+def test_flash_attention_gets_one_sequence_with_the_positions_of_all(attention: str):
+    """It reads the boundaries of documents from positions only there."""
+    batch, model = packed_batch(), Recorder(attention)
+    losses = token_losses(model, torch.device("cpu"), batch, slice(1, 3))
+    shape = (1, 64) if "flash" in attention else (2, 32)
+    assert model.seen == [(shape, batch.position_ids[1:3].flatten().tolist())]
+    assert losses.shape == (2, 32)
+    log_probabilities = model.table.double().log_softmax(-1)
+    expected = -log_probabilities[batch.input_ids[1:3], batch.targets[1:3]].detach().numpy()
+    expected[batch.targets[1:3] == IGNORED] = 0
+    # In bf16 the difference would be a hundred times as large.
+    np.testing.assert_allclose(losses.detach().numpy(), expected, atol=1e-4)
+
+
+@pytest.mark.parametrize(("micro_batch", "rows"), [(2, [2, 1]), (1, [1, 1, 1]), (None, [3])])
+def test_a_forward_pass_has_the_rows_of_a_micro_batch(micro_batch: int | None, rows: list[int]):
+    model = Recorder("sdpa").eval()
+    settings = recipe(seq_len=32, batch_tokens=96, tokens=96)
+    engine = PlainEngine(model, settings, micro_batch=micro_batch, precision="fp32")  # type: ignore[arg-type]
+    assert model.training
+    engine.step(packed_batch(), target_tokens=80, lr=0.01)
+    assert [shape for shape, _ in model.seen] == [(count, 32) for count in rows]
+
+
+@pytest.mark.parametrize(
+    ("device", "precision", "expected"),
+    [
+        ("cpu", "auto", False),
+        ("cuda", "auto", True),
+        ("cpu", "bf16", True),
+        ("cuda", "bf16", True),
+        ("cpu", "fp32", False),
+        ("cuda", "fp32", False),
+    ],
+)
+def test_auto_is_bf16_on_a_gpu_only(device: str, precision: str, expected: bool):
+    assert computes_in_bf16(torch.device(device), precision) == expected
+
+
+def test_of_partitioned_parameters_the_whole_shape_decides_what_decays():
+    """Under ZeRO-3 every parameter is an empty vector."""
+    model = torch.nn.Module()
+    for name, shape in (("matrix", (4, 4)), ("vector", (4,))):
+        parameter = torch.nn.Parameter(torch.empty(0))
+        parameter.ds_shape = torch.Size(shape)  # type: ignore[attr-defined]
+        setattr(model, name, parameter)
+    decayed, undecayed = build_adamw(model, recipe(weight_decay=0.3)).param_groups
+    assert [decayed["weight_decay"], undecayed["weight_decay"]] == [0.3, 0.0]
+    assert decayed["params"] == [model.matrix]
+    assert undecayed["params"] == [model.vector]

@@ -1,7 +1,7 @@
 import pytest
 from pydantic import ValidationError
 
-from sweepcp.config.recipe import Mixture, Recipe, SourceShare
+from sweepcp.config.recipe import Mixture, Recipe, SourceShare, nearest_multiple
 from tests.make import mixture, recipe
 
 
@@ -49,6 +49,7 @@ def test_id_is_the_same_in_every_version():
         ({"tokens": 81}, "use 80"),
         ({"batch_tokens": 10}, "use 8"),
         ({"lr_fraction": 0.0}, "greater than 0"),
+        ({"seq_len": 1}, "greater than or equal to 2"),
     ],
 )
 def test_an_invalid_recipe_is_refused_with_the_fix(changes: dict[str, object], message: str):
@@ -58,3 +59,32 @@ def test_an_invalid_recipe_is_refused_with_the_fix(changes: dict[str, object], m
 
 def test_steps_and_sequences():
     assert (recipe().steps, recipe().sequences) == (10, 2)
+
+
+@pytest.mark.parametrize(
+    ("warmup", "decay", "expected"),
+    [
+        (0.2, 0.3, (2, 3)),
+        # 2.4 and 2.6 of ten steps are rounded to the nearest.
+        (0.24, 0.26, (2, 3)),
+        (0.26, 0.24, (3, 2)),
+        (0.0, 0.0, (0, 0)),
+        # The warmup takes eight steps, so two are left to fall.
+        (0.8, 0.5, (8, 2)),
+    ],
+)
+def test_steps_of_warmup_and_decay_are_those_of_the_learning_rate(
+    warmup: float, decay: float, expected: tuple[int, int]
+):
+    made = recipe(schedule="wsd", warmup=warmup, decay=decay, final_fraction=0.5, lr_fraction=1.0)
+    assert (made.warmup_steps, made.decay_steps) == expected
+    lr = [made.lr(step, max_lr=1.0) for step in range(1, 11)]
+    warmup_steps, decay_steps = expected
+    assert lr[:warmup_steps] == [step / warmup_steps for step in range(1, warmup_steps + 1)]
+    falling = [1 - 0.5 * step / decay_steps for step in range(1, decay_steps + 1)]
+    assert lr[10 - decay_steps :] == pytest.approx(falling)
+    assert set(lr[warmup_steps : 10 - decay_steps]) <= {1.0}
+
+
+def test_the_nearest_multiple_is_at_least_one():
+    assert [nearest_multiple(value, unit=8) for value in (1, 11, 13, 80)] == [8, 8, 16, 80]

@@ -1,5 +1,5 @@
 import math
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 
@@ -45,6 +45,21 @@ def test_first_step_moves_and_last_step_ends(schedule: str, warmup: float):
     assert all(0 < x <= 1 for x in lr)
     if schedule != "constant":
         assert lr[-1] == pytest.approx(0.25)
+
+
+@pytest.mark.parametrize(("warmup", "steps"), [(0.24, 2), (0.26, 3), (0.0, 1)])
+def test_warmup_is_rounded_to_the_nearest_step(warmup: float, steps: int):
+    """2.4 and 2.6 of ten steps."""
+    settings: dict[str, Any] = {"steps": 10, "schedule": "constant", "final": 0.1, "decay": 0.2}
+    lr = [lr_factor(step, warmup=warmup, **settings) for step in range(1, 5)]
+    assert lr == [min(1.0, step / steps) for step in range(1, 5)]
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "linear"])
+def test_a_run_of_warmup_alone_ends_at_its_final_rate(schedule: Literal["cosine", "linear"]):
+    settings: dict[str, Any] = {"steps": 10, "warmup": 0.96, "final": 0.25, "decay": 0.2}
+    lr = [lr_factor(step, schedule=schedule, **settings) for step in (9, 10)]
+    assert lr == pytest.approx([0.9, 0.25])
 
 
 def test_steps_outside_the_run_are_refused():

@@ -44,20 +44,41 @@ def test_a_fraction_of_a_store_is_the_same_blocks_in_every_epoch(tmp_path: Path)
     assert sorted(first) == sorted(second)
     assert len(set(first)) == 10
     assert sorted(first) != list(range(1, 41, 4))
+    others = firsts(SourceSequences(store, seq_len=4, seed=1), range(10))
+    assert sorted(others) != sorted(first)
+
+
+@pytest.mark.parametrize(("fraction", "blocks"), [(0.014, 1), (0.016, 2), (0.001, 1), (1.0, 100)])
+def test_a_fraction_is_of_blocks_to_the_nearest_and_at_least_one(
+    tmp_path: Path, fraction: float, blocks: int
+):
+    store = write_store(tmp_path, "code", [list(range(1, 402))], fraction=fraction)
+    assert SourceSequences(store, seq_len=4, seed=0).blocks == blocks
 
 
 def test_targets_are_the_next_tokens_and_stop_at_documents(tmp_path: Path):
     documents = [[100, 1, 2, 3, 99], [100, 4, 99], [100, 5, 6, 7, 8, 9, 10, 11, 99]]
     store = write_store(tmp_path, "code", documents)
+    # Two epochs of the four blocks; documents start within one of them.
     r = recipe(mixture=mixture(0.0), tokens=32)
-    batch = MixtureStream(r, [store]).batch(1)
-    for inputs, targets, positions in zip(
-        batch.input_ids, batch.targets, batch.position_ids, strict=True
-    ):
-        for i in range(3):
-            following = int(inputs[i + 1])
-            assert targets[i] == (IGNORED if following == 100 else following)
-            assert positions[i + 1] == (0 if following == 100 else positions[i] + 1)
+    seen: set[tuple[int, ...]] = set()
+    for batch in MixtureStream(r, [store]).batches():
+        for inputs, targets, positions in zip(
+            batch.input_ids, batch.targets, batch.position_ids, strict=True
+        ):
+            assert positions[0] == 0
+            for i in range(3):
+                following = int(inputs[i + 1])
+                assert targets[i] == (IGNORED if following == 100 else following)
+                assert positions[i + 1] == (0 if following == 100 else positions[i] + 1)
+            seen.add((*inputs.tolist(), int(targets[-1])))
+    # The last target is the token after the block, unless a document starts with it.
+    assert seen == {
+        (100, 1, 2, 3, 99),
+        (99, 100, 4, 99, IGNORED),
+        (100, 5, 6, 7, 8),
+        (8, 9, 10, 11, 99),
+    }
 
 
 def test_crossing_documents_keeps_every_target(tmp_path: Path):
@@ -137,7 +158,7 @@ def test_batches_of_loader_workers_in_turn_are_those_of_the_rank(
 def test_skipped_steps_are_passed_over(stores: list[TokenStore]):
     plain, skipping = (
         MixtureStream(recipe(), stores),
-        MixtureStream(recipe(), stores, skipped=(3, 4, 7)),
+        MixtureStream(recipe(), stores, skipped=(7, 3, 4, 3)),
     )
     for step, stream_step in enumerate([1, 2, 5, 6, 8, 9], start=1):
         assert skipping.stream_step(step) == stream_step

@@ -7,7 +7,7 @@ import sweepcp
 from sweepcp.config.experiment import ChoiceSection
 from sweepcp.config.space import Point, Range, Space
 from sweepcp.report.trend import fit_trend
-from sweepcp.runs.run_folder import RunWriter
+from sweepcp.runs.run_folder import RunIdentity, RunWriter
 from sweepcp.runs.trial import TrialOutcome
 from sweepcp.search.importance import axis_importance
 from tests.make import experiment, trial
@@ -26,7 +26,7 @@ def scored(point: Point) -> tuple[float, float]:
 
 def run_of(folder: Path, points: list[Point]) -> sweepcp.RunView:
     writer = RunWriter(folder)
-    writer.start(experiment(space=SPACE, choose=ChoiceSection(max_regression=5.0)), {})
+    writer.start(experiment(space=SPACE, choose=ChoiceSection(max_regression=5.0)), RunIdentity())
     for number, point in enumerate(points):
         record = trial(number, *scored(point), point=point)
         writer.begin_trial(record.id)

@@ -1,0 +1,97 @@
+"""What a search hands to its workers and its ledger is what the experiment states."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sweepcp.corpora.repetition import matched_fraction
+from sweepcp.data.token_store import TokenStore
+from sweepcp.errors import InvalidInput
+from sweepcp.runs.run_folder import RunWriter, read_run
+from sweepcp.search import ray_driver, search
+from sweepcp.search.ledger import TrialLedger
+from sweepcp.search.search import prepare_worker
+from sweepcp.util.progress import NoProgress
+from tests.make import experiment, write_run, write_store
+
+CHANGES = (
+    "seed=11",
+    "training.micro_batch=2",
+    "training.precision=fp32",
+    "budget.cpus_per_trial=3",
+    "budget.trials=6",
+    "choose.reference={domain: -3, general: -8}",
+)
+
+
+@pytest.fixture
+def stores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, TokenStore]:
+    made = {
+        name: write_store(tmp_path, name, [list(range(100))] * count)
+        for name, count in (("python-docs", 300), ("python-code", 700))
+    }
+    monkeypatch.setattr(search, "build_stores", lambda *_, **__: made)
+    monkeypatch.setattr(search, "_find_or_pretrain_base", lambda *_, **__: "the base")
+    monkeypatch.setattr(search, "experiment_scoring_spec", lambda *_: "scoring")
+    return made
+
+
+@pytest.mark.usefixtures("stores")
+def test_workers_have_the_settings_of_the_experiment():
+    searched = experiment(*CHANGES, "budget.tokens=20_480")
+    spec, tokens = prepare_worker(searched, {}, {}, progress=NoProgress())
+    assert tokens == {"python-docs": 30_000.0, "python-code": 70_000.0}
+    assert (spec.micro_batch, spec.precision, spec.threads) == (2, "fp32", 3)
+    assert (spec.model, spec.base) == ("the base", searched.base)
+    assert [store.fraction for store in spec.stores] == [1.0, 1.0]
+
+
+@pytest.mark.usefixtures("stores")
+def test_workers_see_the_part_of_a_source_that_matches_the_repetition():
+    target = "target={tokens: 204_800, match_repetition: true}"
+    searched = experiment("budget.tokens=20_480", target, "training.seq_len=16")
+    spec, tokens = prepare_worker(searched, {}, {}, progress=NoProgress())
+    assert [store.fraction for store in spec.stores] == pytest.approx([0.1, 0.1])
+    for store in spec.stores:
+        assert store.fraction == matched_fraction(searched, store.source, tokens[store.source])
+
+
+@pytest.mark.usefixtures("stores")
+def test_a_source_that_would_be_repeated_too_often_is_refused():
+    changes = ["budget.tokens=204_800", "sources.python-docs.beyond_max_epochs=refuse"]
+    with pytest.raises(InvalidInput, match=r"up to 6\.83 epochs"):
+        prepare_worker(experiment(*changes), {}, {}, progress=NoProgress())
+
+
+def test_the_ledger_has_the_settings_of_the_experiment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    write_run(tmp_path, 2)
+    RunWriter(tmp_path).start(experiment(*CHANGES), read_run(tmp_path).identity)
+    run = read_run(tmp_path)
+    ledgers: list[TrialLedger] = []
+
+    @contextmanager
+    def cluster(*_: object) -> Iterator[int]:
+        yield 5
+
+    def take(ledger: TrialLedger, _: Callable[[], Any], **settings: Any) -> None:
+        ledgers.append(ledger)
+        assert settings == {"budget": run.experiment.budget, "concurrency": 5}
+
+    monkeypatch.setattr(ray_driver, "ray_cluster", cluster)
+    monkeypatch.setattr(ray_driver, "run_trials", take)
+    tokens = {"python-docs": 3e6, "python-code": 9e6}
+    writer = RunWriter(tmp_path)
+    search._run_missing_trials(writer, run, None, tokens, progress=NoProgress(), address=None)  # type: ignore[arg-type]
+    (ledger,) = ledgers
+    reference = run.experiment.choose.reference
+    assert (reference.domain, reference.general) == (-3, -8)
+    assert ledger.propose.keywords == {"reference": reference, "seed": 11}
+    assert list(ledger.to_come) == [2, 3, 4, 5]
+    assert (ledger.base, ledger.total) == (run.base, 6)
+    point = run.trials[1].point
+    assert ledger.make_recipe(point) == run.experiment.recipe_at(point, tokens)
