@@ -1,4 +1,6 @@
+import gzip
 import json
+import random
 from pathlib import Path
 
 import numpy as np
@@ -6,8 +8,14 @@ import pytest
 
 from sweepcp.config.source import Source
 from sweepcp.corpora import corpus_scores
-from sweepcp.corpora.classifier import Example, draw_examples, score_documents, train_classifiers
-from sweepcp.corpora.corpus_scores import ScoredCorpus, score_corpus
+from sweepcp.corpora.classifier import (
+    Example,
+    TrainedClassifiers,
+    draw_examples,
+    score_documents,
+    train_classifiers,
+)
+from sweepcp.corpora.corpus_scores import ScoredCorpus, prepare_scores, score_corpus
 from sweepcp.corpora.label_sample import (
     LabelCandidate,
     labelled_precision,
@@ -16,7 +24,7 @@ from sweepcp.corpora.label_sample import (
     stratum_of,
     write_sample,
 )
-from sweepcp.corpora.mining import mine_corpus
+from sweepcp.corpora.mining import MiningResult, mine_corpus
 from sweepcp.corpora.prevalence import (
     EDGES,
     LabelledDocument,
@@ -248,6 +256,89 @@ def test_shares_of_a_corpus_are_those_of_all_its_documents(
     shares, documents = score_corpus(corpus, shards, progress=NoProgress(), address=None)
     assert documents == 8
     np.testing.assert_allclose(shares, share_above(scores))
+
+
+def test_scores_of_another_corpus_or_of_other_classifiers_are_not_reused(tmp_path: Path):
+    path = jsonl(tmp_path / "web.jsonl", [{"text": "one"}])
+    made = source(name="web", files=["web.jsonl"])
+    folder = tmp_path / "scores"
+
+    def prepare(weight: float) -> tuple[str, bool]:
+        """The stamp, and whether what had been scored is kept."""
+        weights = np.full((2, 1), weight, dtype=np.float32)
+        nothing = np.zeros(0)
+        classifiers = TrainedClassifiers(weights, [], [], nothing, nothing)
+        files = resolve_source(made, folder=tmp_path)
+        stamp = prepare_scores(made, files, folder, classifiers).stamp
+        kept = (folder / "00000000.npy").exists()
+        np.save(folder / "00000000.npy", nothing)
+        return stamp, kept
+
+    first, _ = prepare(1.0)
+    assert prepare(1.0) == (first, True)
+    second, kept = prepare(2.0)
+    assert (second != first, kept) == (True, False)
+    assert np.load(folder / "weights.npy").max() == 2.0
+    jsonl(path, [{"text": "two"}])
+    third, kept = prepare(2.0)
+    assert (third not in (first, second), kept) == (True, False)
+
+
+def words(rng: random.Random, kind: str) -> str:
+    return " ".join(f"{kind}{rng.randrange(40)}" for _ in range(30))
+
+
+@pytest.mark.parametrize("general", [True, False])
+@pytest.mark.parametrize("hidden", [20, 0])
+def test_the_hidden_documents_are_selected_and_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hidden: int, general: bool
+):
+    for module in ("classifier", "corpus_scores", "mining"):
+        monkeypatch.setattr(
+            f"sweepcp.corpora.{module}.parallel_map", lambda work, items, address: map(work, items)
+        )
+    rng = random.Random(0)
+    texts = {
+        "domain": [words(rng, "domain") for _ in range(210)],
+        "web": [words(rng, "domain" if n < hidden else "other") for n in range(400)],
+    }
+    if general:
+        texts["general"] = [words(rng, "other") for _ in range(210)]
+    sources = []
+    for name, documents in texts.items():
+        jsonl(tmp_path / f"{name}.jsonl", [{"text": text} for text in documents])
+        role = "domain" if name == "domain" else "general"
+        sources.append(source(name=name, role=role, files=[f"{name}.jsonl"], language="de"))
+    files = {each.name: resolve_source(each, folder=tmp_path) for each in sources}
+
+    def mine() -> MiningResult:
+        return mine_corpus(
+            tuple(sources),
+            files,
+            corpus="web",
+            out=tmp_path / "out",
+            precision=0.9,
+            progress=NoProgress(),
+        )
+
+    if not hidden:
+        with pytest.raises(InvalidInput, match="told from none"):
+            mine()
+        return
+    result = mine()
+    assert (result.documents, result.selected) == (400, 20)
+    assert result.prevalence == pytest.approx(0.05, rel=0.1)
+    assert (result.precision, result.recall) == pytest.approx((1.0, 1.0), rel=0.1)
+    expected = {"domain": 210, "general": 210} if general else {"domain": 210, "web": 400}
+    assert result.training == expected
+    assert result.by_source["domain"] > 0.9
+    (file,) = (tmp_path / "out" / "documents").iterdir()
+    rows = [json.loads(line) for line in gzip.decompress(file.read_bytes()).splitlines()]
+    assert [row["text"] for row in rows] == texts["web"][:20]
+    ids = (tmp_path / "out" / "exclude.jsonl").read_text().splitlines()
+    assert [json.loads(line)["id"] for line in ids] == [row["id"] for row in rows]
+    sample = (tmp_path / "out" / "sample.jsonl").read_text().splitlines()
+    assert len(sample) == 20 + 20 + 75 + 75
 
 
 def test_examples_are_scored_by_the_classifier_that_has_not_seen_them(tmp_path: Path):

@@ -31,6 +31,8 @@ def test_sequences_cover_each_block_once_an_epoch_in_new_orders(tmp_path: Path):
     assert epochs[0] != epochs[1] != epochs[2]
     assert epochs[0] == firsts(SourceSequences(store, seq_len=4, seed=0), range(10))
     assert epochs[0] != firsts(SourceSequences(store, seq_len=4, seed=1), range(10))
+    # Blocks are looked up 512 sequences at once.
+    assert sorted(firsts(source, range(510, 520))) == list(range(1, 41, 4))
     across = firsts(source, range(5, 15))
     assert across == epochs[0][5:] + epochs[1][:5]
 
