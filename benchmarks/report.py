@@ -12,7 +12,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from tests.make import write_run
+from tests.make_run import write_run
 
 TRIALS = 5000
 REPEATS = 5

@@ -125,7 +125,7 @@ def mix(
     """
     from sweepcp.data.materialize import MixRows, materialize_mix
     from sweepcp.errors import InvalidInput
-    from sweepcp.full_run.preflight import check_ready, stores_of_bundle
+    from sweepcp.full_run.preflight import check_content, check_ready, stores_of_bundle
     from sweepcp.promote.bundle import load_bundle
 
     if rows not in get_args(MixRows):
@@ -138,6 +138,7 @@ def mix(
         )
     loaded = load_bundle(bundle.absolute())
     check_ready(loaded)
+    check_content(loaded)
     tokens = materialize_mix(
         loaded.bundle.recipe,
         stores_of_bundle(loaded.bundle),

@@ -1,9 +1,15 @@
 """The `sources` section of an experiment: corpora and how their records become documents."""
 
 import re
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import (
+    Field,
+    SerializerFunctionWrapHandler,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
 from sweepcp.config.template import Template
 from sweepcp.config.types import COMMIT, Fraction, PositiveFloat, PositiveInt, Role, SafeName
@@ -138,3 +144,13 @@ class Source(ConfigModel):
                 "fix: add `files`, or remove held_out or held_out_files"
             )
         return self
+
+    @model_serializer(mode="wrap")
+    def _without_replaced_fields(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out the default of what another field takes the place of, as it may not be set."""
+        content: dict[str, Any] = handler(self)
+        if self.template is not None:
+            content.pop("field", None)
+        if self.held_out_files is not None:
+            content.pop("held_out", None)
+        return content

@@ -25,7 +25,7 @@ from sweepcp.data.token_store import TokenStore
 from sweepcp.models.base import pretrained_path
 from sweepcp.scoring.generated_tasks import generate_tasks
 from sweepcp.util.files import cache_dir
-from sweepcp.util.parallel import parallel_map
+from sweepcp.util.parallel import parallel_map, usable_cores
 from sweepcp.util.progress import Progress
 
 LANGUAGE_SAMPLE = 2000
@@ -212,11 +212,14 @@ def _measure_base_loss(
     if model is None:
         logger.info("no loss of the base: `sweepcp search` has not pretrained it yet")
         return
+    import torch
+
     from sweepcp.models.loading import default_device, load_model, load_tokenizer
     from sweepcp.scoring.held_out import HeldOutText
     from sweepcp.training.process_group import ProcessGroup
 
     base, training = experiment.base, experiment.training
+    torch.set_num_threads(min(experiment.budget.cpus_per_trial, usable_cores()))
     tokenizer = load_tokenizer(base)
     device = default_device()
     loaded = load_model(model, revision=base.revision, device=device)
@@ -228,13 +231,8 @@ def _measure_base_loss(
         if not check.store.meta["held_out"]["documents"]:
             continue
         member = MemberSpec(held_out=name, items=LOSS_DOCUMENTS, chars=LOSS_CHARS)
-        text = HeldOutText(
-            check.store,
-            member,
-            tokenizer,
-            seq_len=training.seq_len,
-            packed=not training.cross_documents,
-        )
+        # Not packed: the sample is small, and so no model need isolate packed documents.
+        text = HeldOutText(check.store, member, tokenizer, seq_len=training.seq_len, packed=False)
         bits = text.bits(loaded, group, rows=LOSS_ROWS, precision=training.precision)
         check.base_bits = float(bits.sum() / text.bytes.sum())
     progress.finish("base")

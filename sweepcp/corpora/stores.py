@@ -99,7 +99,7 @@ def _check_coverage(store: TokenStore) -> None:
         total, covered = store.meta[split]["bytes"], store.meta[split]["covered"]
         name = {"train": "training", "held_out": "held-out"}[split]
         check_coverage(covered, total=total, text=f"{name} text")
-        lost = 1 - covered / max(1, total)
+        lost = (total - covered) / max(1, total)
         if lost > REPORTED_LOSS:
             logger.warning(
                 "%s: the tokenizer has no tokens for %.2f %% of the bytes of its %s text",

@@ -42,9 +42,22 @@ class Encoder:
 
         Names of special tokens are encoded as any other text. Otherwise the ids are those that
         transformers returns with `add_special_tokens=False`.
+
+        Raises:
+            InvalidInput: A document has no tokens, and the tokenizer has no unknown token.
         """
         tokenizer = _load_tokenizer(self.tokenizer_json)
-        encodings = tokenizer.encode_batch_fast(documents, add_special_tokens=False)
+        try:
+            encodings = tokenizer.encode_batch_fast(documents, add_special_tokens=False)
+        # `tokenizers` raises Exceptions of no further type.
+        except Exception as error:
+            raise InvalidInput(
+                key="the tokenizer",
+                found=str(error),
+                rule="a tokenizer that can encode every text",
+                fix="use a model whose tokenizer covers the text, such as a byte-level one, or add "
+                "an unknown token to the tokenizer",
+            ) from None
         return [encoding.ids for encoding in encodings]
 
     def lost_bytes(self, document: str, ids: list[int]) -> int:

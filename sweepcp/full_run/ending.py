@@ -16,6 +16,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+import numpy as np
+
 from sweepcp.errors import Alarmed, Diverged, InvalidInput, Stopped
 from sweepcp.runs.trial import numeric_versions
 from sweepcp.util.files import write_json
@@ -76,19 +78,21 @@ def exit_status(error: BaseException) -> int:
 
 
 def check_on_first_rank(group: "ProcessGroup", check: Callable[[], None]) -> None:
-    """Let the first rank check something, and end all ranks if it refuses.
+    """Let the first rank check something, and end all ranks with its status if it refuses.
 
     A rank that waited for the first one would be killed by its launcher, whose exit status is then
     that of the kill, or would wait for ever under Ray.
     """
     refusal = None
+    status = 0
     if group.is_first:
         try:
             check()
-        except InvalidInput as error:
-            refusal = error
-    if group.all_reduce_any(refusal is not None):
-        raise refusal or SystemExit(INVALID)
+        except Exception as error:  # whatever it is, the others have to end, too
+            refusal, status = error, exit_status(error)
+    status = int(group.all_reduce_sum(np.array([status], dtype=np.float64))[0])
+    if status:
+        raise refusal or SystemExit(status)
 
 
 def is_owned(out: Path, bundle_id: str) -> bool:
@@ -134,7 +138,8 @@ def read_final_ending(
     fix = "remove the file to resume from the last checkpoint"
     ending = read_record(Ending, path, fix=fix)
     check_bundle(path, ending.bundle, bundle_id=bundle_id, fix=fix)
-    is_continued = ending.status == DIVERGED and ending.step == continue_after
+    asks = continue_after is not None
+    is_continued = asks and ending.status == DIVERGED and ending.step == continue_after
     return ending if ending.status in (FINISHED, DIVERGED) and not is_continued else None
 
 

@@ -3,6 +3,7 @@
 import logging
 import os
 import socket
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +12,7 @@ from sweepcp.config.types import COMMIT
 from sweepcp.corpora.identity import check_store, identify_tasks
 from sweepcp.data.token_store import TokenStore
 from sweepcp.errors import InvalidInput, located
+from sweepcp.full_run.ending import check_on_first_rank
 from sweepcp.models.files import (
     SafetensorsFile,
     fetch_hub_model,
@@ -29,15 +31,13 @@ logger = logging.getLogger(__name__)
 
 
 def check_ready(bundle: LoadedBundle) -> None:
-    """Check the token stores, the model, the tasks and the trackers of a bundle.
+    """Check the stores, the model and the trackers of a bundle, as far as it takes no reading.
 
-    A hub model is checked by `fetch_model_files` instead. The first process compares the content of
-    the files with the bundle; it reads each once, and again only if its stamps have changed. The
-    others check what takes no reading.
+    A hub model is checked by `fetch_model_files` instead.
 
     Raises:
-        InvalidInput: A store is planned, missing or changed, the model or a task was changed, a hub
-            model is not named by its commit, or a tracker is not installed.
+        InvalidInput: A store is planned, missing or another one, the model's files are missing or
+            corrupt, a hub model is not named by its commit, or a tracker is not installed.
     """
     content = bundle.bundle
     with located(bundle.path / "bundle.json"):
@@ -54,9 +54,27 @@ def check_ready(bundle: LoadedBundle) -> None:
         if content.model.path is None:
             _check_commit(content.model)
         else:
-            _check_model(Path(content.model.path), content.model.fingerprint)
-        if _is_first_process():
-            _check_tasks(content)
+            with located("", "model"):
+                read_shards(Path(content.model.path))
+                read_config(Path(content.model.path))
+
+
+def check_content(bundle: LoadedBundle) -> None:
+    """Compare the content of stores, model and tasks with the bundle.
+
+    Each file is read once, and again only if its stamps have changed, so one process is enough. A
+    hub model is checked by `fetch_model_files` instead.
+
+    Raises:
+        InvalidInput: A store, the model or a task was changed.
+    """
+    content = bundle.bundle
+    with located(bundle.path / "bundle.json"):
+        for store in stores_of_bundle(content):
+            check_store(store)
+        if content.model.path is not None:
+            _check_fingerprint(Path(content.model.path), content.model.fingerprint)
+        _check_tasks(content)
 
 
 def check_gpu(bundle: LoadedBundle) -> None:
@@ -131,7 +149,11 @@ def fetch_model_files(bundle: LoadedBundle, group: "ProcessGroup") -> list[Safet
             if (os.environ["LOCAL_RANK"] == "0") == downloads:
                 folder = fetch_hub_model(model.hub, model.revision)
             group.barrier()
-        return _check_model(folder, model.fingerprint)
+        with located("", "model"):
+            read_config(folder)
+        check = partial(_check_fingerprint, folder, model.fingerprint)
+        check_on_first_rank(group, check)
+        return read_shards(folder)
 
 
 def _check_corpus(corpus: CorpusPlan) -> None:
@@ -159,8 +181,6 @@ def _check_corpus(corpus: CorpusPlan) -> None:
             fix="promote again",
         )
     store = TokenStore(Path(corpus.store), corpus.name)
-    if _is_first_process():
-        check_store(store)
     if store.train().tokens.size != corpus.tokens:
         raise InvalidInput(
             key=key,
@@ -182,12 +202,6 @@ def _check_tasks(bundle: Bundle) -> None:
         )
 
 
-def _is_first_process() -> bool:
-    """Return whether this is the first process of a run, or the only one."""
-    rank = os.environ.get("RANK") or os.environ.get("SLURM_PROCID") or "0"
-    return rank == "0"
-
-
 def _check_commit(model: Model) -> None:
     if not COMMIT.fullmatch(model.revision or ""):
         raise InvalidInput(
@@ -199,16 +213,13 @@ def _check_commit(model: Model) -> None:
         )
 
 
-def _check_model(folder: Path, fingerprint: str | None) -> list[SafetensorsFile]:
+def _check_fingerprint(folder: Path, fingerprint: str | None) -> None:
+    if fingerprint is None:
+        return
     with located("", "model"):
-        shards = read_shards(folder)
-        read_config(folder)
-        if fingerprint is None or not _is_first_process():
-            return shards
-        if model_fingerprint(folder, shards) != fingerprint:
+        if model_fingerprint(folder, read_shards(folder)) != fingerprint:
             raise InvalidInput(
                 found=f"{folder}, changed",
                 rule=f"the model that the bundle was made with (fingerprint {fingerprint})",
                 fix="restore the model, or promote again",
             )
-    return shards

@@ -13,15 +13,11 @@ ended.json      exit status, step and reason of the last start; written last
 """
 
 import logging
-import signal
-import threading
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from types import FrameType
 from typing import Literal
-
-import numpy as np
 
 from sweepcp.config.base_model import BaseSpec
 from sweepcp.data.stream import MixtureStream
@@ -35,7 +31,6 @@ from sweepcp.full_run.checkpoints import (
 )
 from sweepcp.full_run.ending import (
     FINISHED,
-    SIGNALS,
     Ending,
     begin_attempt,
     check_bundle,
@@ -45,12 +40,14 @@ from sweepcp.full_run.ending import (
     record_ending,
 )
 from sweepcp.full_run.preflight import (
+    check_content,
     check_gpu,
     ds_config_for,
     fetch_model_files,
     stores_of_bundle,
 )
 from sweepcp.full_run.run_log import RunLog
+from sweepcp.full_run.stop_request import StopRequest
 from sweepcp.full_run.watch import check_spike, regression_alarm
 from sweepcp.models.files import SafetensorsFile
 from sweepcp.models.loading import load_tokenizer
@@ -101,16 +98,19 @@ def full_run(bundle: LoadedBundle, out: Path, *, stop_file: Path | None = None) 
         The trained model against step 0.
 
     Raises:
-        InvalidInput: The bundle cannot be run here, or `out` holds another run.
+        InvalidInput: The bundle cannot be run here, what it names has changed, or `out` holds
+            another run.
         Diverged: The loss or the gradient is not finite, or the loss spiked too often.
         Alarmed: Held-out general text regressed beyond the target's bound. The state is saved.
         Stopped: A scheduler sent a signal. The state is saved.
     """
     check_gpu(bundle)
+    stop = StopRequest(stop_file)
     group = join_process_group(bundle.bundle.target.hardware.device)
     if not group.is_first:
         # All ranks get to the same messages; those of one of them are enough.
         logging.getLogger("sweepcp").setLevel(logging.ERROR)
+    check_on_first_rank(group, partial(check_content, bundle))
     shards = fetch_model_files(bundle, group)
     rule = "one run at a time writes the folder"
     with ExitStack() as stack:
@@ -120,7 +120,7 @@ def full_run(bundle: LoadedBundle, out: Path, *, stop_file: Path | None = None) 
             begin_attempt(out, bundle.id)
 
         check_on_first_rank(group, take_folder)
-        return _run_and_record_ending(bundle, out, shards, group, stop_file=stop_file)
+        return _run_and_record_ending(bundle, out, shards, group, stop)
 
 
 def _run_and_record_ending(
@@ -128,12 +128,11 @@ def _run_and_record_ending(
     out: Path,
     shards: list[SafetensorsFile],
     group: ProcessGroup,
-    *,
-    stop_file: Path | None,
+    stop: StopRequest,
 ) -> Scorecard:
     run: _FullRun | None = None
     try:
-        run = _FullRun(bundle, out, shards, group, stop_file=stop_file)
+        run = _FullRun(bundle, out, shards, group, stop)
         card = run.run()
     except BaseException as error:
         if group.is_first:
@@ -161,15 +160,13 @@ class _FullRun:
         out: Path,
         shards: list[SafetensorsFile],
         group: ProcessGroup,
-        *,
-        stop_file: Path | None,
+        stop: StopRequest,
     ) -> None:
         content = bundle.bundle
-        self.bundle, self.out, self.group = bundle, out, group
+        self.bundle, self.out, self.group, self.stop = bundle, out, group, stop
         self.recipe, self.target, self.model = content.recipe, content.target, content.model
         self.stores = stores_of_bundle(content)
         self.checkpoints = Path(self.target.checkpoints.folder or out / "checkpoints")
-        self.stop_file, self.received_signal = stop_file, 0
         self.progress = RunProgress(
             bundle=bundle.id, step=0, tokens={}, ranks=group.world_size, sizes={}, files={}
         )
@@ -191,11 +188,9 @@ class _FullRun:
 
     def run(self) -> Scorecard:
         """Train from step 0, or from the last checkpoint, to the scorecard."""
-        # Python allows signal handlers in the main thread only; Ray Train calls from another one.
-        if threading.current_thread() is threading.main_thread():
-            for number in SIGNALS:
-                signal.signal(number, self._receive_signal)
+        self.stop.check(self.group)
         base, watched_base = self._start_or_resume()
+        self.stop.check(self.group)
         self.log = RunLog(self.bundle, self.out, self.group, steps_done=self.progress.step)
         try:
             while self.progress.step < self.recipe.steps:
@@ -310,7 +305,7 @@ class _FullRun:
             if is_last or metrics.step % watch.every == 0:
                 alarm = self._score_watched(metrics.step, watched_base)
             stops = bool(alarm) and watch.stop
-            signal_number = self._agree_on_signal()
+            signal_number = self.stop.agree(self.group)
             if is_last or stops or signal_number or self._saves_after(metrics.step):
                 save_checkpoint(
                     self.checkpoints,
@@ -380,18 +375,3 @@ class _FullRun:
             write_json(self.out / "scorecard.json", card.model_dump(mode="json"))
         self.group.barrier()
         return card
-
-    def _receive_signal(self, number: int, _frame: FrameType | None) -> None:
-        self.received_signal = number
-
-    def _agree_on_signal(self) -> int:
-        """Return a signal that some rank has received, 0 for none; equal on every rank."""
-        if self.group.is_first and self.stop_file is not None and self.stop_file.exists():
-            self.received_signal = int(self.stop_file.read_text(encoding="utf-8"))
-        # A signal reaches ranks at different times, or only some of them. They have to save the
-        # same step, so each step ends with a sum over all ranks.
-        received = [float(self.received_signal == number) for number in SIGNALS]
-        counts = self.group.all_reduce_sum(np.array(received))
-        return next(
-            (int(number) for number, count in zip(SIGNALS, counts, strict=True) if count), 0
-        )

@@ -130,7 +130,7 @@ def check_environment(
         environment: That of the process whose scores are compared; what it lacks is not checked.
         base: That of the scores to compare with.
         where: The process or folder, for the message.
-        fix: How to go on.
+        fix: What the user can do, for the message.
     """
     different = [name for name in environment if name in base and environment[name] != base[name]]
     if different:

@@ -13,7 +13,7 @@ from pydantic import ConfigDict
 from sweepcp.runs.front import choose_point, front_indices, is_within_bound
 from sweepcp.runs.run_folder import Run
 from sweepcp.runs.trial import Trial
-from sweepcp.scoring.scorecard import ItemScores, Split, Unit, in_select_split
+from sweepcp.scoring.scorecard import CONTINUOUS, ItemScores, Split, Unit, in_select_split
 from sweepcp.util.records import Record, read_record
 
 RESAMPLES = 500
@@ -135,7 +135,8 @@ def _sum_by_document(values: np.ndarray, member: ItemScores, documents: np.ndarr
 def _draw_documents(base_bits: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Draw how often each document is in each resample.
 
-    A resample in which a member has no bits, and thereby no change, is drawn again.
+    A member of which no document was drawn would have no change, so its documents are then drawn
+    once more, among themselves.
 
     Args:
         base_bits: Of the base by member and document, shape (members, documents).
@@ -145,12 +146,13 @@ def _draw_documents(base_bits: np.ndarray, rng: np.random.Generator) -> np.ndarr
         Shape (RESAMPLES, documents).
     """
     documents = base_bits.shape[1]
-    counts = np.zeros((RESAMPLES, documents))
-    missing = np.arange(RESAMPLES)
-    while len(missing):
-        shares = np.full(documents, 1 / documents)
-        counts[missing] = rng.multinomial(documents, shares, size=len(missing))
-        missing = missing[~np.all(counts[missing] @ base_bits.T > 0, axis=1)]
+    shares = np.full(documents, 1 / documents)
+    counts = rng.multinomial(documents, shares, size=RESAMPLES).astype(np.float64)
+    # Members share documents, so drawing those of one again may leave another one without any.
+    while (missing := np.argwhere(counts @ base_bits.T == 0)).size:
+        for resample, member in missing:
+            own = np.flatnonzero(base_bits[member])
+            counts[resample, own] = rng.multinomial(len(own), np.full(len(own), 1 / len(own)))
     return counts
 
 
@@ -184,4 +186,4 @@ def _read_amounts(run: Run, trials: Sequence[Trial]) -> list[np.ndarray] | None:
 
 
 def _continuous_members(members: Sequence[M]) -> list[M]:
-    return [member for member in members if member.unit == "bits per byte"]
+    return [member for member in members if member.unit == CONTINUOUS]

@@ -1,8 +1,8 @@
 """The tokens that lm-eval scores of each answer, and the bytes of text that they cover.
 
 lm-eval tokenises context and answer together, and scores what follows as many tokens as the context
-has alone. Where a token spans the joint of the two, this is another text than the answer: a part of
-it, or nothing, on which lm-eval fails.
+has alone. Where a token spans the boundary between the two, this is another text than the answer: a
+part of it, or nothing, on which lm-eval fails.
 """
 
 from bisect import bisect_right

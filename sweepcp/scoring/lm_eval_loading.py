@@ -167,8 +167,10 @@ def _weighting(group: Any) -> dict[Unit, bool]:
     configs = (group.aggregate_metric_list or []) if group else []
     weighting: dict[Unit, bool] = {}
     for unit, metrics in METRICS.items():
-        for config in sorted(configs, key=lambda config: config.metric not in metrics)[:1]:
-            weighting[unit] = config.weight_by_size
+        named = [config for config in configs if config.metric in metrics]
+        # A group that aggregates another metric weights its tasks for this one in the same way.
+        if configs:
+            weighting[unit] = (named or configs)[0].weight_by_size
     return weighting
 
 

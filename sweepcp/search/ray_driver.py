@@ -107,6 +107,8 @@ def ray_cluster(address: str | None, budget: Budget) -> Iterator[int]:
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
     os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
+    # Task files may name data relative to the folder that the command was started in.
+    os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
     # The ledger records and reports failed trials; Ray Tune would print them a second time.
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
     with ray_connection(address):

@@ -26,6 +26,9 @@ Document = tuple[int, int, int]
 SECOND_STARTS = (1 / 6, 1 / 3, 1 / 2, 2 / 3)
 """Where the second document of each row starts, in row lengths."""
 ROW_LENGTH = 128
+PASS_TOKENS = 2048
+"""Tokens in a forward pass, unless one row has more: logits of a large vocabulary take as much
+memory as a step of training."""
 REACH_KEY = re.compile(r"window|chunk|kernel|conv")
 """Found in the names of settings that limit how many tokens a layer looks back."""
 TOKEN_KEY = re.compile(r"token_id|token_index")
@@ -53,7 +56,7 @@ def check_isolation(
     packed: bool,
     training: bool = True,
 ) -> None:
-    """Check that the losses of a document depend on nothing else, neither on chance.
+    """Check that the losses of a document depend neither on other documents nor on chance.
 
     The model runs in the dtype of its weights: under autocast to bf16, rounding would hide small
     differences. Weights, gradients, random state and the mode of the model are unchanged.
@@ -110,7 +113,9 @@ class _Probe:
     def packed_losses(self, ids: np.ndarray, *, seed: int) -> np.ndarray:
         try:
             return _losses(self.model, self.group, ids, self.documents, seed=seed)
-        except (AttributeError, LookupError, TypeError, ValueError) as error:
+        except torch.OutOfMemoryError:
+            raise
+        except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
             raise _unable(type(self.model).__name__, error) from error
 
     def losses_alone(self, shape: tuple[int, ...]) -> np.ndarray:
@@ -176,7 +181,12 @@ def _losses(
         starts[row, first], is_last[row, end - 1] = True, True
     targets = np.roll(ids, -1, axis=1)
     batch = Batch(ids, targets, restarting_positions(starts), np.zeros(len(ids), dtype=np.int64))
-    losses = token_losses(model, group.device, batch, slice(None)).double().cpu().numpy()
+    rows = max(1, PASS_TOKENS // ids.shape[1])
+    passes = [
+        token_losses(model, group.device, batch, slice(first, first + rows))
+        for first in range(0, len(ids), rows)
+    ]
+    losses = torch.cat(passes).double().cpu().numpy()
     return np.where(is_last, 0.0, losses)
 
 

@@ -18,7 +18,12 @@ def digest(value: Any, length: int = 16) -> str:
 
 
 def json_differences(*, before: Any, after: Any, key: str = "") -> list[str]:
-    """Return the keys below `key` in which two JSON values differ, as `key: before → after`."""
+    """Return the keys below `key` in which two JSON values differ, as `key: before → after`.
+
+    In lists of as many mappings, the keys are the indices.
+    """
+    if _is_list_of_mappings(before) and _is_list_of_mappings(after) and len(before) == len(after):
+        before, after = (dict(enumerate(items)) for items in (before, after))
     if not isinstance(before, dict) or not isinstance(after, dict):
         if before == after:
             return []
@@ -30,3 +35,7 @@ def json_differences(*, before: Any, after: Any, key: str = "") -> list[str]:
             before=before.get(name), after=after.get(name), key=inner_key
         )
     return differences
+
+
+def _is_list_of_mappings(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(item, dict) for item in value)

@@ -16,7 +16,7 @@ from playwright.sync_api import Browser, Page, expect, sync_playwright
 import sweepcp
 from sweepcp.report.labels import format_recipe
 from sweepcp.report.page import write_report
-from tests.make import write_run
+from tests.make_run import write_run
 
 FOLDER = Path(os.environ["SWEEPCP_BROWSER"])
 FLAGS = [

@@ -3,7 +3,7 @@ from pathlib import Path
 from sweepcp.config.space import Range
 from sweepcp.runs.caveats import caveats_of
 from sweepcp.runs.run_folder import read_run
-from tests.make import write_run
+from tests.make_run import write_run
 
 
 def test_a_choice_near_an_end_of_a_range_is_a_caveat(tmp_path: Path):

@@ -16,7 +16,7 @@ from sweepcp.report.page import render_page
 from sweepcp.report.plotly_figures import plotly_figure
 from sweepcp.report.progress_charts import hypervolume_chart, training_chart
 from sweepcp.report.recipe_charts import parallel_chart, recipe_chart
-from tests.make import write_run
+from tests.make_run import write_run
 
 KINDS = (
     "front",

@@ -57,7 +57,8 @@ def checked(
     files = {each.name: resolve_source(each, folder=folder) for each in sources}
     made = experiment(sources=tuple(sources), suites=suites)
     result = check_corpora(made, files, progress=NoProgress())
-    return result, *result.sources
+    first, second = result.sources
+    return result, first, second
 
 
 def test_training_documents_that_contain_an_item_are_found_and_held_out_ones_are_not_scanned(

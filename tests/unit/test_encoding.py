@@ -268,6 +268,18 @@ def test_added_tokens_are_spelled_as_they_are():
     assert lost(tokenizer, "søt, não, 東") == 0
 
 
+@pytest.mark.parametrize(
+    "model",
+    [models.WordLevel({"<s>": 0, "a": 1}), models.Unigram([("<s>", 0.0), ("a", -1.0)])],
+    ids=["WordLevel", "Unigram"],
+)
+def test_text_of_a_tokenizer_without_an_unknown_token_is_refused(model: Any):
+    encoder = text_encoder(Tokenizer(model).to_str(), prefix=[0], suffix=[])
+    assert encoder.encode_text(["a"]) == [[1]]
+    with pytest.raises(InvalidInput, match="a tokenizer that can encode every text"):
+        encoder.encode_text(["a", "Ж"])
+
+
 def test_byte_fallback_without_all_bytes_loses_what_it_cannot_spell():
     tokenizer = byte_fallback()
     content = json.loads(tokenizer.to_str())

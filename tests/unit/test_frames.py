@@ -5,7 +5,7 @@ import pytest
 
 import sweepcp
 from sweepcp.report.frames import MEMBER_COLUMNS, STEP_COLUMNS, TRIAL_COLUMNS
-from tests.make import step_rows, write_run
+from tests.make_run import step_rows, write_run
 
 
 def test_frames_have_a_row_per_trial_member_and_step(tmp_path: Path):

@@ -6,91 +6,26 @@ import shutil
 import signal
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
 from sweepcp.cli import main
-from sweepcp.config.target import SpikeRollback
-from sweepcp.data.stream import IGNORED, Batch, MixtureStream
+from sweepcp.data.stream import Batch, MixtureStream
 from sweepcp.errors import Alarmed, Diverged, InvalidInput, Stopped
 from sweepcp.full_run import ending, run
 from sweepcp.full_run.preflight import fetch_model_files, stores_of_bundle
 from sweepcp.full_run.ray_launcher import ending_error
-from sweepcp.full_run.run_log import proxy_loss
-from sweepcp.full_run.watch import check_spike, regression_alarm
 from sweepcp.promote.bundle import LoadedBundle, load_bundle
-from sweepcp.scoring.scorecard import ItemScores
 from sweepcp.training.process_group import ProcessGroup
+from tests.fake_full_run import FakeEngine, FakeScorer, FakeSpec, Script
 from tests.integration.conftest import metrics
-from tests.make import items, write_bundle
+from tests.make import write_bundle
 
 ALARMING = {"every": 3, "max_regression": 1.0, "stop": True}
 SPIKES = {"factor": 2.0, "window": 4}
-
-
-@dataclass
-class Script:
-    """What happens in the runs of a test."""
-
-    loss: Callable[[Batch], float] = lambda _: 1.0
-    """Nats per target token of a batch."""
-    before_step: Callable[[int], None] = lambda _: None
-    """Called with the number of the step, over all starts of the test."""
-    general: float = 0.0
-    """Change of the general held-out text in % once the model has been trained."""
-    documents: int = 4
-    """Documents of each source's held-out text."""
-    steps: int = 0
-    """Steps that were computed, in all starts of the test."""
-    sequences: list[np.ndarray] | None = None
-
-
-@dataclass(frozen=True)
-class FakeSpec:
-    suites: Any
-
-
-class FakeEngine:
-    def __init__(self, script: Script, group: ProcessGroup) -> None:
-        self.script, self.group, self.model = script, group, None
-        self.steps = 0
-
-    def step(self, batch: Batch, *, target_tokens: int, lr: float) -> tuple[np.ndarray, float]:
-        self.script.steps += 1
-        self.script.before_step(self.script.steps)
-        self.steps += 1
-        targets = (batch.targets != IGNORED).sum(1)
-        return targets * self.script.loss(batch), 1.0
-
-    def state(self) -> Iterator[tuple[str, int, torch.Tensor]]:
-        yield "master/w", 1, torch.tensor([float(self.steps)])
-
-    def set_state(self, state: Iterator[tuple[str, torch.Tensor]], *, steps: int) -> None:
-        assert dict(state)["master/w"].tolist() == [steps]
-        self.steps = steps
-
-    def save_weights(self, out: Path) -> None:
-        out.mkdir(exist_ok=True)
-
-
-class FakeScorer:
-    notes = ()
-
-    def __init__(self, script: Script, engine: list[FakeEngine]) -> None:
-        self.script, self.engine = script, engine
-
-    def score(self) -> list[ItemScores]:
-        count = self.script.documents
-        factor = 1 - self.script.general / 100 if self.engine[-1].steps else 1
-        domain, general = [8.0] * count, [8.0 * factor] * count
-        return [items("domain", domain), items("general", general)]
-
-    score_held_out = score
 
 
 @pytest.fixture(scope="module")
@@ -243,6 +178,24 @@ def test_a_stop_file_takes_the_place_of_a_signal(make_bundle, script, tmp_path):
     assert read_ending(tmp_path / "run") == (140, 7)
 
 
+def test_a_signal_before_the_first_step_stops_the_run_before_it(
+    make_bundle, script, tmp_path, monkeypatch
+):
+    """Also one that comes while the process still waits for the others."""
+
+    def join(_device: str) -> ProcessGroup:
+        assert signal.getsignal(signal.SIGTERM) != signal.SIG_DFL
+        os.kill(os.getpid(), signal.SIGTERM)
+        return ProcessGroup()
+
+    bundle, out = make_bundle(), tmp_path / "run"
+    with monkeypatch.context() as patch:
+        patch.setattr(run, "join_process_group", join)
+        assert train(monkeypatch, bundle, out) == 143
+    assert script.steps == 0
+    assert train(monkeypatch, bundle, out) == 0
+
+
 def test_a_failure_is_recorded_and_the_next_start_resumes(
     make_bundle, script, tmp_path, monkeypatch
 ):
@@ -300,11 +253,11 @@ def test_the_ending_of_a_run_under_ray_is_that_of_the_process_that_knows_it():
 
 
 class SecondRank(ProcessGroup):
-    """A rank that is told that another one has set its flag."""
+    """A rank that hears from the first one that it ends with 2."""
 
-    def all_reduce_any(self, flag: bool) -> bool:
-        assert not flag
-        return True
+    def all_reduce_sum(self, array: np.ndarray) -> np.ndarray:
+        assert not array.any()
+        return array + 2
 
 
 def test_all_ranks_end_with_2_when_the_first_one_refuses():
@@ -321,6 +274,21 @@ def test_all_ranks_end_with_2_when_the_first_one_refuses():
     called: list[int] = []
     ending.check_on_first_rank(ProcessGroup(), lambda: called.append(1))
     assert called == [1]
+
+
+def test_changed_content_ends_all_ranks(make_bundle, script, tmp_path, monkeypatch):
+    """One rank reads it. The others end with it; those that waited would be killed."""
+    bundle = make_bundle()
+    file = stores_of_bundle(bundle.bundle)[0].path / "held_out.jsonl"
+    content = file.read_bytes()
+    file.write_bytes(content + b"\n")
+    assert train(monkeypatch, bundle, tmp_path / "run") == 2
+    file.write_bytes(content)
+    monkeypatch.setattr(run, "join_process_group", lambda _: SecondRank(rank=1, world_size=2))
+    # Nothing comes after the check.
+    monkeypatch.delattr(run, "fetch_model_files")
+    assert train(monkeypatch, bundle, tmp_path / "run") == 2
+    assert not (tmp_path / "run").exists()
 
 
 # Whose run a folder holds.
@@ -426,37 +394,7 @@ def test_halves_with_too_few_documents_are_refused_at_step_0(
     assert not (out / "base.json").exists()
 
 
-# Spikes, alarms, the proxy.
-
-
-def spikes(**changes: object) -> SpikeRollback:
-    return SpikeRollback.model_validate(SPIKES | changes)
-
-
-def test_a_spike_is_measured_against_the_median():
-    """The median of 1, 1, 1 and 9 is 1, so 2.1 is a spike, although 9 was larger."""
-    recent = (1.0, 9.0, 1.0, 1.0)
-    with pytest.raises(Diverged, match=r"step 5: loss 2.1000, 2.10 times the median"):
-        check_spike(5, 2.1, recent, spikes())
-    assert check_spike(5, 2.0, recent, spikes()) == (9.0, 1.0, 1.0, 2.0)
-    # The median of 1, 2, 4 and 8 is 3: neither the smallest, the largest nor the mean (3.75).
-    assert check_spike(5, 6.0, (8.0, 1.0, 4.0, 2.0), spikes()) == (1.0, 4.0, 2.0, 6.0)
-    with pytest.raises(Diverged, match=r"2\.03 times"):
-        check_spike(5, 6.1, (8.0, 1.0, 4.0, 2.0), spikes())
-
-
-def test_nothing_is_a_spike_before_the_window_is_full_or_without_the_setting():
-    assert check_spike(4, 99.0, (1.0, 1.0, 1.0), spikes()) == (1.0, 1.0, 1.0, 99.0)
-    assert check_spike(5, 99.0, (1.0, 1.0, 1.0, 1.0), None) == ()
-
-
-def test_only_a_regression_beyond_the_bound_is_an_alarm():
-    assert regression_alarm(3, -1.01, 1.0) == (
-        "step 3: held-out general -1.01 %, the bound is -1 %"
-    )
-    for general, bound in ((-1.0, 1.0), (5.0, 1.0), (0.0, 0.0), (-99.0, None)):
-        assert regression_alarm(3, general, bound) == ""
-    assert regression_alarm(3, -0.01, 0.0)
+# Alarms and rollbacks.
 
 
 def test_an_improvement_does_not_stop_a_run(make_bundle, script, tmp_path):
@@ -498,17 +436,3 @@ def test_a_run_that_spikes_too_often_diverges(make_bundle, script, tmp_path):
     with pytest.raises(Diverged, match=r"step 9: loss 5\.0000"):
         run.full_run(bundle, tmp_path)
     assert (script.steps, read_ending(tmp_path)) == (11, (3, 9))
-
-
-@pytest.mark.parametrize(
-    ("proxy_steps", "expected"),
-    [
-        (5, {1: 1, 4: 1, 5: 2, 8: 2, 9: 3, 17: 5, 20: 5}),
-        (20, {1: 1, 7: 7, 20: 20}),
-        (40, {1: 2, 10: 20, 20: 40}),
-        (30, {1: 2, 2: 3, 3: 5, 20: 30}),
-    ],
-)
-def test_the_proxys_loss_is_that_at_the_same_fraction_of_its_run(proxy_steps, expected):
-    losses = tuple(float(step) for step in range(1, proxy_steps + 1))
-    assert {step: proxy_loss(losses, step, steps=20) for step in expected} == expected

@@ -7,10 +7,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedModel
+from tokenizers import Tokenizer, models
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
 
 from sweepcp.config.suites import MemberSpec
 from sweepcp.data.token_store import TokenStore
+from sweepcp.errors import InvalidInput
 from sweepcp.models.loading import byte_tokenizer
 from sweepcp.scoring.held_out import HeldOutText, pack_windows
 from sweepcp.scoring.scorecard import document_id
@@ -53,7 +62,12 @@ def ids(text: str) -> list[int]:
 
 
 def held_out(
-    folder: Path, documents: list[str], *, packed: bool = True, chars: int | None = None
+    folder: Path,
+    documents: list[str],
+    *,
+    packed: bool = True,
+    chars: int | None = None,
+    tokenizer: PreTrainedTokenizerFast | None = None,
 ) -> HeldOutText:
     folder.mkdir(exist_ok=True)
     lines = [json.dumps(document) + "\n" for document in documents]
@@ -61,7 +75,7 @@ def held_out(
     return HeldOutText(
         TokenStore(folder, "docs"),
         MemberSpec(held_out="docs", chars=chars),
-        byte_tokenizer(),
+        tokenizer or byte_tokenizer(),
         seq_len=SEQ_LEN,
         packed=packed,
     )
@@ -105,12 +119,29 @@ def test_bits_do_not_depend_on_the_other_documents(tmp_path: Path, model: PreTra
                 assert value == pytest.approx(together[document], rel=2e-6)
 
 
+def test_a_model_is_scored_in_evaluation_mode(tmp_path: Path, model: PreTrainedModel):
+    model.train()
+    bits(held_out(tmp_path, DOCUMENTS[:1]), model)
+    assert not model.training
+
+
+def test_held_out_text_that_the_tokenizer_drops_is_refused(tmp_path: Path):
+    """The bits of the rest would be divided by the bytes of all."""
+    tokenizer = Tokenizer(models.BPE(vocab={"a": 0, "b": 1}, merges=[]))
+    tokenizer.add_special_tokens(["<s>"])
+    dropping = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>")
+    assert dropping("abcd")["input_ids"] == [0, 1]
+    assert held_out(tmp_path, ["abab"], tokenizer=dropping).bytes.tolist() == [4]
+    with pytest.raises(InvalidInput, match="held-out text of docs"):
+        held_out(tmp_path, ["abab", "abcd"], tokenizer=dropping)
+
+
 class OneOfThree(ProcessGroup):
-    """A rank whose sums are its own part, which a test adds up."""
+    """A rank whose sums are twice its own part, which a test adds up."""
 
     def all_reduce_sum(self, array: np.ndarray) -> np.ndarray:
         assert self.world_size == 3
-        return array.copy()
+        return 2 * array
 
 
 @pytest.mark.parametrize("rows", [1, 2, 5])
@@ -121,8 +152,7 @@ def test_ranks_score_every_row_once(tmp_path: Path, model: PreTrainedModel, rows
         text.bits(model, OneOfThree(rank=rank, world_size=3), rows=rows, precision="fp32")
         for rank in range(3)
     ]
-    np.testing.assert_allclose(sum(parts), bits(text, model), rtol=1e-5)
-    assert parts[0].sum() < bits(text, model).sum() - 1
+    np.testing.assert_allclose(sum(parts), 2 * bits(text, model), rtol=1e-5)
 
 
 def test_every_token_is_predicted_once(tmp_path: Path):

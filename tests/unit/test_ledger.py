@@ -1,6 +1,7 @@
 """The ledger of a search, without Ray: reports come in the order that a test states."""
 
 import logging
+import shutil
 from functools import partial
 from pathlib import Path
 
@@ -11,13 +12,14 @@ from sweepcp.config.recipe import Recipe, TrainingSettings
 from sweepcp.config.space import Point, Range, Space, WeightedSource, recipe_at
 from sweepcp.errors import BaseNotScored, InvalidInput
 from sweepcp.runs.run_folder import RunIdentity, RunWriter, read_run
-from sweepcp.runs.trial import BaseRecord, TrialOutcome
+from sweepcp.runs.trial import BaseRecord, Cost, TrialOutcome
 from sweepcp.scoring.scorecard import ItemScores
 from sweepcp.search.ledger import TrialLedger
 from sweepcp.search.proposals import propose_point
 from sweepcp.search.worker_io import WorkerReport
 from sweepcp.util.progress import NoProgress
-from tests.make import experiment, items, scores_at
+from tests.make import experiment, items
+from tests.make_run import scores_at
 
 SPACE = Space(
     lr_fraction=Range(low=0.01, high=1.0, scale="log"),
@@ -121,11 +123,46 @@ def test_trials_that_end_before_the_base_is_scored_are_recorded_when_it_is(tmp_p
     assert read_run(tmp_path).trials == []
     ledger.record_report("base", report(base_record()))
     recorded = read_run(tmp_path).trials
+    assert ledger.awaiting_base == []
     assert [trial.number for trial in recorded] == [0, 1]
     for record in recorded:
         domain, general = scores_at(record.point)
         assert record.domain == pytest.approx(domain)
         assert record.general == pytest.approx(general)
+
+
+def test_a_trial_is_recorded_as_its_worker_reports_it(tmp_path: Path):
+    """Its scores are those of the selection half, which has items 0 and 2."""
+    ledger = open_ledger(tmp_path, 1)
+    score_base(ledger)
+    running = ledger.start_trial("worker")
+    assert running is not None
+    outcome = TrialOutcome(
+        status="done",
+        items=(items("domain", [90.0, 80.0] * 2), items("general", [101.0, 105.0] * 2)),
+        tokens_by_source={"code": 48, "docs": 32},
+        epochs_by_source={"code": 0.5, "docs": 2.0},
+        cost=Cost(train_seconds=2, score_seconds=1, tokens=80, tokens_per_second=40, worker="w"),
+        versions={"torch": "2"},
+    )
+    ledger.record_report("worker", report(outcome))
+    (trial,) = read_run(tmp_path).trials
+    assert (trial.domain, trial.general) == pytest.approx((10, -1))
+    assert trial.scorecard is not None
+    reported = (trial.scorecard.report.domain, trial.scorecard.report.general)
+    assert reported == pytest.approx((20, -5))
+    for name in ("status", "tokens_by_source", "epochs_by_source", "cost", "versions"):
+        assert getattr(trial, name) == getattr(outcome, name)
+    assert (trial.point, trial.recipe) == (running.proposal.point, running.recipe)
+    assert (trial.recipe_id, trial.proposed_by) == (running.recipe.id, running.proposal.by)
+
+
+def test_the_missing_numbers_are_run(tmp_path: Path):
+    run_one_by_one(tmp_path, 4, at_most=3)
+    shutil.rmtree(tmp_path / "trials" / "0001")
+    ledger = open_ledger(tmp_path, 6)
+    assert [ledger.start_trial(key).number for key in "abcd"] == [1, 3, 4, 5]  # type: ignore[union-attr]
+    assert ledger.start_trial("e") is None
 
 
 def test_trials_that_await_the_base_are_avoided_like_running_ones(tmp_path: Path):

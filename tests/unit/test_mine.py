@@ -1,19 +1,16 @@
 import gzip
 import json
-import random
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from sweepcp.config.source import Source
-from sweepcp.corpora import corpus_scores
+from sweepcp.corpora import corpus_scores, mining
 from sweepcp.corpora.classifier import (
     Example,
     TrainedClassifiers,
     draw_examples,
-    score_documents,
-    train_classifiers,
 )
 from sweepcp.corpora.corpus_scores import ScoredCorpus, prepare_scores, score_corpus
 from sweepcp.corpora.label_sample import (
@@ -38,7 +35,7 @@ from sweepcp.corpora.prevalence import (
     threshold_for_precision,
 )
 from sweepcp.data.documents import Document
-from sweepcp.data.records import RecordLocation, split_into_shards
+from sweepcp.data.records import split_into_shards
 from sweepcp.data.source_files import resolve_source
 from sweepcp.errors import InvalidInput
 from sweepcp.util.progress import NoProgress
@@ -91,8 +88,11 @@ def test_prevalence_by_adjusted_count():
 
 
 def test_prevalence_where_the_corpus_stands_for_general_text():
-    share, _, method = estimate([], corpus_is_general=True)
+    share, (low, high), method = estimate([], corpus_is_general=True)
     assert share == pytest.approx(0.19 / 0.9)
+    # 190 of 1,000 documents, and 9 of 10 of the domain's.
+    error = share * np.sqrt(0.81 / 190 + 0.1 / 10)
+    assert (low, high) == pytest.approx((share - 1.96 * error, share + 1.96 * error))
     assert "label" in method
 
 
@@ -111,6 +111,27 @@ def test_the_threshold_is_the_lowest_that_is_precise_enough():
     assert EDGES[index] == pytest.approx(-2 + 0.005)
     with pytest.raises(InvalidInput, match=r"at most 90\.0%"):
         threshold_for_precision(CURVE, prevalence=0.19, precision=0.91, documents=1000)
+
+
+def test_an_interval_ends_at_all_documents():
+    share, (low, high), _ = estimate(labelled((0.1, 9, 0), (0.9, 9, 0)), corpus_is_general=True)
+    assert (share, high) == (1.0, 1.0)
+    assert 0.8 < low < 1
+
+
+def test_a_threshold_is_one_that_documents_of_the_corpus_reach():
+    """Above the best of them, any domain document would promise a precision of 100 %."""
+    domain = np.array([3.0] * 9 + [-2.0])
+    curve = ScoreCurve(CURVE.corpus, share_above(domain), CURVE.general)
+    with pytest.raises(InvalidInput, match=r"at most 90\.0%"):
+        threshold_for_precision(curve, prevalence=0.19, precision=0.91, documents=1000)
+
+
+def test_calibration_is_by_tenths_of_probability():
+    odds = np.log([0.05 / 0.95, 0.85 / 0.15, 0.95 / 0.05, 1e9])
+    bins = calibration_bins(domain=odds[1:], general=odds[:1])
+    assert [(count, observed) for _, observed, count in bins] == [(1, 0), (1, 1), (2, 1)]
+    assert [mean for mean, _, _ in bins] == pytest.approx([0.05, 0.85, 0.975])
 
 
 def test_calibration_and_brier_by_hand():
@@ -284,37 +305,46 @@ def test_scores_of_another_corpus_or_of_other_classifiers_are_not_reused(tmp_pat
     assert (third not in (first, second), kept) == (True, False)
 
 
-def words(rng: random.Random, kind: str) -> str:
-    return " ".join(f"{kind}{rng.randrange(40)}" for _ in range(30))
+def score_by_first_word(texts: list[str]) -> np.ndarray:
+    return np.array([2.0 if text.startswith("domain") else -2.0 for text in texts])
 
 
 @pytest.mark.parametrize("general", [True, False])
-@pytest.mark.parametrize("hidden", [20, 0])
+@pytest.mark.parametrize("hidden", [40, 0])
 def test_the_hidden_documents_are_selected_and_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hidden: int, general: bool
 ):
+    """A tenth of the corpus scores 2, and nine tenths of the domain documents do."""
+
+    def train(*, domain: list[Example], general: list[Example]) -> TrainedClassifiers:
+        scores = [score_by_first_word([each.text for each in role]) for role in (domain, general)]
+        return TrainedClassifiers(np.zeros((2, 1)), domain, general, *scores)
+
+    def score(documents: list[Document], weights_file: Path) -> np.ndarray:
+        return score_by_first_word([document.text for document in documents])
+
+    monkeypatch.setattr(mining, "train_classifiers", train)
+    monkeypatch.setattr(corpus_scores, "score_documents", score)
     for module in ("classifier", "corpus_scores", "mining"):
         monkeypatch.setattr(
             f"sweepcp.corpora.{module}.parallel_map", lambda work, items, address: map(work, items)
         )
-    rng = random.Random(0)
     texts = {
-        "domain": [words(rng, "domain") for _ in range(210)],
-        "web": [words(rng, "domain" if n < hidden else "other") for n in range(400)],
+        "domain": [f"{'odd' if n < 21 else 'domain'} text {n}" for n in range(210)],
+        "web": [f"{'domain' if 100 <= n < 100 + hidden else 'other'} {n}" for n in range(400)],
+        "general": [f"general text {n}" for n in range(210 * general)],
     }
-    if general:
-        texts["general"] = [words(rng, "other") for _ in range(210)]
     sources = []
     for name, documents in texts.items():
-        jsonl(tmp_path / f"{name}.jsonl", [{"text": text} for text in documents])
-        role = "domain" if name == "domain" else "general"
-        sources.append(source(name=name, role=role, files=[f"{name}.jsonl"], language="de"))
-    files = {each.name: resolve_source(each, folder=tmp_path) for each in sources}
+        if documents:
+            jsonl(tmp_path / f"{name}.jsonl", [{"text": text} for text in documents])
+            role = "domain" if name == "domain" else "general"
+            sources.append(source(name=name, role=role, files=[f"{name}.jsonl"], language="de"))
 
     def mine() -> MiningResult:
         return mine_corpus(
             tuple(sources),
-            files,
+            {each.name: resolve_source(each, folder=tmp_path) for each in sources},
             corpus="web",
             out=tmp_path / "out",
             precision=0.9,
@@ -326,38 +356,18 @@ def test_the_hidden_documents_are_selected_and_written(
             mine()
         return
     result = mine()
-    assert (result.documents, result.selected) == (400, 20)
-    assert result.prevalence == pytest.approx(0.05, rel=0.1)
-    assert (result.precision, result.recall) == pytest.approx((1.0, 1.0), rel=0.1)
+    assert (result.documents, result.selected) == (400, 40)
     expected = {"domain": 210, "general": 210} if general else {"domain": 210, "web": 400}
     assert result.training == expected
-    assert result.by_source["domain"] > 0.9
+    assert (result.prevalence, result.recall) == pytest.approx((0.1 / 0.9, 0.9))
+    assert result.precision == pytest.approx(1.0)
+    assert result.by_source["domain"] == pytest.approx(0.9)
+    assert result.by_source["general" if general else "web"] == (0.0 if general else 0.1)
     (file,) = (tmp_path / "out" / "documents").iterdir()
     rows = [json.loads(line) for line in gzip.decompress(file.read_bytes()).splitlines()]
-    assert [row["text"] for row in rows] == texts["web"][:20]
+    assert [row["text"] for row in rows] == texts["web"][100:140]
     ids = (tmp_path / "out" / "exclude.jsonl").read_text().splitlines()
     assert [json.loads(line)["id"] for line in ids] == [row["id"] for row in rows]
-    sample = (tmp_path / "out" / "sample.jsonl").read_text().splitlines()
-    assert len(sample) == 20 + 20 + 75 + 75
-
-
-def test_examples_are_scored_by_the_classifier_that_has_not_seen_them(tmp_path: Path):
-    """No two texts share a word: to a classifier that has not seen it, a text says nothing."""
-    texts = [f"word{n} other{n} third{n}" for n in range(200)]
-    documents = [Document(text, RecordLocation("")) for text in texts]
-    examples = [Example(document.sha256, document.text, "s") for document in documents]
-    trained = train_classifiers(domain=examples[:80], general=examples[80:])
-    scores = np.concatenate([trained.domain_scores, trained.general_scores])
-    folds = np.array([example.key[-1] % 5 for example in examples])
-    for fold in range(5):
-        assert scores[folds == fold] == pytest.approx(trained.weights[-1, fold], abs=1e-6)
-    # A document of the corpus that is an example is not scored by a classifier that knows it.
-    np.save(tmp_path / "weights.npy", trained.weights)
-    np.testing.assert_allclose(
-        score_documents(documents, tmp_path / "weights.npy"), scores, atol=1e-6
-    )
-    # Those that know it agree with its role.
-    known = score_documents(
-        [Document(f"{text} again", RecordLocation("")) for text in texts], tmp_path / "weights.npy"
-    )
-    assert known[:80].mean() > scores[:80].mean() > known[80:].mean()
+    labelled = [json.loads(line) for line in (tmp_path / "out/sample.jsonl").open()]
+    # All of those that are selected, and 75 of the others.
+    assert sorted(row["score"] for row in labelled) == [-2.0] * 75 + [2.0] * 40

@@ -22,7 +22,7 @@ from sweepcp.report.page import render_page, write_report
 from sweepcp.report.page_tables import language_table
 from sweepcp.report.sections import certainty_lines, experiment_text, progress_text
 from sweepcp.report.server import make_server
-from tests.make import write_run
+from tests.make_run import write_run
 
 
 class Reader(HTMLParser):

@@ -24,7 +24,8 @@ from sweepcp.training import zero_engine
 from sweepcp.util import parallel
 from sweepcp.util.parallel import ray_connection, threads_per_rank, usable_cores
 from sweepcp.util.progress import NoProgress
-from tests.make import experiment, write_bundle, write_run
+from tests.make import experiment, write_bundle
+from tests.make_run import write_run
 
 
 @pytest.fixture

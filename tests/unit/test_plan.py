@@ -1,7 +1,11 @@
+from pathlib import Path
+
 import pytest
 
+from sweepcp.config.base_model import BaseSpec
 from sweepcp.corpora.experiment import load_experiment
-from sweepcp.search.plan import make_plan
+from sweepcp.models.loading import byte_tokenizer
+from sweepcp.search.plan import _token_counter, make_plan
 
 
 def test_numbers_of_the_e_llama_plan_by_hand():
@@ -36,6 +40,30 @@ def test_warnings():
     assert "beyond the base's own max LR" in text
     assert "listings-en" in text
     assert "more than max_epochs 4" in text
+
+
+def test_tokens_of_documents_count_their_marks(tmp_path: Path):
+    """Two bytes each, BOS and EOS; unknown tokenizers have four bytes to a token."""
+    texts = ["ab", "é"]
+    pretrained = load_experiment("quickstart")[0].base
+    assert _token_counter(pretrained)(texts) == 8.0
+    byte_tokenizer().save_pretrained(tmp_path)
+    assert _token_counter(BaseSpec(path=str(tmp_path), max_lr=1.0))(texts) == 8.0
+    assert _token_counter(BaseSpec(hub="some/model", max_lr=1.0))(texts) == 1.0
+
+
+@pytest.mark.parametrize("more", [0, 1])
+def test_warnings_begin_where_they_say(more: int):
+    """One step and one trial more, and they are gone."""
+    experiment, _ = load_experiment("e-llama")
+    trials = len(experiment.space.anchors) + 4 + more
+    steps = 19 + more
+    sets = [f"budget.trials={trials}", f"budget.tokens={steps * experiment.training.batch_tokens}"]
+    text = "\n".join(make_plan(*load_experiment("e-llama", sets)).warnings)
+    assert (f"none of the {trials} trials is proposed by TPE" in text) == (not more)
+    assert (f"{steps} steps per trial are too few" in text) == (not more)
+    # 16 bytes for each of 8.03 billion parameters.
+    assert "needs 128 GB for weights, gradients and optimizer" in text
 
 
 def test_a_plan_of_sources_on_disk_estimates_their_tokens():

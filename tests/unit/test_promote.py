@@ -13,31 +13,20 @@ from deepspeed.runtime.config import DeepSpeedConfig
 from rich.console import Console
 
 from sweepcp.config.experiment import ChoiceSection
-from sweepcp.config.recipe import Mixture, TrainingMethod
-from sweepcp.config.suites import MemberSpec, Suites
-from sweepcp.config.target import load_target
 from sweepcp.console.bundle import show_bundle
 from sweepcp.data.stream import MixtureStream
 from sweepcp.data.token_store import TokenStore
 from sweepcp.errors import InvalidInput
-from sweepcp.full_run.preflight import check_ready, ds_config_for
+from sweepcp.full_run.preflight import check_content, check_ready, ds_config_for
 from sweepcp.promote import candidate
 from sweepcp.promote.bundle import LoadedBundle, load_bundle, planned_steps, write_manifest
-from sweepcp.promote.candidate import candidate_from_publication, candidate_from_run
-from sweepcp.promote.translate import promote
+from sweepcp.promote.candidate import candidate_from_run
 from sweepcp.runs.caveats import caveats_of
 from sweepcp.runs.run_folder import RunIdentity, RunWriter, read_run
 from sweepcp.runs.trial import TrialOutcome
 from sweepcp.util.files import write_json
-from tests.make import (
-    experiment,
-    recipe,
-    target_content,
-    trial,
-    write_bundle,
-    write_model,
-    write_run,
-)
+from tests.make import experiment, recipe, target_content, trial, write_bundle, write_model
+from tests.make_run import write_run
 
 
 def refusal(folder: Path, **changes: object) -> str:
@@ -50,8 +39,14 @@ def refusal(folder: Path, **changes: object) -> str:
 
 def broken(folder: Path) -> str:
     with pytest.raises(InvalidInput) as error:
-        check_ready(load_bundle(folder))
+        load_and_check(folder)
     return str(error.value)
+
+
+def load_and_check(folder: Path) -> None:
+    loaded = load_bundle(folder)
+    check_ready(loaded)
+    check_content(loaded)
 
 
 def rewrite(bundle: Path, change: dict[str, object]) -> None:
@@ -82,73 +77,6 @@ def test_the_recipe_is_translated_and_nothing_else_of_it_changes(bundle: Path):
     assert loaded.bundle.recipe_id == expected.id
     assert loaded.bundle.lineage.published == "a test"
     check_ready(loaded)
-
-
-def test_what_the_target_does_not_state_is_the_candidates(tmp_path: Path):
-    """Method, LR fraction, seed and suites; the target states the warmup and not the end."""
-    write_bundle(tmp_path, warmup=0.3)
-    method = TrainingMethod(
-        schedule="wsd",
-        warmup=0.2,
-        final_fraction=0.05,
-        decay=0.4,
-        weight_decay=0.01,
-        betas=(0.8, 0.9),
-        clip=0.5,
-        cross_documents=True,
-    )
-    member = MemberSpec(held_out="code", items=12, chars=30, weight=2.0)
-    task = MemberSpec(task="arc_easy")
-    candidate = replace(
-        candidate_from_publication(str(tmp_path / "recipe.yaml")),
-        method=method,
-        lr_fraction=0.25,
-        seed=7,
-        suites=Suites(domain=(member,), general=(task,)),
-    )
-    target, file = load_target(str(tmp_path / "target.yaml"))
-    bundle = promote(candidate, target, file=file, out=tmp_path / "another")
-    translated = bundle.recipe
-    assert {name: getattr(translated, name) for name in TrainingMethod.model_fields} == (
-        method.model_dump() | {"warmup": 0.3}
-    )
-    assert (translated.lr_fraction, translated.seed) == (0.25, 7)
-    assert translated.mixture == candidate.mixture
-    # What no suite scores is watched by a sample.
-    sample = MemberSpec(held_out="docs", items=500, chars=20_000)
-    assert (bundle.watched.domain, bundle.watched.general) == ((member,), (sample,))
-    assert "warmup: 0.2 in the recipe, changed to 0.3 by the target" in bundle.assumptions
-
-
-def test_a_recipe_of_one_role_cannot_be_watched(tmp_path: Path):
-    write_bundle(tmp_path)
-    candidate = candidate_from_publication(str(tmp_path / "recipe.yaml"))
-    (code, _) = candidate.mixture.portions
-    mixture = Mixture(portions=(code.model_copy(update={"share": 1.0}),))
-    content = json.loads((tmp_path / "target.yaml").read_text())
-    del content["corpora"]["docs"]
-    (tmp_path / "target.yaml").write_text(json.dumps(content))
-    target, file = load_target(str(tmp_path / "target.yaml"))
-    with pytest.raises(InvalidInput, match="sources of both roles"):
-        promote(replace(candidate, mixture=mixture), target, file=file, out=tmp_path / "another")
-
-
-def test_a_source_may_be_read_as_often_as_its_limit_and_no_more(tmp_path: Path):
-    """4,096 of the 10,240 tokens are of `docs`."""
-    write_bundle(tmp_path)
-    stores = target_content(tmp_path)["corpora"]
-    assert isinstance(stores, dict)
-    docs = {"store": "planned", "tokens": 1024, "max_epochs": 4.0}
-    shutil.rmtree(tmp_path / "bundle")
-    corpora = load_bundle(write_bundle(tmp_path, corpora={**stores, "docs": docs})).bundle.corpora
-    assert (corpora[1].read, corpora[1].epochs) == (4096, 4.0)
-    assert (corpora[0].read, corpora[0].tokens) == (6144, corpora[0].read / corpora[0].epochs)
-    few = docs | {"tokens": 1023}
-    message = refusal(tmp_path, corpora={**stores, "docs": few})
-    assert "4.00 epochs" in message
-    few["beyond_max_epochs"] = "warn"
-    loaded = load_bundle(write_bundle(tmp_path, corpora={**stores, "docs": few}))
-    assert "docs: 4.0 epochs, more than 4" in loaded.bundle.assumptions
 
 
 def test_deepspeed_is_told_every_number_and_no_schedule(bundle: Path):

@@ -58,6 +58,25 @@ def test_the_same_seed_gives_the_same_points_and_another_gives_others():
     assert points[1:] != [t.point for t in run(9, seed=1)][1:]
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_quasi_random_points_are_in_all_quarters_of_each_range(seed: int):
+    points = [propose([], number=number, seed=seed).point for number in range(1, 5)]
+    for name, axis in SPACE.axes.items():
+        if isinstance(axis, Range):
+            quarters = [int(4 * axis.to_unit(float(point[name]))) for point in points]
+            assert sorted(quarters) == [0, 1, 2, 3]
+        else:
+            assert sorted(str(point[name]) for point in points) == ["cosine"] * 2 + ["wsd"] * 2
+
+
+def test_every_proposal_depends_on_the_seed_and_tpe_also_on_the_number():
+    trials = run(6)
+    for number in (1, 4, 6):
+        points = [propose(trials, number=number, seed=seed).point for seed in range(3)]
+        assert len({tuple(point.values()) for point in points}) == 3
+    assert propose(trials, number=6).point != propose(trials, number=7).point
+
+
 def distance(first: Point, second: Point) -> float:
     """Return the distance of two points on the scales of the ranges, each 0 to 1."""
     moves = []

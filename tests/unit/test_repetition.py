@@ -87,6 +87,60 @@ def test_caps_warn_or_refuse():
         check_epochs(experiment, TOKENS)
 
 
+@pytest.mark.parametrize(("epochs", "beyond"), [(4.0, False), (4.1, True), (7.0, True)])
+def test_the_limit_holds_for_the_largest_share_of_a_trial(epochs: float, beyond: bool):
+    """The first trial reads half as much of the source."""
+    refusing = "sources.python-docs.beyond_max_epochs=refuse"
+    experiment, _ = load_experiment("quickstart", ["budget.tokens=102_400", refusing])
+    tokens = {"python-docs": 102_400 / epochs, "python-code": 1e9}
+    docs, code = count_epochs(experiment, tokens)
+    assert (docs.first_epochs, docs.most_epochs) == pytest.approx((epochs / 2, epochs))
+    assert epoch_warnings([docs, code]) == (
+        [
+            f"a trial may read python-docs {epochs:.1f} times, more than max_epochs 4: the search "
+            "is refused"
+        ]
+        if beyond
+        else []
+    )
+    if beyond:
+        with pytest.raises(InvalidInput, match=f"up to {epochs:.2f} epochs"):
+            check_epochs(experiment, tokens)
+    else:
+        check_epochs(experiment, tokens)
+
+
+@pytest.mark.parametrize(("ratio", "warned"), [(1.9, False), (2.1, True)])
+def test_a_target_that_repeats_twice_as_often_as_trials_is_reported(ratio: float, warned: bool):
+    sets = ["budget.tokens=102_400", f"target={{tokens: {round(102_400 * ratio)}}}"]
+    experiment, _ = load_experiment("quickstart", sets)
+    tokens = {"python-docs": 102_400 / 1.5, "python-code": 1e9}
+    text = "\n".join(epoch_warnings(count_epochs(experiment, tokens)))
+    assert ("repeats python-docs and trials do not" in text) == warned
+
+
+def test_trials_themselves_may_repeat_a_source_too_often():
+    """Half of the tokens of the first trial, and all of those of a corner, are of python-docs."""
+    tokens = TOKENS | {"python-docs": 20_000.0}
+    experiment, _ = load_experiment("quickstart", [])
+    docs, code = count_epochs(experiment, tokens)
+    assert (docs.first_epochs, docs.most_epochs) == pytest.approx((2.56, 5.12))
+    (warning,) = epoch_warnings([docs, code])
+    assert warning.startswith("a trial may read python-docs 5.1 times, more than max_epochs 4")
+    refusing, _ = load_experiment("quickstart", ["sources.python-docs.beyond_max_epochs=refuse"])
+    with pytest.raises(InvalidInput, match=r"up to 5\.12 epochs"):
+        check_epochs(refusing, tokens)
+
+
+@pytest.mark.parametrize(("times", "warned"), [(1.95, False), (2.05, True)])
+def test_a_target_that_repeats_twice_as_often_as_trials_is_a_warning(times: float, warned: bool):
+    """Trials read the 102,400 tokens of a source once at most."""
+    tokens = TOKENS | {"python-docs": 102_400.0}
+    experiment, _ = load_experiment("quickstart", [f"target={{tokens: {int(times * 102_400)}}}"])
+    warnings = epoch_warnings(count_epochs(experiment, tokens))
+    assert any("repeats python-docs and trials do not" in warning for warning in warnings) == warned
+
+
 def test_an_unknown_source_of_the_target_is_refused():
     with pytest.raises(InvalidInput, match=r"target\.source_tokens"):
         load_experiment("quickstart", ["target={tokens: 5, source_tokens: {nope: 3}}"])

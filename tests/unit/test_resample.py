@@ -14,7 +14,8 @@ from sweepcp.runs.run_folder import RunIdentity, RunWriter
 from sweepcp.runs.trial import BaseRecord, TrialOutcome
 from sweepcp.runs.uncertainty import RESAMPLES, estimate_certainty, resampled_scores
 from sweepcp.scoring.scorecard import ItemScores, compare_with_base, read_items
-from tests.make import documents, experiment, items, trial, write_run
+from tests.make import documents, experiment, items, trial
+from tests.make_run import write_run
 
 COUNT = 400
 
@@ -200,6 +201,19 @@ def test_a_trial_on_the_bound_is_within_it_in_every_resample(tmp_path: Path):
         assert certainty is not None
         assert run.front.choice.id == "0000"
         assert (certainty.no_choice, certainty.within_bound) == (0.0, 1.0)
+
+
+def test_weights_of_members_count_as_in_the_scalars():
+    """Members of one suite that all resamples change by 10 and by -20 %, weighted 3 to 1."""
+    base = [
+        items("domain", [10.0] * 40, name="a", weight=3.0),
+        items("domain", [10.0] * 40, name="b"),
+        items("general", [10.0] * 40, weight=7.0),
+    ]
+    amounts = [np.full((1, 40), bits) for bits in (9.0, 12.0, 10.5)]
+    draws = resampled_scores(amounts, base, "report", np.random.default_rng(0))[:, 0]
+    assert draws[:, 0] == pytest.approx(0.75 * 10 - 0.25 * 20)
+    assert draws[:, 1] == pytest.approx(-5)
 
 
 def test_every_resample_has_documents_of_every_member():

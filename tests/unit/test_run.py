@@ -12,7 +12,8 @@ from sweepcp.errors import InvalidInput
 from sweepcp.report.tables import run_as_dict, write_csv
 from sweepcp.runs.run_folder import RunIdentity, RunWriter, locked_run
 from sweepcp.runs.trial import TrialOutcome
-from tests.make import experiment, trial, write_run
+from tests.make import experiment, trial
+from tests.make_run import write_run
 
 
 @pytest.fixture

@@ -187,6 +187,10 @@ def test_error_of_an_accuracy_is_that_of_the_differences_by_hand():
     assert (member.base, member.value, member.change) == (0.5, 0.75, 25.0)
     influence = 100 * math.sqrt(3 / 4) * (np.array([0, 1 / 3, 1 / 3, 1 / 3]) - 0.25)
     assert member.change_se == pytest.approx(standard_error(influence))
+    for error, right in ((member.base_se, [0, 1, 1, 0]), (member.value_se, [1, 1, 1, 0])):
+        without = (sum(right) - np.array(right)) / 3
+        influence = math.sqrt(3 / 4) * (without - sum(right) / 4)
+        assert error == pytest.approx(standard_error(influence))
 
 
 def test_weights_and_accuracies():
@@ -227,7 +231,9 @@ def test_other_items_than_the_base_are_refused():
     base = [items("domain", [1.0] * 4), items("general", [1.0] * 4)]
     sizes = items("domain", [1.0] * 4, size=[1.0, 1.0, 2.0, 1.0])
     elsewhere = items("domain", [1.0] * 4, document=documents("elsewhere", 4))
-    for other in (sizes, elsewhere):
+    renamed = base[0].model_copy(update={"name": "another"})
+    accuracy = base[0].model_copy(update={"unit": "accuracy"})
+    for other in (sizes, elsewhere, renamed, accuracy):
         with pytest.raises(ValueError, match="other items than the base"):
             compare_with_base(trial=[other, base[1]], base=base)
 

@@ -15,7 +15,8 @@ from sweepcp.search import ray_driver, search
 from sweepcp.search.ledger import TrialLedger
 from sweepcp.search.search import prepare_worker
 from sweepcp.util.progress import NoProgress
-from tests.make import experiment, write_run, write_store
+from tests.make import experiment, write_store
+from tests.make_run import write_run
 
 CHANGES = (
     "seed=11",

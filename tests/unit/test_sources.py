@@ -7,6 +7,7 @@ import pytest
 from pydantic import ValidationError
 
 from sweepcp.config.source import PythonText, Source
+from sweepcp.config.validation import validate
 from sweepcp.data.documents import RecordCounts, read_documents
 from sweepcp.data.records import split_into_shards
 from sweepcp.data.source_files import cached_fingerprint, resolve_source, source_fingerprint
@@ -101,6 +102,24 @@ def test_an_unreadable_file_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyP
 def test_contradictory_sources_are_refused(changes: dict[str, object], message: str):
     with pytest.raises(ValidationError, match=message):
         source(**changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "left_out"),
+    [
+        ({}, set()),
+        ({"template": "{title}"}, {"field"}),
+        ({"held_out_files": ["held_out.jsonl"]}, {"held_out"}),
+    ],
+)
+def test_what_a_run_folder_holds_of_a_source_can_be_read_again(
+    changes: dict[str, object], left_out: set[str]
+):
+    """Its defaults are written, too, except those that no source with these settings may state."""
+    written = source(**changes)
+    content = json.loads(written.model_dump_json())
+    assert Source.model_fields.keys() - content.keys() == left_out
+    assert validate(Source, content, "experiment.json") == written
 
 
 def test_folders_are_read_whole_and_other_files_are_listed_as_skipped(tmp_path: Path):

@@ -114,6 +114,13 @@ def test_little_text_without_tokens_is_reported(
     assert (f"s: the tokenizer has no tokens for {share:.2f} % of" in caplog.text) == reported
 
 
+def test_a_split_without_text_loses_none(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    jsonl(tmp_path / "a.jsonl", [{"text": "x" * 999}])
+    made = build(tmp_path, source(held_out=1e-9))["s"]
+    assert made.meta["held_out"]["bytes"] == 0
+    assert "no tokens" not in caplog.text
+
+
 @pytest.mark.parametrize("split", ["train", "held_out"])
 def test_the_bound_holds_for_training_and_for_held_out_text(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, split: str

@@ -6,13 +6,17 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 from pydantic import ValidationError
 
 from sweepcp.config.suites import MemberSpec, Suites
 from sweepcp.data.token_store import TokenStore
 from sweepcp.errors import InvalidInput
 from sweepcp.scoring.generated_tasks import draw_items, generate_tasks
+from sweepcp.scoring.lm_eval_items import gold_index
+from sweepcp.scoring.lm_eval_loading import MemberLoader
 from sweepcp.scoring.scorecard import document_id
 
 WORDS = [
@@ -29,6 +33,9 @@ WORDS = [
     "silver",
     "marble",
 ]
+
+
+ABCDE = "".join(letter * 8 for letter in "abcde")
 
 
 def store(folder: Path, documents: list[str] | None = None) -> TokenStore:
@@ -74,6 +81,65 @@ def test_generated_items_continue_the_document_they_come_from(tmp_path: Path):
     assert len({item["gold"] for item in read_items(folder, "cloze_docs")}) > 1
 
 
+def test_wrong_words_of_a_cloze_item_are_of_like_frequency(tmp_path: Path):
+    """Of 40 words the first occurs 40 times, the last once; one is in capitals, too."""
+    letters = zip("bcdf" * 10, "aeiou" * 8, "lmnprstv" * 5, ABCDE, strict=True)
+    words = ["".join(word) for word in letters]
+    assert len(set(words)) == 40
+    bag = [word for n, word in enumerate(words) for _ in range(40 - n)]
+    bag += [words[5].upper()] * 30 + ["the"] * 25
+    order = np.random.default_rng(1).permutation(len(bag))
+    texts = [" ".join(bag[i] for i in order[part::8]) for part in range(8)]
+    content = {"domain": [{"cloze": "docs", "items": 300}], "general": [{"task": "piqa"}]}
+    suite = Suites.model_validate_json(json.dumps(content))
+    folder = generate_tasks(suite, {"docs": store(tmp_path / "store", texts)})
+    assert folder is not None
+    counts = Counter(word for word in bag if word != "the")
+    ranked = sorted(counts, key=lambda word: (-counts[word], word))
+    distances = []
+    for item in read_items(folder, "cloze_docs"):
+        gold, *wrong = (word.strip() for word in sorted_choices(item))
+        assert counts[gold] > 1
+        assert gold.lower() not in [word.lower() for word in wrong]
+        distances += [ranked.index(word) - ranked.index(gold) for word in wrong]
+    assert (min(distances), max(distances)) == (-12, 12)
+    # Not the nearest ones only, and as many more frequent as rarer ones.
+    assert np.mean(np.abs(distances) > 3) > 0.5
+    assert abs(np.mean(distances)) < 2
+
+
+def test_requests_of_generated_items_are_text_of_their_documents(tmp_path: Path):
+    source = store(tmp_path / "store")
+    folder = generate_tasks(suites(), {"docs": source})
+    texts = {document_id(text): text for text in source.held_out_documents()}
+    for _, member in suites().members:
+        (task,) = MemberLoader(torch.device("cpu")).load(member, str(folder)).tasks
+        assert len(task.instances) == 20
+        for document, requests in zip(task.documents, task.instances, strict=True):
+            right = requests[gold_index(task.task, requests[0].doc)]
+            assert "".join(right.args) in texts[document]
+
+
+def sorted_choices(item: dict[str, Any]) -> list[str]:
+    """The right choice, then the others."""
+    choices = list(item["choices"])
+    return [choices.pop(item["gold"]), *choices]
+
+
+def test_the_gap_of_an_item_is_behind_64_characters_of_whole_words(tmp_path: Path):
+    source = store(tmp_path / "store")
+    folder = generate_tasks(suites(), {"docs": source})
+    assert folder is not None
+    for name in ("cloze_docs", "swap_docs"):
+        for item in read_items(folder, name):
+            assert 48 < len(item["context"]) < 64
+            assert set(item["context"].split()) <= set(WORDS)
+    for item in read_items(folder, "swap_docs"):
+        right, swapped = (choice.split() for choice in sorted_choices(item))
+        assert len(right) == 5
+        assert swapped == [right[1], right[0], *right[2:]]
+
+
 def test_items_are_drawn_from_the_documents_in_turn(tmp_path: Path):
     source = store(tmp_path / "store")
     folder = generate_tasks(suites(30), {"docs": source})
@@ -94,6 +160,9 @@ def test_no_document_gives_more_than_its_share_of_the_items():
     counts = Counter(item["document"] for item in items)
     assert len(items) == 64
     assert counts["f" * 16] == 4
+    # Of all places of the document, not its first ones.
+    drawn = [int(item["context"].split()[1]) for item in items if item["document"] == "f" * 16]
+    assert max(drawn) > 100
     assert draw_items(documents, count=80) == draw_items(documents, count=80)
     assert Counter(item["document"] for item in draw_items(documents, count=80))["f" * 16] == 10
 
@@ -120,6 +189,7 @@ def test_generated_tasks_depend_on_the_held_out_text_alone(tmp_path: Path):
     assert generate_tasks(suites(), {"docs": store(tmp_path / "two")}) == first
     other = store(tmp_path / "three", list(store(tmp_path / "four").held_out_documents())[1:])
     assert generate_tasks(suites(), {"docs": other}) != first
+    assert generate_tasks(suites(21), {"docs": store(tmp_path / "five")}) != first
 
 
 def test_text_without_spaces_has_no_cloze_items(tmp_path: Path):

@@ -15,7 +15,7 @@ from sweepcp.config.suites import MemberSpec
 from sweepcp.errors import InvalidInput
 from sweepcp.models.loading import byte_tokenizer
 from sweepcp.scoring.lm_eval_loading import _weighting
-from sweepcp.scoring.lm_eval_tasks import LmEvalTasks, _merge, _Scores
+from sweepcp.scoring.lm_eval_tasks import LmEvalTasks, _merge, _rolling_bits, _Scores
 from sweepcp.scoring.scorecard import ItemScores
 
 CHOICES = ["red", "green", "blue", "white"]
@@ -264,3 +264,37 @@ def test_the_weighting_of_a_group_is_that_of_the_metric_that_is_recorded():
     }
     assert _weighting(SimpleNamespace(aggregate_metric_list=None)) == {}
     assert _weighting(None) == {}
+
+
+def test_scores_of_a_task_are_those_of_its_member(tmp_path: Path):
+    items = [item(0, ["größe", "x"]), item(1), item(1, q="Who?")]
+    tasks = make_tasks(tmp_path, items)
+    member = tasks.members[0]
+    member.role, member.language = "domain", "fr"
+    member.spec = member.spec.model_copy(update={"weight": 2.5})
+    for scores in tasks.score():
+        assert (scores.name, scores.role, scores.language) == ("quiz", "domain", "fr")
+        assert scores.weight == 2.5
+        assert scores.document == member.loaded.tasks[0].documents
+        assert len(set(scores.document)) == 3
+    assert by_unit(tasks)["bits per byte"].size == (8.0, 6.0, 6.0)
+
+
+def test_a_model_that_has_changed_is_scored_anew(tmp_path: Path):
+    tasks = make_tasks(tmp_path, [item(1), item(2)])
+    before = by_unit(tasks)["bits per byte"].amount
+    with torch.no_grad():
+        tasks.lm.model.lm_head.weight.mul_(-1)
+    changed = by_unit(tasks)["bits per byte"].amount
+    assert max(abs(a - b) for a, b in zip(before, changed, strict=True)) > 1
+    with torch.no_grad():
+        tasks.lm.model.lm_head.weight.mul_(-1)
+    assert by_unit(tasks)["bits per byte"].amount == before
+
+
+def test_rolling_bits_are_divided_by_the_bytes_that_the_task_counts():
+    task = SimpleNamespace(doc_to_target=lambda doc: doc, count_bytes=lambda text: len(text) + 7)
+    instance = SimpleNamespace(doc="abc", resps=[-4 * math.log(2)])
+    assert _rolling_bits(task, instance, {}) == pytest.approx((4, 10))
+    counted = {"bits_per_byte": (-3 * math.log(2), 5)}
+    assert _rolling_bits(task, instance, counted) == pytest.approx((3, 5))

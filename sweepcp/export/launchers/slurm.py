@@ -56,13 +56,14 @@ if [ "$$leaving" != USR1 ] && job_has 'JobState=(COMPLETING|CANCELLED)' &&
     ! job_has 'PreemptTime=[0-9]'; then
     exit "$$status"
 fi
-# USR1 (138), USR2 (140) and TERM (143) come from the scheduler: requeued, however often. Anything
-# else is a failure, also other signals: KILL may be lack of memory, ABRT and SEGV a broken node. On
-# preemption torchrun exits with 1, as after a failure. A job that comes to its time limit without a
-# checkpoint has failed, too: the limit is too short.
+# USR1 (138) and USR2 (140) come from the scheduler, and so does TERM if this script got it, too:
+# requeued, however often. Anything else is a failure, also other signals: KILL may be lack of
+# memory, ABRT and SEGV a broken node, and TERM (143) is what srun sends to the processes that are
+# left when one of them fails. On preemption torchrun exits with 1, as after a failure. A job that
+# comes to its time limit without a checkpoint has failed, too: the limit is too short.
 failed=yes
 case "$$leaving$$status" in
-138 | 140 | 143 | TERM*) failed= ;;
+138 | 140 | TERM*) failed= ;;
 USR1*) saved_since $started && failed= ;;
 *) job_has 'PreemptTime=[0-9]' && failed= ;;
 esac
@@ -81,10 +82,11 @@ scontrol requeue "$$SLURM_JOB_ID"
 RECORDED = Template("""\
 # srun kills the other processes as soon as one has ended, and reports the highest of their
 # statuses. The run itself records how it ended: for good (0 or 3), perhaps before this job, or else
-# in this job.
+# in this job. One that records TERM was told to leave, and has saved its state.
 recorded=$$(sed -n 's/^ "status": \\([0-9]*\\),$$/\\1/p' $ended 2>/dev/null)
 case "$$recorded" in
 0 | 3) status=$$recorded ;;
+143) [ $ended -nt $started ] && status=143 leaving=$${leaving:-TERM} ;;
 ?*) [ $ended -nt $started ] && status=$$recorded ;;
 esac
 """)
