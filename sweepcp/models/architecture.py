@@ -1,5 +1,6 @@
 """A model's configuration and its architecture, before weights are loaded."""
 
+import functools
 import logging
 from pathlib import Path
 
@@ -45,9 +46,14 @@ def supported_attention(config: PretrainedConfig, wanted: str) -> str:
     """Return the implementation of attention to load a model with: eager where sdpa is lacking."""
     architecture = _get_model_class(config, AutoModelForCausalLM._model_mapping)
     if wanted == "sdpa" and not architecture._supports_sdpa:
-        logger.info("%s has no sdpa attention: loaded with eager", architecture.__name__)
+        _report_eager(architecture.__name__)
         return "eager"
     return wanted
+
+
+@functools.cache  # A process builds a model several times, on the meta device first.
+def _report_eager(architecture: str) -> None:
+    logger.info("%s has no sdpa attention: loaded with eager", architecture)
 
 
 def build_model(config: PretrainedConfig, *, attention: str, dtype: torch.dtype) -> PreTrainedModel:

@@ -119,9 +119,18 @@ def tokenizer_id(base: BaseSpec) -> str:
     return f"{base.tokenizer}@{_cached_commit(base.tokenizer, base.revision) or base.revision}"
 
 
+def language_config(base: BaseSpec) -> dict[str, Any]:
+    """Return the settings of a base's language model; empty for one that is only on the hub.
+
+    Models that read images, too, state them in a section of their own.
+    """
+    config = model_config(base) or {}
+    return config | config.get("text_config", {})
+
+
 def max_sequence_length(base: BaseSpec) -> int | None:
     """Return the longest sequence in tokens that a base takes, or None if that is not known."""
-    config = model_config(base) or {}
+    config = language_config(base)
     return next((int(config[key]) for key in LENGTH_KEYS if key in config), None)
 
 

@@ -126,6 +126,17 @@ def test_trials_that_run_are_stopped_when_the_base_cannot_be_scored(
     assert load_run(tmp_path).trials == []
 
 
+def refuse_by_folder() -> analytic.AnalyticRunner:
+    raise InvalidInput(found=str(Path.cwd()), rule="a folder", fix="name another")
+
+
+def test_workers_run_where_the_search_was_started(tmp_path: Path):
+    """Task files may name their data relative to that folder."""
+    with pytest.raises(InvalidInput) as caught:
+        analytic.run(tmp_path, 1, make_runner=refuse_by_folder)
+    assert caught.value.found == str(Path.cwd())
+
+
 def refuse_to_build() -> analytic.AnalyticRunner:
     raise INVALID
 

@@ -51,13 +51,12 @@ class Mutation:
     tests: tuple[str, ...]
     """Node ids of pytest."""
 
-    def apply(self, root: Path) -> None:
-        """Replace the text in the copy of the project at `root`."""
-        path = root / self.file
-        text = path.read_text(encoding="utf-8")
+    def mutated_text(self, root: Path) -> str:
+        """Return the file of the project at `root` with the fault in it."""
+        text = (root / self.file).read_text(encoding="utf-8")
         if text.count(self.old) != 1:
             raise ValueError(f"{self.name}: {self.file} has the text {text.count(self.old)} times")
-        path.write_text(text.replace(self.old, self.new), encoding="utf-8")
+        return text.replace(self.old, self.new)
 
 
 def read_mutations() -> list[Mutation]:
@@ -115,6 +114,8 @@ def main() -> int:
     parser.add_argument("--log", type=Path, help="keep the output of the tests in this folder")
     options = parser.parse_args()
     chosen = [m for m in read_mutations() if re.search(options.k, m.name)]
+    for mutation in chosen:
+        mutation.mutated_text(ROOT)
     started = time.monotonic()
     os.environ |= {"OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
     for name in IMPORTED:
@@ -141,7 +142,8 @@ def main() -> int:
             original = (root / mutation.file).read_bytes()
             begin = time.monotonic()
             try:
-                mutation.apply(root)
+                text = mutation.mutated_text(root)
+                (root / mutation.file).write_text(text, encoding="utf-8")
                 status = run_tests(root, mutation.tests, logs / f"{number:03}.log")
             finally:
                 (root / mutation.file).write_bytes(original)

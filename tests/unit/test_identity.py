@@ -15,7 +15,7 @@ from sweepcp.corpora.provenance import base_model_of_run, check_tasks_of_run, st
 from sweepcp.corpora.task_files import task_fingerprint
 from sweepcp.errors import InvalidInput
 from sweepcp.full_run.preflight import check_content, check_ready
-from sweepcp.models.base import pin_base, tokenizer_id
+from sweepcp.models.base import max_sequence_length, pin_base, tokenizer_id
 from sweepcp.models.files import model_fingerprint, model_identity, read_shards
 from sweepcp.promote.bundle import load_bundle
 from sweepcp.runs import trial as trial_records
@@ -391,3 +391,9 @@ def test_the_content_of_a_bundle_is_verified(tmp_path: Path):
         check_ready(bundle)
         path.write_bytes(before)
     check_content(bundle)
+
+
+def test_sizes_of_a_language_model_may_be_stated_in_a_section_of_their_own(tmp_path: Path):
+    config = {"model_type": "gemma3", "text_config": {"max_position_embeddings": 512}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert max_sequence_length(BaseSpec(path=str(tmp_path), max_lr=1)) == 512

@@ -256,6 +256,7 @@ def test_a_missing_buffer_is_an_error_too(tmp_path: Path):
 def test_a_model_without_sdpa_is_loaded_with_eager_attention(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ):
+    architecture._report_eager.cache_clear()
     folder = tmp_path / "gemma2"
     Gemma2ForCausalLM(Gemma2Config(**SMALL, head_dim=8, vocab_size=64)).save_pretrained(folder)
     with caplog.at_level(logging.INFO, logger="sweepcp"):
