@@ -46,6 +46,8 @@ class RunRecord(Record):
     versions: tuple[dict[str, str], ...]
     """Versions of the packages that the numbers depend on: those that the run began with, and those
     of every start at which they had changed."""
+    continued: tuple[int, ...] = ()
+    """Steps of endings with status 3 that the user had the run continue after."""
 
 
 class Ending(Record):
@@ -127,7 +129,8 @@ def read_final_ending(
         out: The folder of the run.
         bundle_id: The bundle that is started.
         continue_after: The step of a status 3 that the user wants to be passed. It names one
-            ending, so that a launcher that repeats the command does not pass the next one, too.
+            ending, which is passed once: a launcher that repeats the command passes no later one,
+            not even one at the same step.
 
     Raises:
         InvalidInput: The folder, or the ending in it, belongs to another bundle.
@@ -138,9 +141,12 @@ def read_final_ending(
     fix = "remove the file to resume from the last checkpoint"
     ending = read_record(Ending, path, fix=fix)
     check_bundle(path, ending.bundle, bundle_id=bundle_id, fix=fix)
-    asks = continue_after is not None
-    is_continued = asks and ending.status == DIVERGED and ending.step == continue_after
-    return ending if ending.status in (FINISHED, DIVERGED) and not is_continued else None
+    if ending.status not in (FINISHED, DIVERGED):
+        return None
+    asks = continue_after is not None and ending.status == DIVERGED
+    if asks and ending.step == continue_after and ending.step not in _read_record(out).continued:
+        return None
+    return ending
 
 
 def claim_folder(out: Path, bundle_id: str) -> None:
@@ -159,9 +165,11 @@ def begin_attempt(out: Path, bundle_id: str) -> None:
     """
     if not is_owned(out, bundle_id):
         return
-    (out / "ended.json").unlink(missing_ok=True)
-    path, now = out / "run.json", package_versions()
-    record = RunRecord.model_validate_json(path.read_bytes())
+    record, now = _read_record(out), package_versions()
+    if (out / "ended.json").exists():
+        ending = Ending.model_validate_json((out / "ended.json").read_bytes())
+        if ending.status == DIVERGED and ending.step is not None:
+            record = record.model_copy(update={"continued": (*record.continued, ending.step)})
     before = record.versions[-1]
     changed = [
         f"{name} {before.get(name)} → {now[name]}" for name in now if before.get(name) != now[name]
@@ -169,7 +177,12 @@ def begin_attempt(out: Path, bundle_id: str) -> None:
     if changed:
         logger.warning("resuming with other versions: %s", ", ".join(changed))
         record = record.model_copy(update={"versions": (*record.versions, now)})
-        write_json(path, record.model_dump(mode="json"))
+    write_json(out / "run.json", record.model_dump(mode="json"))
+    (out / "ended.json").unlink(missing_ok=True)
+
+
+def _read_record(out: Path) -> RunRecord:
+    return RunRecord.model_validate_json((out / "run.json").read_bytes())
 
 
 def record_ending(out: Path, ending: Ending) -> None:

@@ -128,6 +128,11 @@ def test_an_alarm_is_final_for_every_restart_until_it_is_continued(
     for _ in range(3):
         assert train(monkeypatch, bundle, out, "--continue-after", 3) == 3
     assert (script.steps, read_ending(out)) == (6, (3, 6))
+    # Nor does it pass the same one twice, if the run gets to it again.
+    ended = json.loads((out / "ended.json").read_text())
+    (out / "ended.json").write_text(json.dumps(ended | {"step": 3}))
+    assert train(monkeypatch, bundle, out, "--continue-after", 3) == 3
+    (out / "ended.json").write_text(json.dumps(ended))
     script.general = 0.0
     assert train(monkeypatch, bundle, out, "--continue-after", 6) == 0
     assert (script.steps, read_ending(out)) == (20, (0, 20))
