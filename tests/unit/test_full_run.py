@@ -132,6 +132,7 @@ def test_an_alarm_is_final_for_every_restart_until_it_is_continued(
     ended = json.loads((out / "ended.json").read_text())
     (out / "ended.json").write_text(json.dumps(ended | {"step": 3}))
     assert train(monkeypatch, bundle, out, "--continue-after", 3) == 3
+    assert script.steps == 6
     (out / "ended.json").write_text(json.dumps(ended))
     script.general = 0.0
     assert train(monkeypatch, bundle, out, "--continue-after", 6) == 0
