@@ -125,7 +125,8 @@ def language_config(base: BaseSpec) -> dict[str, Any]:
     Models that read images, too, state them in a section of their own.
     """
     config = model_config(base) or {}
-    return config | config.get("text_config", {})
+    section: dict[str, Any] = config.get("text_config", {})
+    return config | section
 
 
 def max_sequence_length(base: BaseSpec) -> int | None:

@@ -1,13 +1,16 @@
 """What a promotion takes for granted, as sentences with numbers for the bundle."""
 
 from collections.abc import Iterator
+from pathlib import Path
 
 from sweepcp.config.budget import PUBLISHED_OVERRUN
 from sweepcp.config.recipe import Recipe
 from sweepcp.config.target import Target
 from sweepcp.config.types import COMMIT
+from sweepcp.models.files import model_identity, read_shards
 from sweepcp.promote.bundle import CorpusPlan, Memory, Model
 from sweepcp.promote.candidate import Candidate
+from sweepcp.runs.run_folder import Run
 
 OVERRIDABLE_FIELDS = ("warmup", "final_fraction")
 """Fields of a recipe that a target may change."""
@@ -40,6 +43,15 @@ def transfer_assumptions(
     ]
 
 
+def has_other_weights(run: Run | None, model: Model) -> bool:
+    """Return whether a model on disk has other weights than the base of a run."""
+    weights = run.identity.base.get("weights") if run else None
+    if weights is None or model.path is None:
+        return False
+    folder = Path(model.path)
+    return model_identity(folder, read_shards(folder))["weights"] != weights
+
+
 def _scale_assumptions(
     candidate: Candidate, recipe: Recipe, model: Model, corpora: tuple[CorpusPlan, ...]
 ) -> Iterator[str]:
@@ -59,6 +71,8 @@ def _scale_assumptions(
                 f"{quantity}: {in_trial:,} in the trial, {in_run:,} in the full run "
                 f"({in_run / in_trial:,.3g} times); the optimum is assumed to be the same"
             )
+    if proxy.parameters == model.parameters and has_other_weights(candidate.run, model):
+        yield "the model is not the base of the trial; the optimum is assumed to be the same"
     for corpus in corpora:
         epochs = proxy.epochs.get(corpus.name, 0.0)
         if corpus.epochs > max(1.0, 2 * epochs):

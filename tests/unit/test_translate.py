@@ -11,10 +11,14 @@ from sweepcp.config.recipe import Mixture, TrainingMethod
 from sweepcp.config.suites import MemberSpec, Suites
 from sweepcp.config.target import load_target
 from sweepcp.errors import InvalidInput
+from sweepcp.models.files import model_identity, read_shards
+from sweepcp.promote.assumptions import has_other_weights
 from sweepcp.promote.bundle import load_bundle
 from sweepcp.promote.candidate import candidate_from_publication
 from sweepcp.promote.translate import promote
+from sweepcp.runs.run_folder import Run, read_run
 from tests.make import target_content, write_bundle
+from tests.make_run import write_run
 
 
 def test_what_the_target_does_not_state_is_the_candidates(tmp_path: Path):
@@ -83,3 +87,18 @@ def test_a_source_may_be_read_as_often_as_its_limit_and_no_more(tmp_path: Path):
     few["beyond_max_epochs"] = "warn"
     loaded = load_bundle(write_bundle(tmp_path, corpora={**stores, "docs": few}))
     assert "docs: 4.0 epochs, more than 4" in loaded.bundle.assumptions
+
+
+def test_a_model_that_is_not_the_base_of_the_trial_is_known_by_its_weights(tmp_path: Path):
+    model = load_bundle(write_bundle(tmp_path)).bundle.model
+    folder = tmp_path / "model"
+    weights = model_identity(folder, read_shards(folder))["weights"]
+    run = read_run(write_run(tmp_path / "run", 2))
+
+    def searched_on(weights: str) -> Run:
+        identity = run.identity.model_copy(update={"base": {"weights": weights}})
+        return replace(run, identity=identity)
+
+    assert has_other_weights(searched_on("0" * 16), model)
+    assert not has_other_weights(searched_on(weights), model)
+    assert not has_other_weights(None, model)
