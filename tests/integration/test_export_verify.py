@@ -35,6 +35,7 @@ def test_every_altered_key_for_the_hf_trainer_is_detected(tmp_path):
     assert [key for key, verification in verifications.items() if verification.passed] == []
 
 
+@pytest.mark.slow
 def test_every_file_of_a_verified_trainer_says_so(tmp_path):
     bundle, out = promoted_short(tmp_path / "bundle").path, tmp_path / "out"
     options = ("--to", "hf-trainer", "--to", "slurm", "--out", out, "--verify", sys.executable)

@@ -120,9 +120,8 @@ def test_front_commands(small_run: Run, tmp_path: Path):
     assert len(pd.read_csv(tmp_path / "trials.csv")) == 6
 
 
-@pytest.mark.parametrize(
-    "number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_search_that_a_signal_stops_resumes(small_run: Run, tmp_path: Path, number: int):
     """It resumes to the trials that the undisturbed search of the same seed has."""
     command = [sys.executable, "-m", "sweepcp", "search", "--out", str(tmp_path / "run")]

@@ -147,6 +147,7 @@ def test_a_complete_checkpoint_begins_the_count_again(
     checkpoint.mkdir(parents=True)
     (checkpoint / incomplete).touch()
     assert job.run(139) == (139, False)
+    time.sleep(0.02)  # longer than a tick of the clock that stamps files
     (checkpoint / file).touch()
     assert [job.run(139) for _ in range(3)] == [(0, True), (0, True), (139, False)]
 

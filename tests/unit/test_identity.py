@@ -364,7 +364,7 @@ def test_includes_in_a_circle_end(tmp_path: Path):
 
 
 def test_a_commit_is_pinned_without_the_hub_and_a_branch_is_not(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     pinned = BaseSpec(hub="org/name", revision="a" * 40, max_lr=1)
     assert pin_base(pinned) == pinned
     assert tokenizer_id(pinned) == f"org/name@{'a' * 40}"
