@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors import safe_open
+from transformers import PreTrainedModel
 from transformers.initialization import no_init_weights
 from transformers.integrations.deepspeed import prevent_arange_dtype_change
 
@@ -101,23 +102,10 @@ class ZeroEngine:
 
         self.group, self.shards = group, shards
         self.micro_batch = int(config["train_micro_batch_size_per_gpu"])
-        dtype = torch.bfloat16 if config.get("bf16", {}).get("enabled") else torch.float32
         folder = shards[0].path.parent
         if settings := random_settings(read_config(folder)):
             logger.warning("%s/config.json has %s: set to 0", folder, format_settings(settings))
-        model_config = read_model_config(folder)
-        # zero.Init partitions each module's parameters as soon as the module is built, so the whole
-        # model is never in memory. Random initialisation would be wasted work, and transformers'
-        # own comes at the end, when there are only empty tensors left to initialise. RoPE
-        # frequencies are computed from `arange`, which zero.Init would cast to bf16.
-        with (
-            no_init_weights(),
-            prevent_arange_dtype_change(),
-            deepspeed.zero.Init(config_dict_or_path=config),
-        ):
-            self.model = build_model(model_config, attention=attention, dtype=dtype)
-        # transformers ties weights where it initialises them, which was switched off.
-        self.model.tie_weights()
+        self.model = _build_partitioned_model(folder, config, attention=attention)
         if recompute:
             self.model.gradient_checkpointing_enable({"use_reentrant": False})
         # A tied parameter is here under each of its names: a file may use any of them.
@@ -243,3 +231,26 @@ class ZeroEngine:
         for flat in self.optimizer.fp32_partitioned_groups_flat:
             adamw.state[flat] = {moment: torch.zeros_like(flat) for moment in MOMENTS}
             adamw.state[flat]["step"] = torch.tensor(float(steps), device=flat.device)
+
+
+def _build_partitioned_model(
+    folder: Path, config: dict[str, Any], *, attention: str
+) -> PreTrainedModel:
+    """Build the model of a configuration, partitioned over the ranks and without its weights."""
+    import deepspeed
+
+    dtype = torch.bfloat16 if config.get("bf16", {}).get("enabled") else torch.float32
+    model_config = read_model_config(folder)
+    # zero.Init partitions each module's parameters as soon as the module is built, so the whole
+    # model is never in memory. Random initialisation would be wasted work, and transformers' own
+    # comes at the end, when there are only empty tensors left to initialise. RoPE frequencies are
+    # computed from `arange`, which zero.Init would cast to bf16.
+    with (
+        no_init_weights(),
+        prevent_arange_dtype_change(),
+        deepspeed.zero.Init(config_dict_or_path=config),
+    ):
+        model = build_model(model_config, attention=attention, dtype=dtype)
+    # transformers ties weights where it initialises them, which was switched off.
+    model.tie_weights()
+    return model
