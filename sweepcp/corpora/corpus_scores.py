@@ -45,6 +45,10 @@ class ScoredCorpus:
         """Return the file with the record counts of a shard, which is written last."""
         return self.folder / f"{shard.number:08}.json"
 
+    def has_scores(self, shard: SourceShard) -> bool:
+        """Return whether a shard has been scored whole."""
+        return self.scores_file(shard).exists() and self.counts_file(shard).exists()
+
 
 def prepare_scores(
     source: Source, files: ResolvedSource, folder: Path, classifiers: TrainedClassifiers
@@ -72,7 +76,7 @@ def score_corpus(
     Raises:
         InvalidInput: The corpus has no documents, or too many unusable records.
     """
-    missing = [shard for shard in shards if not corpus.counts_file(shard).exists()]
+    missing = [shard for shard in shards if not corpus.has_scores(shard)]
     scored = len(shards) - len(missing)
     for _ in parallel_map(partial(_score_shard, corpus), missing, address):
         scored += 1
