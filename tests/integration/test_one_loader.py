@@ -19,6 +19,7 @@ from sweepcp.search.worker_io import WorkerSpec
 from tests.integration.conftest import metrics, sweepcp, torchrun
 from tests.make import write_bundle, write_corpora, write_model
 
+ROOT = Path(__file__).parents[2]
 ZERO_LOADS = """
 import sys
 from pathlib import Path
@@ -75,7 +76,8 @@ def tampered(folder: Path) -> list[Path]:
 def test_a_full_run_refuses_what_trials_refuse_and_for_the_same_reason(tmp_path: Path):
     *refused, sound = tampered(tmp_path)
     script = tmp_path / "load.py"
-    script.write_text(ZERO_LOADS)
+    # The package is installed; its tests are found beside this file only.
+    script.write_text(f"import sys\nsys.path.insert(0, {str(ROOT)!r})\n{ZERO_LOADS}")
     done = torchrun(1, script, *refused, sound, write_opt(tmp_path / "opt"))
     results = [
         line.partition("RESULT ")[2] for line in done.stdout.splitlines() if "RESULT" in line
