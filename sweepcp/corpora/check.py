@@ -22,7 +22,9 @@ from sweepcp.data.language import detect_language
 from sweepcp.data.records import SourceShard, split_into_shards
 from sweepcp.data.source_files import ResolvedSource, source_fingerprint
 from sweepcp.data.token_store import TokenStore
+from sweepcp.errors import located
 from sweepcp.models.base import pretrained_path
+from sweepcp.models.encoder import load_encoder
 from sweepcp.scoring.generated_tasks import generate_tasks
 from sweepcp.util.files import cache_dir
 from sweepcp.util.parallel import parallel_map, usable_cores
@@ -214,13 +216,13 @@ def _measure_base_loss(
         return
     import torch
 
-    from sweepcp.models.loading import default_device, load_model, load_tokenizer
+    from sweepcp.models.loading import default_device, load_model
     from sweepcp.scoring.held_out import HeldOutText
     from sweepcp.training.process_group import ProcessGroup
 
     base, training = experiment.base, experiment.training
     torch.set_num_threads(min(experiment.budget.cpus_per_trial, usable_cores()))
-    tokenizer = load_tokenizer(base)
+    encoder = load_encoder(base)
     device = default_device()
     loaded = load_model(model, revision=base.revision, device=device)
     group = ProcessGroup(device=loaded.device)
@@ -232,7 +234,8 @@ def _measure_base_loss(
             continue
         member = MemberSpec(held_out=name, items=LOSS_DOCUMENTS, chars=LOSS_CHARS)
         # Not packed: the sample is small, and so no model need isolate packed documents.
-        text = HeldOutText(check.store, member, tokenizer, seq_len=training.seq_len, packed=False)
+        with located(base.tokenizer, "the tokenizer"):
+            text = HeldOutText(check.store, member, encoder, seq_len=training.seq_len, packed=False)
         bits = text.bits(loaded, group, rows=LOSS_ROWS, precision=training.precision)
         check.base_bits = float(bits.sum() / text.bytes.sum())
     progress.finish("base")

@@ -6,14 +6,13 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
 from sweepcp.config.suites import MemberSpec
+from sweepcp.data.encoding import Encoder
 from sweepcp.data.spelling import check_coverage
 from sweepcp.data.stream import IGNORED, Batch, restarting_positions
 from sweepcp.data.token_store import TokenStore
-from sweepcp.errors import located
-from sweepcp.models.loading import make_encoder
 from sweepcp.scoring.scorecard import document_id
 from sweepcp.training.engine import autocast_context, token_losses
 from sweepcp.training.process_group import ProcessGroup
@@ -34,7 +33,7 @@ class HeldOutText:
         self,
         store: TokenStore,
         member: MemberSpec,
-        tokenizer: PreTrainedTokenizerBase,
+        encoder: Encoder,
         *,
         seq_len: int,
         packed: bool,
@@ -44,24 +43,22 @@ class HeldOutText:
         Args:
             store: Where the held-out documents are.
             member: How many of them are scored, and how many characters of each.
-            tokenizer: The model's.
+            encoder: The model's.
             seq_len: Most tokens in a window and in a row.
             packed: Whether windows share rows, see `ScoringSpec.packed`.
 
         Raises:
-            InvalidInput: The tokenizer has no tokens for a part of the text.
+            InvalidInput: The encoder has no tokens for a part of the text. The error names no file.
         """
         documents = store.sample_held_out(member.items)
         # Of the whole document, so that its split does not depend on `chars`.
         self.document_ids = tuple(document_id(document) for document in documents)
         documents = [document[: member.chars] for document in documents]
         self.bytes = np.array([len(document.encode()) for document in documents], dtype=np.int64)
-        encoder = make_encoder(tokenizer)
         encoded = encoder.encode_text(documents)
         lost = sum(map(encoder.lost_bytes, documents, encoded))
         total = int(self.bytes.sum())
-        with located(tokenizer.name_or_path, "the tokenizer"):
-            check_coverage(total - lost, total=total, text=f"held-out text of {store.source}")
+        check_coverage(total - lost, total=total, text=f"held-out text of {store.source}")
         # The end marker is no text, so it is not predicted.
         tokens = [[*encoder.prefix, *ids] for ids in encoded]
         self._fill_rows(tokens, seq_len=seq_len, packed=packed)

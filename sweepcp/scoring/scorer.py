@@ -8,7 +8,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sweepcp.config.suites import MemberSpec
 from sweepcp.config.types import Role
-from sweepcp.errors import Diverged
+from sweepcp.errors import Diverged, located
+from sweepcp.models.loading import make_encoder
 from sweepcp.scoring.held_out import HeldOutText
 from sweepcp.scoring.scorecard import ItemScores
 from sweepcp.scoring.spec import ScoringSpec
@@ -41,22 +42,22 @@ class Scorer:
     @cached_property
     def held_out_texts(self) -> list[tuple[Role, MemberSpec, HeldOutText]]:
         """The held-out text of each member that is scored on it, packed once."""
-        stores = {store.source: store for store in self.spec.stores}
-        return [
-            (
-                role,
-                member,
-                HeldOutText(
-                    stores[member.held_out],
-                    member,
-                    self.tokenizer,
-                    seq_len=self.spec.seq_len,
-                    packed=self.spec.packed,
-                ),
-            )
-            for role, member in self.spec.suites.members
-            if member.held_out
-        ]
+        spec = self.spec
+        stores = {store.source: store for store in spec.stores}
+        encoder = make_encoder(self.tokenizer)
+        texts: list[tuple[Role, MemberSpec, HeldOutText]] = []
+        for role, member in spec.suites.members:
+            if member.held_out:
+                with located(self.tokenizer.name_or_path, "the tokenizer"):
+                    text = HeldOutText(
+                        stores[member.held_out],
+                        member,
+                        encoder,
+                        seq_len=spec.seq_len,
+                        packed=spec.packed,
+                    )
+                texts.append((role, member, text))
+        return texts
 
     @cached_property
     def tasks(self) -> "LmEvalTasks | None":

@@ -252,12 +252,12 @@ def test_held_out_text_that_a_model_has_no_tokens_for_is_not_scored(tmp_path: Pa
     base = save(characters("ab "), tmp_path / "base", bos_token="<s>")
     jsonl(tmp_path / "held_out.jsonl", ["ab " * 99, "b a" * 99])
     member, store = MemberSpec(held_out="docs"), TokenStore(tmp_path, "docs")
-    tokenizer = load_tokenizer(base)
-    text = HeldOutText(store, member, tokenizer, seq_len=32, packed=True)
+    encoder = make_encoder(load_tokenizer(base))
+    text = HeldOutText(store, member, encoder, seq_len=32, packed=True)
     assert text.bytes.tolist() == [297, 297]
     jsonl(tmp_path / "held_out.jsonl", ["ab " * 99, "b a" * 99, "ЖукЖук"])
     with pytest.raises(InvalidInput, match=r"98\.02% of the 606 bytes of held-out text of docs"):
-        HeldOutText(store, member, tokenizer, seq_len=32, packed=True)
+        HeldOutText(store, member, encoder, seq_len=32, packed=True)
 
 
 def test_added_tokens_are_spelled_as_they_are():

@@ -20,7 +20,7 @@ from transformers import (
 from sweepcp.config.suites import MemberSpec
 from sweepcp.data.token_store import TokenStore
 from sweepcp.errors import InvalidInput
-from sweepcp.models.loading import byte_tokenizer
+from sweepcp.models.loading import byte_tokenizer, make_encoder
 from sweepcp.scoring.held_out import HeldOutText, pack_windows
 from sweepcp.scoring.scorecard import document_id
 from sweepcp.training.process_group import ProcessGroup
@@ -75,7 +75,7 @@ def held_out(
     return HeldOutText(
         TokenStore(folder, "docs"),
         MemberSpec(held_out="docs", chars=chars),
-        tokenizer or byte_tokenizer(),
+        make_encoder(tokenizer or byte_tokenizer()),
         seq_len=SEQ_LEN,
         packed=packed,
     )

@@ -17,7 +17,7 @@ from sweepcp.config.suites import MemberSpec, Suites
 from sweepcp.data.stream import MixtureStream
 from sweepcp.data.token_store import TokenStore
 from sweepcp.errors import Diverged
-from sweepcp.models.loading import byte_tokenizer, load_model
+from sweepcp.models.loading import byte_tokenizer, load_model, make_encoder
 from sweepcp.runs.trial import BaseRecord, TrialOutcome
 from sweepcp.scoring.held_out import HeldOutText
 from sweepcp.scoring.scorecard import ItemScores, document_id
@@ -193,7 +193,7 @@ def test_held_out_members_are_scored_as_the_suites_state(
         assert scores.document == tuple(map(document_id, texts))
         assert scores.size == tuple(float(len(text[: member.chars])) for text in texts)
         settings: dict[str, Any] = {"seq_len": 48, "packed": packed}
-        text = HeldOutText(store, member, byte_tokenizer(), **settings)
+        text = HeldOutText(store, member, make_encoder(byte_tokenizer()), **settings)
         bits = text.bits(model, ProcessGroup(), rows=4, precision=precision)
         tolerance = 1e-5 if precision == "fp32" else 0.02
         assert scores.amount == pytest.approx(bits.tolist(), rel=tolerance)
