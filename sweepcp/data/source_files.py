@@ -94,7 +94,7 @@ def resolve_source(source: Source, *, folder: Path) -> ResolvedSource:
 
 
 def file_identity(path: Path) -> tuple[int, int]:
-    """Return what two paths have in common if they lead to the same file, by whatever links."""
+    """Return what two paths have in common if they lead to the same file."""
     status = path.stat()
     return status.st_dev, status.st_ino
 

@@ -42,7 +42,7 @@ SPOT_BYTES = 16 << 10
 SPOT_CHARACTERS = 16 << 10
 """Characters of a spot whose tokens are counted, at most."""
 PIECE_CHARACTERS = 8 << 10
-"""A longer document is counted in pieces."""
+"""A longer document is counted in chunks."""
 KEPT_CHARACTERS = 128
 """How many times as many characters as are counted are kept in memory, at most."""
 HUB_SHARDS = 2
@@ -264,7 +264,7 @@ def _first_documents(documents: Iterator[Document]) -> Iterator[Document]:
 
 
 def _pieces(texts: list[str], limit: int) -> list[str]:
-    """Return about `limit` characters of some texts at most, in pieces spread over them."""
+    """Return about `limit` characters of some texts at most, in chunks spread over them."""
     pieces: list[str] = []
     for text in texts:
         starts = range(0, len(text), PIECE_CHARACTERS)

@@ -1,9 +1,9 @@
 """Whose run a folder holds, and how the run ended: `run.json` and `ended.json`.
 
 `run.json` is written before any other file of the run, and names the bundle. Nothing in the folder
-is used for another bundle, whatever the run came to.
+is used for another bundle, however the run ended.
 
-`ended.json` is written by the first rank before its process exits. Launchers restart whatever does
+`ended.json` is written by the first rank before its process exits. Launchers restart what does
 not exit with 0, so a restart reads this file first: a run that finished, diverged or was stopped by
 an alarm ends again, in the same way and without training. Anything else is started again. A process
 that was killed leaves no such file, and its run resumes.
@@ -90,7 +90,7 @@ def check_on_first_rank(group: "ProcessGroup", check: Callable[[], None]) -> Non
     if group.is_first:
         try:
             check()
-        except Exception as error:  # whatever it is, the others have to end, too
+        except Exception as error:  # of any kind: the others have to end, too
             refusal, status = error, exit_status(error)
     status = int(group.all_reduce_sum(np.array([status], dtype=np.float64))[0])
     if status:

@@ -86,7 +86,7 @@ class StopOnError(tune.Stopper):
         self.ledger = ledger
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
-        """Return False: a trial ends when its worker says so."""
+        """Return False: a trial ends when its worker reports its outcome."""
         return False
 
     def stop_all(self) -> bool:
