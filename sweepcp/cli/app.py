@@ -1,13 +1,16 @@
 """The command-line application, and the arguments that several commands share."""
 
-import os
+import json
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 import sweepcp
-from sweepcp.errors import InvalidInput
+from sweepcp.errors import InvalidInput, located
+from sweepcp.util.paths import user_path
 
 app = typer.Typer(
     add_completion=False,
@@ -15,6 +18,17 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+
+
+def path_of(key: str) -> Callable[[str], Path]:
+    """Return the parser of the paths that an option or argument takes; `key` is its name."""
+
+    def path(value: str) -> Path:
+        with located("", key):
+            return user_path(value, folder=Path())
+
+    return path
+
 
 ExperimentName = Annotated[
     str, typer.Argument(metavar="EXPERIMENT", help="A file, or the name of a shipped experiment.")
@@ -27,10 +41,16 @@ Address = Annotated[
     str | None, typer.Option(help="Address of a Ray cluster; by default this machine.")
 ]
 RunFolder = Annotated[
-    Path, typer.Argument(metavar="RUN", help="A folder that `sweepcp search` wrote.")
+    Path,
+    typer.Argument(
+        metavar="RUN", parser=path_of("RUN"), help="A folder that `sweepcp search` wrote."
+    ),
 ]
 BundleFolder = Annotated[
-    Path, typer.Argument(metavar="BUNDLE", help="A folder that `sweepcp promote` wrote.")
+    Path,
+    typer.Argument(
+        metavar="BUNDLE", parser=path_of("BUNDLE"), help="A folder that `sweepcp promote` wrote."
+    ),
 ]
 MaxRegression = Annotated[
     float | None,
@@ -43,9 +63,14 @@ ScalarWeights = Annotated[
 ]
 
 
-def launcher_rank() -> str:
-    """Return this process's rank as its launcher states it; `0` without a launcher."""
-    return os.environ.get("RANK") or os.environ.get("SLURM_PROCID", "0")
+def echo_json(content: Any) -> None:
+    """Print JSON, with escapes where standard output cannot print a character as it is."""
+    text = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False)
+    try:
+        text.encode(sys.stdout.encoding or "utf-8")
+    except UnicodeEncodeError:
+        text = json.dumps(content, indent=1)
+    typer.echo(text)
 
 
 def _print_version(requested: bool) -> None:

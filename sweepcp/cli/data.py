@@ -5,7 +5,8 @@ from typing import Annotated, cast, get_args
 
 import typer
 
-from sweepcp.cli.app import Address, BundleFolder, ExperimentName, Overrides
+from sweepcp.cli.app import Address, BundleFolder, ExperimentName, Overrides, path_of
+from sweepcp.util.paths import check_output_file, check_output_folder
 
 data = typer.Typer(
     no_args_is_help=True,
@@ -23,7 +24,7 @@ def build(
     source is unchanged. A build that was stopped resumes.
     """
     from sweepcp.console.progress import ConsoleProgress, make_console
-    from sweepcp.console.stores import store_table
+    from sweepcp.console.stores import show_stores
     from sweepcp.corpora.experiment import load_experiment
     from sweepcp.corpora.stores import build_stores
 
@@ -31,7 +32,7 @@ def build(
     console = make_console()
     with ConsoleProgress(console) as progress:
         stores = build_stores(loaded, files, progress=progress, address=address)
-    console.print(store_table(list(stores.values())))
+    show_stores(console, list(stores.values()))
     for source in loaded.sources:
         if source.planned_tokens is not None:
             typer.echo(f"{source.name} is planned: there is nothing to build")
@@ -44,7 +45,11 @@ def check(
     address: Address = None,
     write: Annotated[
         Path | None,
-        typer.Option(help="Write the overlapping documents, for `exclude` of a source."),
+        typer.Option(
+            metavar="FILE",
+            parser=path_of("--write"),
+            help="Write the overlapping documents, for `exclude` of a source.",
+        ),
     ] = None,
 ) -> None:
     """Show sizes, languages, the base's loss, and training text that repeats items of the suites.
@@ -56,6 +61,8 @@ def check(
     from sweepcp.corpora.check import check_corpora, write_overlaps
     from sweepcp.corpora.experiment import load_experiment
 
+    if write is not None:
+        check_output_file(write, key="--write")
     loaded, files = load_experiment(experiment, overrides or ())
     console = make_console()
     with ConsoleProgress(console) as progress:
@@ -75,7 +82,11 @@ def mine(
     corpus: Annotated[str, typer.Option(help="The source to search for domain text.")],
     out: Annotated[
         Path,
-        typer.Option(help="The folder to write. Label its sample.jsonl, then run again."),
+        typer.Option(
+            metavar="FOLDER",
+            parser=path_of("--out"),
+            help="The folder to write. Label its sample.jsonl, then run again.",
+        ),
     ],
     precision: Annotated[
         float, typer.Option(help="Share of the selected documents that are domain text.")
@@ -93,6 +104,7 @@ def mine(
     from sweepcp.corpora.experiment import load_experiment
     from sweepcp.corpora.mining import mine_corpus
 
+    check_output_folder(out, key="--out")
     loaded, files = load_experiment(experiment, overrides or ())
     console = make_console()
     with ConsoleProgress(console) as progress:
@@ -112,7 +124,12 @@ def mine(
 def mix(
     bundle: BundleFolder,
     out: Annotated[
-        Path, typer.Option(help="The folder to write: a data set in the format of `datasets`.")
+        Path,
+        typer.Option(
+            metavar="FOLDER",
+            parser=path_of("--out"),
+            help="The folder to write: a data set in the format of `datasets`.",
+        ),
     ],
     rows: Annotated[
         str, typer.Option(help="`sequences`, or `documents`: what a sequence holds of each.")
@@ -136,6 +153,7 @@ def mix(
             rule="sequences or documents",
             fix="pass one of the two",
         )
+    check_output_folder(out, key="--out")
     loaded = load_bundle(bundle.absolute())
     check_ready(loaded)
     check_content(loaded)

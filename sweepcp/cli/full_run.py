@@ -1,5 +1,6 @@
 """Commands that promote, export and run the full-size run."""
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
 
@@ -11,10 +12,13 @@ from sweepcp.cli.app import (
     Knee,
     MaxRegression,
     ScalarWeights,
-    launcher_rank,
+    echo_json,
+    path_of,
     rule_from_options,
 )
+from sweepcp.cli.rank import launcher_rank
 from sweepcp.errors import Alarmed, Diverged, InvalidInput
+from sweepcp.util.paths import check_new_folder, check_output_folder
 
 if TYPE_CHECKING:
     from sweepcp.full_run.ending import Ending
@@ -23,12 +27,17 @@ if TYPE_CHECKING:
 def promote(
     run: Annotated[
         Path | None,
-        typer.Argument(metavar="RUN", help="A folder that `sweepcp search` wrote."),
+        typer.Argument(
+            metavar="RUN", parser=path_of("RUN"), help="A folder that `sweepcp search` wrote."
+        ),
     ] = None,
     target: Annotated[
         str, typer.Option(help="A target file, or the name of a shipped target.")
     ] = "",
-    out: Annotated[Path | None, typer.Option(help="The bundle to write.")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", parser=path_of("--out"), help="The bundle to write."),
+    ] = None,
     trial: Annotated[str | None, typer.Option(help="A trial by its id, instead of a rule.")] = None,
     recipe: Annotated[
         str | None, typer.Option(help="Instead of RUN: a published recipe, a file or a name.")
@@ -56,6 +65,7 @@ def promote(
             rule="a target and a folder to write",
             fix=f"add {missing}",
         )
+    check_new_folder(out, key="--out")
     loaded_target, file = load_target(target)
     if run is not None:
         candidate = candidate_from_run(read_run(run).with_rule(**rule), trial)
@@ -102,7 +112,12 @@ def export(
         typer.Option("--to", metavar="NAME", help="A trainer or a launcher; repeat for both."),
     ],
     out: Annotated[
-        Path, typer.Option(help="The folder to write, on storage that all nodes mount.")
+        Path,
+        typer.Option(
+            metavar="FOLDER",
+            parser=path_of("--out"),
+            help="The folder to write, on storage that all nodes mount.",
+        ),
     ],
     site: Annotated[
         str | None,
@@ -128,6 +143,7 @@ def export(
     from sweepcp.export.write import write_export
     from sweepcp.promote.bundle import load_bundle
 
+    check_new_folder(out, key="--out")
     loaded_site, site_file = load_site(site)
     result = write_export(
         load_bundle(bundle.absolute()),
@@ -145,7 +161,12 @@ def export(
 def train(
     bundle: BundleFolder,
     out: Annotated[
-        Path | None, typer.Option(help="The folder of the run; by default run/ in the bundle.")
+        Path | None,
+        typer.Option(
+            metavar="FOLDER",
+            parser=path_of("--out"),
+            help="The folder of the run; by default run/ in the bundle.",
+        ),
     ] = None,
     ray: Annotated[
         bool, typer.Option("--ray", help="Start the processes with Ray Train, on --address.")
@@ -175,6 +196,7 @@ def train(
     folder = (out or loaded.path / "run").absolute()
     if ending := read_final_ending(folder, loaded.id, continue_after=continue_after):
         _repeat_ending(ending, folder)
+    check_output_folder(folder, key="--out")
     check_ready(loaded)
     from sweepcp.console.log import log_to_console
     from sweepcp.console.progress import make_console
@@ -218,10 +240,20 @@ def _repeat_ending(ending: "Ending", folder: Path) -> NoReturn:
 
 def score(
     model: Annotated[
-        Path, typer.Argument(metavar="MODEL", help="A model folder in the Hugging Face format.")
+        Path,
+        typer.Argument(
+            metavar="MODEL",
+            parser=path_of("MODEL"),
+            help="A model folder in the Hugging Face format.",
+        ),
     ],
     run: Annotated[
-        Path, typer.Option(help="A run folder: its suites are used, and its base is compared with.")
+        Path,
+        typer.Option(
+            metavar="RUN",
+            parser=path_of("--run"),
+            help="A run folder: its suites are used, and its base is compared with.",
+        ),
     ],
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
 ) -> None:
@@ -237,6 +269,6 @@ def score(
         typer.echo(f"Error: no score: {error}", err=True)
         raise typer.Exit(1) from None
     if as_json:
-        typer.echo(card.model_dump_json(indent=1))
+        echo_json(json.loads(card.model_dump_json()))
     else:
         show_scorecard(make_console(), card, str(model))

@@ -1,6 +1,5 @@
 """Commands that show a run."""
 
-import json
 from pathlib import Path
 from typing import Annotated
 
@@ -11,14 +10,22 @@ from sweepcp.cli.app import (
     MaxRegression,
     RunFolder,
     ScalarWeights,
+    echo_json,
+    path_of,
     rule_from_options,
 )
+from sweepcp.util.paths import check_output_file
 
 
 def front(
     run: RunFolder,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
-    csv: Annotated[Path | None, typer.Option(help="Write one row per trial to a CSV file.")] = None,
+    csv: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", parser=path_of("--csv"), help="Write one row per trial to a CSV file."
+        ),
+    ] = None,
     max_regression: MaxRegression = None,
     knee: Knee = False,
     weights: ScalarWeights = None,
@@ -30,10 +37,10 @@ def front(
     rule = rule_from_options(max_regression, knee, weights)
     loaded = read_run(run).with_rule(**rule)
     if csv is not None:
+        check_output_file(csv, key="--csv")
         write_csv(loaded, csv)
     if as_json:
-        content = run_as_dict(loaded)
-        typer.echo(json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False))
+        echo_json(run_as_dict(loaded))
     elif csv is None:
         from sweepcp.console.front import show_front
         from sweepcp.console.progress import make_console
@@ -44,11 +51,18 @@ def front(
 def report(
     run: RunFolder,
     html: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="By default report.html in the run folder.")
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            parser=path_of("--html"),
+            help="By default report.html in the run folder.",
+        ),
     ] = None,
     image: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Draw the front as .png, .svg or .pdf."),
+        typer.Option(
+            metavar="FILE", parser=path_of("--image"), help="Draw the front as .png, .svg or .pdf."
+        ),
     ] = None,
     max_regression: MaxRegression = None,
     knee: Knee = False,
@@ -66,6 +80,9 @@ def report(
     page = html
     if html is None and image is None:
         page = run / "report.html"
+    for key, file in {"--html": page, "--image": image}.items():
+        if file is not None:
+            check_output_file(file, key=key)
     # The image goes first: its file extension may be invalid, and then nothing must be written.
     if image is not None:
         from sweepcp.report.front_charts import front_chart

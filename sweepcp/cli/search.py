@@ -1,13 +1,15 @@
 """Commands that plan and run a search."""
 
 import json
-import os
+from collections import Counter
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from sweepcp.cli.app import Address, ExperimentName, Overrides
+from sweepcp.cli.app import Address, ExperimentName, Overrides, path_of
+from sweepcp.util.paths import check_output_file, check_output_folder
+from sweepcp.util.ray_setup import check_cluster, prepare_local_ray
 
 
 def plan(experiment: ExperimentName = "quickstart", overrides: Overrides = None) -> None:
@@ -16,19 +18,30 @@ def plan(experiment: ExperimentName = "quickstart", overrides: Overrides = None)
     from sweepcp.console.progress import make_console
     from sweepcp.corpora.experiment import load_experiment
     from sweepcp.search.plan import make_plan
+    from sweepcp.search.readiness import check_readiness
 
     loaded, files = load_experiment(experiment, overrides or ())
-    show_plan(make_console(), make_plan(loaded, files))
+    made = make_plan(loaded, files)
+    made.warnings.extend(check_readiness(loaded, may_fetch=False))
+    show_plan(make_console(), made)
 
 
 def search(
     experiment: ExperimentName = "quickstart",
     out: Annotated[
-        Path | None, typer.Option(help="The run folder; by default runs/<name of the experiment>.")
+        Path | None,
+        typer.Option(
+            metavar="FOLDER",
+            parser=path_of("--out"),
+            help="The run folder; by default runs/<name of the experiment>.",
+        ),
     ] = None,
     trials: Annotated[int | None, typer.Option(help="Short for --set budget.trials=N.")] = None,
     overrides: Overrides = None,
     address: Address = None,
+    retry_failed: Annotated[
+        bool, typer.Option("--retry-failed", help="Run trials that failed again.")
+    ] = False,
 ) -> None:
     """Run the trials of an experiment, or resume it, and show the front."""
     from sweepcp.console.front import show_front, show_next_commands
@@ -36,27 +49,43 @@ def search(
     from sweepcp.corpora.experiment import load_experiment
     from sweepcp.search.search import run_search
 
-    if address is None:
-        # Despite its name, this variable makes Ray bind to the loopback address.
-        os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
     settings = list(overrides or ())
     if trials is not None:
         settings.append(f"budget.trials={trials}")
     loaded, files = load_experiment(experiment, settings)
     folder = out or Path("runs") / loaded.name
+    check_output_folder(folder, key="--out")
     console = make_console()
     with ConsoleProgress(console) as progress:
-        run = run_search(loaded, files, folder, progress=progress, address=address)
+        if address is None:
+            prepare_local_ray()
+        else:  # before stores and base are built
+            check_cluster(address)
+        run = run_search(
+            loaded,
+            files,
+            folder,
+            progress=progress,
+            address=address,
+            retry_failed=retry_failed,
+        )
     if not run.done:
-        reasons = sorted({trial.short_reason for trial in run.trials})
-        typer.echo(f"No trial is done: {'; '.join(reasons)}", err=True)
+        typer.echo("No trial is done:", err=True)
+        reasons = Counter(f"{trial.status}: {trial.short_reason}" for trial in run.trials)
+        for reason, count in reasons.items():
+            typer.echo(f"  {count} {reason}", err=True)
         raise typer.Exit(1)
     show_front(console, run)
     show_next_commands(console, folder, experiment=experiment, overrides=overrides or ())
 
 
 def schema(
-    out: Annotated[Path | None, typer.Option(help="A file to write instead of printing.")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", parser=path_of("--out"), help="A file to write instead of printing."
+        ),
+    ] = None,
 ) -> None:
     """Write the JSON schema of experiment files, for completion and checks in an editor."""
     from sweepcp.config.experiment import json_schema
@@ -66,4 +95,5 @@ def schema(
     if out is None:
         typer.echo(json.dumps(content, indent=1))
     else:
+        check_output_file(out, key="--out")
         write_json(out, content)

@@ -21,13 +21,20 @@ class Budget(ConfigModel):
     """How many trials run, and on what. Prices and speeds serve the estimate of `plan` only."""
 
     trials: PositiveInt
+    """Number of trials, including anchors and failed trials."""
     tokens: PositiveInt
     """Tokens of each trial, a multiple of `training.batch_tokens`."""
     concurrency: PositiveInt | None = None
     """Trials at a time; by default as many as the machine or cluster has room for."""
     cpus_per_trial: PositiveInt = 1
+    """Threads of every process that trains or scores: the workers, the pretraining of a small base,
+    `sweepcp score` and `sweepcp data check`."""
     gpus_per_trial: Annotated[int, Field(ge=0, le=1)] = 0
     """At most 1, because a trial trains in one process."""
+    retries: Annotated[int, Field(ge=0)] = 1
+    """How often a trial starts again, from its first step, when its worker process or the node is
+    lost: killed, as when memory runs out, or taken away. A trial that raises an error fails at
+    once. It may change when a search resumes."""
     sustained_tflops: PositiveFloat | None = None
     """TFLOP/s that the devices of one trial reach in practice: their peak times the utilisation."""
     usd_per_hour: PositiveFloat | None = None

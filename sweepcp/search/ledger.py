@@ -2,7 +2,7 @@
 
 import logging
 import re
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -14,7 +14,7 @@ from sweepcp.config.recipe import Recipe
 from sweepcp.config.space import Point, Space
 from sweepcp.errors import BaseNotScored, InvalidInput, located
 from sweepcp.runs.run_folder import EXPERIMENT_FILE, RunWriter
-from sweepcp.runs.trial import BaseRecord, Trial, TrialOutcome, check_environment
+from sweepcp.runs.trial import BaseRecord, Trial, TrialOutcome, check_environment, id_of_trial
 from sweepcp.scoring.scorecard import Scorecard, check_splits, compare_with_base
 from sweepcp.search.proposals import Proposal, propose_point
 from sweepcp.search.worker_io import WorkerReport
@@ -33,11 +33,13 @@ class RunningTrial:
     number: int
     proposal: Proposal
     recipe: Recipe
+    retries: int = 0
+    """How often it has been started again, because its worker was lost."""
 
     @property
     def id(self) -> str:
         """The name of the trial's folder: its number with four digits."""
-        return f"{self.number:04d}"
+        return id_of_trial(self.number)
 
 
 class TrialLedger:
@@ -58,6 +60,8 @@ class TrialLedger:
         make_recipe: Callable[[Point], Recipe],
         trials: int,
         seed: int,
+        retries: int = 0,
+        retry_failed: bool = False,
     ) -> None:
         """Take over the finished trials of a run.
 
@@ -71,15 +75,27 @@ class TrialLedger:
             make_recipe: Point of the space → recipe of a trial.
             trials: Number of trials in the budget.
             seed: The experiment's seed.
+            retries: How often a trial is started again after its worker was lost.
+            retry_failed: Whether finished trials that failed run again, at the same points. The
+                record of each is kept until its new one replaces it.
         """
         self.writer, self.progress, self.base = writer, progress, base
         self.make_recipe = make_recipe
         self.propose = partial(propose_point, space, reference=reference, seed=seed)
         self.finished = {trial.number: trial for trial in finished}
+        self.retries = retries
+        self.proposed: dict[int, Proposal] = {}
+        """Of the trials that run again, at the same points."""
+        if retry_failed:
+            for trial in [trial for trial in finished if trial.status == "failed"]:
+                self.proposed[trial.number] = Proposal(trial.point, trial.proposed_by)
+                del self.finished[trial.number]
+        self.losses: Counter[int | None] = Counter()
+        """How often the worker of a trial was lost; under None, that which scored the base."""
         self.environment = base.environment if base is not None else None
         self.running: dict[str, RunningTrial] = {}
         self.base_key: str | None = None
-        self.error: BaseNotScored | InvalidInput | None = None
+        self.error: Exception | None = None
         self.awaiting_base: list[tuple[RunningTrial, TrialOutcome]] = []
         self.total = trials
         self.to_come = deque(n for n in range(trials) if n not in self.finished)
@@ -106,17 +122,26 @@ class TrialLedger:
         if not self.to_come:
             return None
         number = self.to_come.popleft()
-        # Ordered by number: workers finish in any order, and the sampler's result depends on it.
-        trials = [self.finished[n] for n in sorted(self.finished)]
-        unscored = [*self.running.values(), *(trial for trial, _ in self.awaiting_base)]
-        pending = [trial.proposal.point for trial in unscored]
-        proposal = self.propose(trials, pending, number=number)
-        trial = RunningTrial(number, proposal, self.make_recipe(proposal.point))
+        proposal = self.proposed.get(number) or self._propose(number)
+        recipe = self.make_recipe(proposal.point)
+        trial = RunningTrial(number, proposal, recipe, retries=self.losses[number])
         self.running[key] = trial
         self.writer.begin_trial(trial.id)
         description = f"{proposal.by}: {format_point(proposal.point)}"
         self.progress.update(trial.id, done=0, total=trial.recipe.steps, detail=description)
         return trial
+
+    def _propose(self, number: int) -> Proposal:
+        # Ordered by number: workers finish in any order, and the sampler's result depends on it.
+        trials = [self.finished[n] for n in sorted(self.finished)]
+        unscored = [*self.running.values(), *(trial for trial, _ in self.awaiting_base)]
+        pending = [trial.proposal.point for trial in unscored]
+        return self.propose(trials, pending, number=number)
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether a worker is running that may yet be lost, and whose work has to be repeated."""
+        return self.error is None and (self.base is None or bool(self.running))
 
     def record_report(self, key: str, report: WorkerReport) -> None:
         """Record a progress report.
@@ -126,7 +151,7 @@ class TrialLedger:
         """
         error = report.error or self._foreign_environment(report)
         if error is not None:
-            self._end_search(error)
+            self.end_search(error)
             return
         if key == self.base_key:
             if isinstance(report.outcome, BaseRecord):
@@ -161,13 +186,47 @@ class TrialLedger:
             return error
         return None
 
-    def record_failure(self, key: str, error: str) -> None:
-        """Mark a trial as failed after its worker raised or died."""
+    def record_failure(self, key: str, error: str, *, lost: bool = False) -> None:
+        """Mark a trial as failed after its worker raised, or run it again if its worker was lost.
+
+        What a worker raises, it would most likely raise again; that its process or node was lost
+        says nothing about the trial.
+
+        Args:
+            key: Ray Tune's key for the trial.
+            error: The traceback, or why the worker was lost.
+            lost: Whether the worker's process or its node was lost.
+        """
+        if self.error is not None:
+            return  # whatever becomes of workers that are stopped
         reason = ANSI_COLOUR.sub("", error).strip() or "the worker process was lost"
         if key == self.base_key:
-            self._end_search(BaseNotScored(reason))
+            if lost and self._repeat(None, "the base", reason):
+                self.base_key = None
+            else:
+                self.end_search(BaseNotScored(reason))
         elif key in self.running:
-            self._finish(key, TrialOutcome(status="failed", reason=reason))
+            trial = self.running[key]
+            if lost and self._repeat(trial.number, trial.id, reason):
+                del self.running[key]
+                self.proposed[trial.number] = trial.proposal
+                self.to_come.appendleft(trial.number)
+            else:
+                self._finish(key, TrialOutcome(status="failed", reason=reason))
+
+    def _repeat(self, number: int | None, name: str, reason: str) -> bool:
+        """Count a lost worker, and return whether its work is to be repeated."""
+        if self.losses[number] == self.retries:
+            return False
+        self.losses[number] += 1
+        logger.warning(
+            "%s: its worker was lost; it starts again from its first step (retry %d of %d). %s",
+            name,
+            self.losses[number],
+            self.retries,
+            reason.splitlines()[-1].strip(),
+        )
+        return True
 
     def _set_base(self, base: BaseRecord) -> None:
         """Record the base's scores, and finish the trials that waited for them."""
@@ -175,7 +234,7 @@ class TrialLedger:
             with located(self.writer.path / EXPERIMENT_FILE, "experiment.suites"):
                 check_splits(base.items)
         except InvalidInput as error:
-            self._end_search(error)
+            self.end_search(error)
             return
         for note in base.notes:
             logger.warning("%s", note)
@@ -185,7 +244,7 @@ class TrialLedger:
             self._record(trial, outcome, base)
         self.awaiting_base.clear()
 
-    def _end_search(self, error: BaseNotScored | InvalidInput) -> None:
+    def end_search(self, error: Exception) -> None:
         """Start no further trial; the driver stops those that are running and raises the error.
 
         The first error counts: every worker meets the same invalid input.
@@ -223,6 +282,7 @@ def _trial_record(running: RunningTrial, outcome: TrialOutcome, card: Scorecard 
         number=running.number,
         status=outcome.status,
         reason=outcome.reason,
+        retries=running.retries,
         proposed_by=running.proposal.by,
         point=running.proposal.point,
         recipe=running.recipe,

@@ -13,11 +13,13 @@ from sweepcp.config.space import Range
 from sweepcp.config.types import COMMIT
 from sweepcp.corpora.repetition import EpochCount, count_epochs, epoch_warnings, first_recipe
 from sweepcp.data.encoding import text_encoder
-from sweepcp.data.source_files import ResolvedSource, cached_fingerprint
+from sweepcp.data.source_files import ResolvedSource, cached_fingerprint, describe_left_out
 from sweepcp.data.token_estimate import estimate_tokens
 from sweepcp.data.token_store import TokenStore, store_path
 from sweepcp.errors import located
 from sweepcp.models.base import count_parameters, tokenizer_id
+from sweepcp.models.files import COPY_AGAIN
+from sweepcp.util.records import read_text
 
 BYTES_PER_TOKEN = 4.0
 """Assumption for subword tokenizers on English text; used for estimates only."""
@@ -65,7 +67,7 @@ class Plan:
     def lr_curve(self) -> list[tuple[int, float]]:
         """Return (step, LR) of the first recipe at its ends, its peak and the quarters between."""
         steps = self.first.steps
-        peak = max(1, round(self.first.warmup * steps))
+        peak = max(1, self.first.warmup_length)
         shown = {1, 2, peak, peak + 1, steps // 4, steps // 2, 3 * steps // 4, steps - 1, steps}
         max_lr = self.experiment.base.max_lr
         return [(n, self.first.lr(n, max_lr=max_lr)) for n in sorted(shown) if 1 <= n <= steps]
@@ -89,6 +91,9 @@ def make_plan(experiment: Experiment, files: dict[str, ResolvedSource]) -> Plan:
         parameters=count_parameters(experiment.base),
         warnings=[],
     )
+    for source in experiment.sources:
+        notes = describe_left_out(files[source.name])
+        plan.warnings.extend(f"{source.name}: {note}" for note in notes)
     plan.warnings.extend(_warnings(plan))
     return plan
 
@@ -117,7 +122,7 @@ def _token_counter(base: BaseSpec) -> Callable[[list[str]], float]:
     if not file.is_file():
         return lambda documents: sum(len(text.encode()) for text in documents) / BYTES_PER_TOKEN
     with located(base.tokenizer):
-        encoder = text_encoder(file.read_text(encoding="utf-8"), prefix=[], suffix=[])
+        encoder = text_encoder(read_text(file, fix=COPY_AGAIN), prefix=[], suffix=[])
     # Two more per document: BOS and EOS.
     return lambda documents: float(sum(len(ids) + 2 for ids in encoder.encode(documents)))
 

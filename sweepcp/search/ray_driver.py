@@ -6,8 +6,7 @@ restored: a resumed search reads the run folder and starts a fresh `Tuner` for t
 
 import logging
 import os
-import shutil
-import signal
+import pickle
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,14 +15,17 @@ from typing import Any
 
 import ray
 from ray import tune
+from ray.exceptions import RayError, RayTaskError
+from ray.tune.error import TuneError
 from ray.tune.search import Searcher
 
 from sweepcp.config.budget import Budget
-from sweepcp.errors import InvalidInput, Stopped
+from sweepcp.errors import InvalidInput, WorkLost
 from sweepcp.search.ledger import TrialLedger
 from sweepcp.search.worker import TrialWorker
 from sweepcp.search.worker_io import TrialRunnerProtocol
 from sweepcp.util.parallel import ray_connection
+from sweepcp.util.temporary import temporary_folder
 
 
 class LedgerSearcher(Searcher):
@@ -34,11 +36,16 @@ class LedgerSearcher(Searcher):
         self.ledger = ledger
 
     def suggest(self, trial_id: str) -> Any:
-        """Return the configuration of the next worker: the base first, then trials."""
-        if self.ledger.claim_base(trial_id):
-            return {"recipe": None}
-        trial = self.ledger.start_trial(trial_id)
-        return {"recipe": trial.recipe.model_dump_json()} if trial else Searcher.FINISHED
+        """Return the configuration of the next worker: the base first, then trials.
+
+        None if there is nothing to start now, but there may be later.
+        """
+        with _ends_search(self.ledger):
+            if self.ledger.claim_base(trial_id):
+                return {"recipe": None}
+            if trial := self.ledger.start_trial(trial_id):
+                return {"recipe": trial.recipe.model_dump_json()}
+        return None if self.ledger.is_waiting else Searcher.FINISHED
 
     def on_trial_complete(
         self,
@@ -70,13 +77,34 @@ class LedgerCallback(tune.Callback):
         **_: Any,
     ) -> None:
         """Record a worker's report."""
-        self.ledger.record_report(trial.trial_id, result["report"])
+        with _ends_search(self.ledger):
+            self.ledger.record_report(trial.trial_id, result["report"])
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
-        """Record that a worker raised or died."""
-        error_file = trial.error_file
-        error = Path(error_file).read_text(encoding="utf-8") if error_file else ""
-        self.ledger.record_failure(trial.trial_id, error)
+        """Record that a worker raised or was lost."""
+        with _ends_search(self.ledger):
+            error_file = trial.error_file
+            error = Path(error_file).read_text(encoding="utf-8") if error_file else ""
+            self.ledger.record_failure(trial.trial_id, error, lost=_is_lost(trial))
+
+
+def _is_lost(trial: Any) -> bool:
+    """Return whether the worker of a trial was lost, and did not raise an exception."""
+    file = trial.pickled_error_file
+    error = pickle.loads(Path(file).read_bytes()) if file else None
+    return not isinstance(error, RayTaskError)
+
+
+@contextmanager
+def _ends_search(ledger: TrialLedger) -> Iterator[None]:
+    """End the search with any error of the ledger, such as that of a full disk.
+
+    Ray Tune would turn it into an error of its own that holds the traceback as text.
+    """
+    try:
+        yield
+    except Exception as error:  # raised by `run_trials`
+        ledger.end_search(error)
 
 
 class StopOnError(tune.Stopper):
@@ -133,31 +161,6 @@ def _concurrent_trials(budget: Budget, resources: dict[str, float]) -> int:
     return min(slots, budget.concurrency or slots)
 
 
-@contextmanager
-def stop_on_signal() -> Iterator[None]:
-    """Raise `Stopped` on SIGINT and SIGTERM; finished trials are kept, so the search can resume.
-
-    Enter it after Ray has started, which installs handlers of its own.
-    """
-    received: list[int] = []
-
-    def handle(number: int, _: object) -> None:
-        received.append(number)
-        # Ray's own calls let a KeyboardInterrupt through; they catch or wrap other exceptions.
-        raise KeyboardInterrupt
-
-    previous = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    except BaseException:
-        if received:  # whatever Ray has turned the interrupt into
-            raise Stopped(received[0]) from None
-        raise
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
-
-
 def run_trials(
     ledger: TrialLedger,
     make_runner: Callable[[], TrialRunnerProtocol],
@@ -176,23 +179,24 @@ def run_trials(
     Raises:
         BaseNotScored: The base could not be scored, so trials have no reference.
         InvalidInput: A worker met input that no trial can use.
-        RuntimeError: Ray Tune ends while trials are missing.
+        WorkLost: Ray Tune ends while trials are missing.
+        OSError: The run folder cannot be written.
     """
     if not ledger.to_come:
         return
-    state_folder = tempfile.mkdtemp(prefix="sweepcp-tune-")
     try:
-        _make_tuner(ledger, make_runner, budget, concurrency, state_folder).fit()
-    finally:
-        shutil.rmtree(state_folder, ignore_errors=True)
+        with temporary_folder(Path(tempfile.gettempdir()), "sweepcp-tune") as state_folder:
+            _make_tuner(ledger, make_runner, budget, concurrency, state_folder).fit()
+    except (RayError, TuneError) as error:
+        if ledger.error is None:
+            reason = str(error).strip().splitlines()[-1]
+            raise WorkLost(f"Ray ended the search: {reason}") from error
     if ledger.error is not None:
         raise ledger.error
     if ledger.running or ledger.to_come:
         missing = [trial.id for trial in ledger.running.values()]
         missing += [f"{number:04d}" for number in ledger.to_come]
-        raise RuntimeError(
-            f"Ray Tune ended without trials {', '.join(missing)}. Run the same command to resume."
-        )
+        raise WorkLost(f"Ray Tune ended without trials {', '.join(missing)}")
 
 
 def _make_tuner(
@@ -200,7 +204,7 @@ def _make_tuner(
     make_runner: Callable[[], TrialRunnerProtocol],
     budget: Budget,
     concurrency: int,
-    state_folder: str,
+    state_folder: Path,
 ) -> tune.Tuner:
     resources = {"cpu": float(budget.cpus_per_trial), "gpu": float(budget.gpus_per_trial)}
     trainable = tune.with_parameters(TrialWorker, make_runner=make_runner)
@@ -208,13 +212,13 @@ def _make_tuner(
         tune.with_resources(trainable, resources),
         tune_config=tune.TuneConfig(
             search_alg=LedgerSearcher(ledger),
-            num_samples=len(ledger.to_come) + (ledger.base is None),
+            num_samples=-1,  # until the searcher says that it has finished
             max_concurrent_trials=concurrency,
             reuse_actors=True,
         ),
         run_config=tune.RunConfig(
             name="search",
-            storage_path=state_folder,
+            storage_path=str(state_folder),
             verbose=0,
             stop=StopOnError(ledger),
             callbacks=[LedgerCallback(ledger)],

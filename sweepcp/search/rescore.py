@@ -5,12 +5,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sweepcp.config.base_model import BaseSpec
+from sweepcp.corpora.permissions import check_permissions
 from sweepcp.corpora.provenance import base_items, check_tasks_of_run, stores_of_run
 from sweepcp.errors import located
 from sweepcp.models.files import read_config, read_shards
 from sweepcp.runs.run_folder import Run
 from sweepcp.runs.trial import check_environment
-from sweepcp.scoring.scorecard import Scorecard, compare_with_base
+from sweepcp.scoring.scorecard import Scorecard, compare_with_recorded
 from sweepcp.scoring.spec import experiment_scoring_spec
 from sweepcp.util.parallel import usable_cores
 
@@ -27,11 +28,13 @@ def score_model(model: Path, run: Run) -> Scorecard:
 
     Raises:
         InvalidInput: The folder holds no model that can be loaded safely, the base has not been
-            scored, or what it was scored on or with is not what is here.
+            scored, what it was scored on or with is not what is here, or a task runs code that
+            nobody has allowed on this machine.
         Diverged: The loss on a held-out document is not finite.
     """
     base = base_items(run)
     check_tasks_of_run(run)
+    check_permissions(run.experiment.suites, run.path)
     with located("sweepcp score", "MODEL"):
         read_shards(model)
         read_config(model)
@@ -39,7 +42,7 @@ def score_model(model: Path, run: Run) -> Scorecard:
     items = scorer.score()
     for note in scorer.notes:
         logger.warning("%s", note)
-    return compare_with_base(trial=items, base=base)
+    return compare_with_recorded(trial=items, base=base, file=run.path / "base.json")
 
 
 def _make_scorer(model: Path, run: Run) -> "Scorer":

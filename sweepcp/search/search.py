@@ -1,6 +1,8 @@
 """The main flow of a search: corpora, base, trials, front."""
 
+import errno
 import logging
+import os
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
@@ -14,12 +16,13 @@ from sweepcp.corpora.repetition import check_epochs, matched_fraction
 from sweepcp.corpora.stores import build_stores
 from sweepcp.data.source_files import ResolvedSource
 from sweepcp.data.token_store import TokenStore
-from sweepcp.errors import InvalidInput
+from sweepcp.errors import InvalidInput, located
 from sweepcp.models.base import model_config, pin_base, pretrained_path
 from sweepcp.models.randomness import format_settings, random_settings
 from sweepcp.runs.run_folder import Run, RunIdentity, RunWriter, locked_run, read_run
 from sweepcp.runs.trial import check_environment, numeric_versions
 from sweepcp.scoring.spec import experiment_scoring_spec
+from sweepcp.search.readiness import check_readiness
 from sweepcp.search.worker_io import WorkerSpec
 from sweepcp.util.json_values import json_differences
 from sweepcp.util.parallel import usable_cores
@@ -32,6 +35,7 @@ logger = logging.getLogger(__name__)
 CHANGEABLE_KEYS = (
     "budget.trials",
     "budget.concurrency",
+    "budget.retries",
     "budget.sustained_tflops",
     "budget.usd_per_hour",
 )
@@ -45,6 +49,7 @@ def run_search(
     *,
     progress: Progress,
     address: str | None = None,
+    retry_failed: bool = False,
 ) -> Run:
     """Run the missing trials of an experiment, and write its front.
 
@@ -56,6 +61,7 @@ def run_search(
         out: The run folder.
         progress: Receives the progress of stages and trials.
         address: A Ray cluster; by default this machine.
+        retry_failed: Whether trials that failed run again.
 
     Raises:
         InvalidInput: A source is planned, a trial needs more cores than there are, `out` holds
@@ -70,10 +76,11 @@ def run_search(
     with locked_run(out) as writer:
         run = _start_or_resume(writer, experiment, inputs)
         total = experiment.budget.trials
-        missing = total - sum(trial.number < total for trial in run.trials)
+        kept = [trial for trial in run.trials if not (retry_failed and trial.status == "failed")]
+        missing = total - sum(trial.number < total for trial in kept)
         progress.update("trials", done=len(run.trials), total=total)
         if run.trials:
-            logger.info("%d trials are finished; %d left to run", len(run.trials), missing)
+            logger.info("%d trials are finished; %d left to run", len(kept), missing)
         if missing:
             spec, tokens = prepare_worker(
                 experiment, files, inputs.sources, progress=progress, address=address
@@ -86,7 +93,15 @@ def run_search(
                 generated_tasks=spec.scoring.generated_tasks,
             )
             run = _start_or_resume(writer, experiment, prepared)
-            _run_missing_trials(writer, run, spec, tokens, progress=progress, address=address)
+            _run_missing_trials(
+                writer,
+                run,
+                spec,
+                tokens,
+                progress=progress,
+                address=address,
+                retry_failed=retry_failed,
+            )
         run = read_run(out)
         writer.write_front(run.front)
         return run
@@ -195,14 +210,15 @@ def _run_missing_trials(
     *,
     progress: Progress,
     address: str | None,
+    retry_failed: bool = False,
 ) -> None:
     # Ray and Optuna take seconds to import, which a finished run need not wait for.
     from sweepcp.search.ledger import TrialLedger
-    from sweepcp.search.ray_driver import ray_cluster, run_trials, stop_on_signal
+    from sweepcp.search.ray_driver import ray_cluster, run_trials
 
     experiment = run.experiment
     budget = experiment.budget
-    with ray_cluster(address, budget) as concurrency, stop_on_signal():
+    with ray_cluster(address, budget) as concurrency:
         logger.info("starting workers for %d trials at a time", concurrency)
         ledger = TrialLedger(
             writer,
@@ -213,10 +229,26 @@ def _run_missing_trials(
             reference=experiment.choose.reference,
             make_recipe=partial(experiment.recipe_at, source_tokens=dict(tokens)),
             trials=budget.trials,
+            retries=budget.retries,
+            retry_failed=retry_failed,
             seed=experiment.seed,
         )
         make_runner = partial(_make_trial_runner, spec)
-        run_trials(ledger, make_runner, budget=budget, concurrency=concurrency)
+        try:
+            run_trials(ledger, make_runner, budget=budget, concurrency=concurrency)
+        except InvalidInput:
+            _check_stores_exist(spec)
+            raise
+
+
+def _check_stores_exist(spec: WorkerSpec) -> None:
+    """Raise `FileNotFoundError` if a store was removed while workers used it.
+
+    Nothing is wrong with it then: the same command builds it again.
+    """
+    for store in spec.stores:
+        if not store.path.exists():
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(store.path))
 
 
 def _make_trial_runner(spec: WorkerSpec) -> "TrialRunner":
@@ -239,7 +271,8 @@ def prepare_worker(
     Returns:
         What a worker needs, and the training tokens of each source.
     """
-    _check_base(experiment.base)
+    check_readiness(experiment, may_fetch=True)
+    _check_base(experiment.base, fingerprints)
     stores = build_stores(experiment, files, progress=progress, address=address)
     tokens = {name: float(store.tokens) for name, store in stores.items()}
     check_epochs(experiment, tokens)
@@ -261,13 +294,14 @@ def prepare_worker(
     return spec, tokens
 
 
-def _check_base(base: BaseSpec) -> None:
-    """Check the base's files before hours are spent on stores, and report what is changed in it.
+def _check_base(base: BaseSpec, fingerprints: dict[str, str]) -> None:
+    """Check the base before hours are spent on stores, and report what is changed in it.
 
     A hub model is checked by the workers, which fetch it.
 
     Raises:
-        InvalidInput: The files do not hold exactly the model's tensors.
+        InvalidInput: The files do not hold exactly the model's tensors, or the model that is to be
+            pretrained cannot be built.
     """
     config = model_config(base)
     if config is not None and (settings := random_settings(config)):
@@ -276,6 +310,13 @@ def _check_base(base: BaseSpec) -> None:
         from sweepcp.models.loading import check_model_files
 
         check_model_files(Path(base.path))
+    elif base.pretrain and not (pretrained_path(base, fingerprints) / "config.json").exists():
+        from sweepcp.models.architecture import empty_model
+        from sweepcp.models.loading import load_tokenizer
+        from sweepcp.training.pretraining import model_config_of
+
+        with located(file="", key="base.pretrain.config"):
+            empty_model(model_config_of(base.pretrain, load_tokenizer(base)))
 
 
 def _find_or_pretrain_base(

@@ -1,5 +1,6 @@
 """The Ray Tune actor that runs trials."""
 
+import errno
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -45,13 +46,16 @@ class TrialWorker(tune.Trainable):
     def step(self) -> dict[str, Any]:
         """Advance the trial by about a second.
 
-        What no trial can do without is reported to the driver, which ends the search. Any other
-        exception ends this process: the trial is recorded as failed, and the next one starts in a
-        new process, because a device that ran out of memory may be in any state.
+        What no trial can do without is reported to the driver, which ends the search: so is a disk
+        that is full, or a folder of the cache that is gone. Any other exception ends this process:
+        the trial is recorded as failed, and the next one starts in a new process, because a device
+        that ran out of memory may be in any state.
         """
         try:
             report = self._advance()
-        except (BaseNotScored, InvalidInput) as error:
+        except (BaseNotScored, InvalidInput, OSError) as error:
+            if isinstance(error, OSError) and error.errno == errno.ENOMEM:
+                raise
             report = WorkerReport([], None, error)
         done = report.outcome is not None or report.error is not None
         return {"report": report, "done": done}

@@ -59,7 +59,7 @@ class WorkerReport:
     """The steps since the last report."""
     outcome: TrialOutcome | BaseRecord | None
     """How the trial ended, or the base's scores if the worker was asked for them; None before."""
-    error: BaseNotScored | InvalidInput | None = None
+    error: BaseNotScored | InvalidInput | OSError | None = None
     """What no trial can do without. It ends the search with this error."""
     environment: dict[str, str] | None = None
     """Of the runner, in the first report of a trial, before it is trained."""

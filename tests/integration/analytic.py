@@ -122,9 +122,11 @@ def run(
     faults: dict[float, str] | None = None,
     make_runner: Callable[[], TrialRunnerProtocol] | None = None,
     seed: int = 0,
+    retry_failed: bool = False,
+    progress: FinishedTrials | None = None,
 ) -> FinishedTrials:
     """Search the analytic space for what is missing in a run folder of `trials` trials."""
-    progress = FinishedTrials()
+    progress = progress or FinishedTrials()
     writer = RunWriter(folder)
     if not (folder / "experiment.json").exists():
         experiment, _ = load_experiment("quickstart", ["choose.max_regression=2.0"])
@@ -132,6 +134,7 @@ def run(
             experiment.model_copy(update={"name": "analytic", "space": SPACE}), RunIdentity()
         )
     before = read_run(folder)
+    budget = Budget(trials=trials, tokens=80, concurrency=concurrency)
     ledger = TrialLedger(
         writer,
         progress=progress,
@@ -142,8 +145,9 @@ def run(
         make_recipe=make_recipe,
         trials=trials,
         seed=seed,
+        retries=budget.retries,
+        retry_failed=retry_failed,
     )
-    budget = Budget(trials=trials, tokens=80, concurrency=concurrency)
     with ray_cluster(None, budget) as slots:
         make_runner = make_runner or partial(AnalyticRunner, faults or {})
         run_trials(ledger, make_runner, budget=budget, concurrency=slots)

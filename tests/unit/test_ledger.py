@@ -2,21 +2,24 @@
 
 import logging
 import shutil
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import pytest
 
-from sweepcp.config.choice import ReferencePoint
+from sweepcp.config.choice import ChoiceRule, ReferencePoint
 from sweepcp.config.recipe import Recipe, TrainingSettings
 from sweepcp.config.space import Point, Range, Space, WeightedSource, recipe_at
 from sweepcp.errors import BaseNotScored, InvalidInput
+from sweepcp.runs.front import pareto_front
 from sweepcp.runs.run_folder import RunIdentity, RunWriter, read_run
 from sweepcp.runs.trial import BaseRecord, Cost, TrialOutcome
 from sweepcp.scoring.scorecard import ItemScores
 from sweepcp.search.ledger import TrialLedger
 from sweepcp.search.proposals import propose_point
 from sweepcp.search.worker_io import WorkerReport
+from sweepcp.training.loop import StepMetrics
 from sweepcp.util.progress import NoProgress
 from tests.make import experiment, items
 from tests.make_run import scores_at
@@ -36,7 +39,9 @@ def make_recipe(point: Point) -> Recipe:
     return recipe_at(point, SOURCES, training, tokens=80, seed=0)
 
 
-def open_ledger(folder: Path, trials: int) -> TrialLedger:
+def open_ledger(
+    folder: Path, trials: int, *, retries: int = 0, retry_failed: bool = False
+) -> TrialLedger:
     """Start or resume a search of so many trials as `run_search` does."""
     writer = RunWriter(folder)
     if not (folder / "experiment.json").exists():
@@ -52,6 +57,8 @@ def open_ledger(folder: Path, trials: int) -> TrialLedger:
         make_recipe=make_recipe,
         trials=trials,
         seed=0,
+        retries=retries,
+        retry_failed=retry_failed,
     )
 
 
@@ -203,11 +210,105 @@ def test_invalid_input_ends_the_search_and_no_trial_is_recorded(tmp_path: Path):
     for key, error in zip(("a", "b"), errors, strict=True):
         ledger.record_report(key, WorkerReport([], None, error))
     assert ledger.error is errors[0]
+    ledger.record_failure("a", "killed")
     assert ledger.start_trial("c") is None
     assert [trial.number for trial in read_run(tmp_path).trials] == [0]
 
 
-def test_a_base_whose_worker_is_lost_ends_the_search(tmp_path: Path):
+def step(number: int) -> StepMetrics:
+    return StepMetrics(number, 0.1, 2.0, 1.0, {"code": 8}, {"domain": 2.0})
+
+
+def test_a_trial_whose_worker_was_lost_runs_again_and_counts_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    ledger = open_ledger(tmp_path, 6, retries=1)
+    score_base(ledger)
+    first = ledger.start_trial("a")
+    ledger.start_trial("b")
+    assert first is not None
+    ledger.record_report("a", WorkerReport([step(1), step(2)], None))
+    ledger.record_failure("a", "the actor died\nkilled by SIGKILL", lost=True)
+    message = (
+        "0000: its worker was lost; it starts again from its first step (retry 1 of 1). "
+        "killed by SIGKILL"
+    )
+    assert caplog.messages == [message]
+    assert read_run(tmp_path).trials == []
+    again = ledger.start_trial("c")
+    assert again == replace(first, retries=1)
+    ledger.record_report("c", WorkerReport([step(1)], None))
+    ledger.record_report("c", report(outcome_at(first.proposal.point)))
+    (trial,) = read_run(tmp_path).trials
+    assert (trial.number, trial.status, trial.retries) == (0, "done", 1)
+    assert [row["step"] for row in read_run(tmp_path).read_steps("0000")] == [1]
+    assert ledger.start_trial("d").number == 2  # type: ignore[union-attr]
+
+
+def test_a_trial_fails_after_its_retries_and_at_once_when_its_worker_raised(tmp_path: Path):
+    ledger = open_ledger(tmp_path, 2, retries=2)
+    score_base(ledger)
+    for key in "abc":
+        assert ledger.start_trial(key).number == 0  # type: ignore[union-attr]
+        assert ledger.is_waiting
+        assert read_run(tmp_path).trials == []
+        ledger.record_failure(key, "killed", lost=True)
+    assert ledger.start_trial("d").number == 1  # type: ignore[union-attr]
+    ledger.record_failure("d", "RuntimeError: no such kernel")
+    assert not ledger.is_waiting
+    lost, raised = read_run(tmp_path).trials
+    assert (lost.status, lost.reason, lost.retries) == ("failed", "killed", 2)
+    assert (raised.status, raised.retries) == ("failed", 0)
+
+
+def test_a_base_whose_worker_was_lost_is_scored_again(tmp_path: Path):
+    ledger = open_ledger(tmp_path, 2, retries=1)
+    assert ledger.claim_base("base")
+    ledger.record_failure("base", "killed", lost=True)
+    assert ledger.error is None
+    assert ledger.is_waiting
+    assert ledger.claim_base("again")
+    ledger.record_failure("again", "killed", lost=True)
+    assert isinstance(ledger.error, BaseNotScored)
+    assert not ledger.is_waiting
+
+
+def test_failed_trials_run_again_at_their_points_and_keep_their_records_meanwhile(tmp_path: Path):
+    ledger = open_ledger(tmp_path, 7)
+    score_base(ledger)
+    for number in range(7):
+        running = ledger.start_trial(str(number))
+        assert running is not None
+        if number in (1, 6):
+            ledger.record_report(str(number), WorkerReport([step(1), step(2)], None))
+            ledger.record_failure(str(number), "OutOfMemoryError: CUDA")
+        else:
+            ledger.record_report(str(number), report(outcome_at(running.proposal.point)))
+    files = sorted(tmp_path.glob("trials/*/trial.json"))
+    before = {file: file.read_bytes() for file in files}
+    records = read_run(tmp_path).by_id
+    assert open_ledger(tmp_path, 7).start_trial("none") is None
+
+    ledger = open_ledger(tmp_path, 7, retry_failed=True)
+    again = [ledger.start_trial(key) for key in "ab"]
+    assert ledger.start_trial("c") is None
+    for running, name in zip(again, ("0001", "0006"), strict=True):
+        assert running is not None
+        assert (running.id, running.proposal.point) == (name, records[name].point)
+        assert running.recipe == records[name].recipe
+    ledger.record_report("a", WorkerReport([step(1)], None))
+    assert {file: file.read_bytes() for file in files} == before
+    ledger.record_report("a", report(outcome_at(records["0001"].point)))
+    ledger.record_failure("b", "OutOfMemoryError: again")
+    after = read_run(tmp_path)
+    assert after.by_id["0001"].status == "done"
+    assert after.by_id["0006"].reason == "OutOfMemoryError: again"
+    assert [row["step"] for row in after.read_steps("0001")] == [1]
+    kept = [file for file in files if file.parent.name not in ("0001", "0006")]
+    assert all(file.read_bytes() == before[file] for file in kept)
+
+
+def test_a_base_that_cannot_be_scored_ends_the_search_and_leaves_no_empty_folder(tmp_path: Path):
     ledger = open_ledger(tmp_path, 6)
     ledger.claim_base("base")
     ledger.start_trial("a")
@@ -215,6 +316,7 @@ def test_a_base_whose_worker_is_lost_ends_the_search(tmp_path: Path):
     assert isinstance(ledger.error, BaseNotScored)
     assert str(ledger.error) == "ValueError: no such model"
     assert ledger.start_trial("b") is None
+    assert not (tmp_path / "trials").exists()
 
 
 def test_a_base_whose_scores_have_no_error_ends_the_search(tmp_path: Path):
@@ -274,3 +376,24 @@ def test_two_kinds_of_workers_do_not_share_a_new_run(tmp_path: Path):
     assert isinstance(ledger.error, InvalidInput)
     assert ledger.error.found == "device cpu, precision fp32"
     assert read_run(tmp_path).base is None
+
+
+def test_a_run_folder_that_was_removed_is_not_made_again(tmp_path: Path):
+    folder = tmp_path / "run"
+    ledger = open_ledger(folder, 3)
+    score_base(ledger)
+    trial = ledger.start_trial("a")
+    assert trial is not None
+    shutil.rmtree(folder)
+    for action in (
+        partial(ledger.record_report, "a", WorkerReport([step(1)], None)),
+        partial(ledger.record_report, "a", report(outcome_at(trial.proposal.point))),
+        partial(ledger.writer.write_base, base_record()),
+        partial(
+            ledger.writer.write_front, pareto_front([], ChoiceRule(knee=True), ReferencePoint())
+        ),
+    ):
+        with pytest.raises(FileNotFoundError) as error:
+            action()
+        assert error.value.filename == str(folder)
+        assert not folder.exists()

@@ -1,7 +1,9 @@
 """What a search hands to its workers and its ledger is what the experiment states."""
 
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +37,7 @@ def stores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, TokenSt
         for name, count in (("python-docs", 300), ("python-code", 700))
     }
     monkeypatch.setattr(search, "build_stores", lambda *_, **__: made)
+    monkeypatch.setattr(search, "_check_base", lambda *_: None)
     monkeypatch.setattr(search, "_find_or_pretrain_base", lambda *_, **__: "the base")
     monkeypatch.setattr(search, "experiment_scoring_spec", lambda *_: "scoring")
     return made
@@ -96,3 +99,32 @@ def test_the_ledger_has_the_settings_of_the_experiment(
     assert (ledger.base, ledger.total) == (run.base, 6)
     point = run.trials[1].point
     assert ledger.make_recipe(point) == run.experiment.recipe_at(point, tokens)
+
+
+def test_a_store_that_was_removed_during_the_search_is_no_invalid_input(
+    stores: dict[str, TokenStore], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    write_run(tmp_path / "run", 2)
+    run = read_run(tmp_path / "run")
+    writer = RunWriter(tmp_path / "run")
+    spec, tokens = prepare_worker(experiment("budget.tokens=20_480"), {}, {}, progress=NoProgress())
+
+    @contextmanager
+    def cluster(*_: object) -> Iterator[int]:
+        yield 1
+
+    def refuse(*_: object, **__: object) -> None:
+        raise InvalidInput(file="train.idx", found="no file", rule="a rule", fix="a fix")
+
+    monkeypatch.setattr(ray_driver, "ray_cluster", cluster)
+    monkeypatch.setattr(ray_driver, "run_trials", refuse)
+    search_again = partial(
+        search._run_missing_trials, writer, run, spec, tokens, progress=NoProgress(), address=None
+    )
+    with pytest.raises(InvalidInput, match=r"train\.idx"):
+        search_again()
+    removed = stores["python-code"].path
+    shutil.rmtree(removed)
+    with pytest.raises(FileNotFoundError) as error:
+        search_again()
+    assert error.value.filename == str(removed)

@@ -1,5 +1,7 @@
 """The steps of a worker, in this process."""
 
+import errno
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -79,6 +81,16 @@ def test_a_base_that_diverges_is_reported_and_not_a_traceback():
     reported = last_report(worker).error
     assert isinstance(reported, BaseNotScored)
     assert str(reported) == str(error)
+
+
+def test_what_the_system_refuses_ends_the_search_but_for_memory():
+    full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "store.bin")
+    worker = make_worker({"recipe": recipe().model_dump_json()}, lambda: FailingRunner(full))
+    assert last_report(worker).error is full
+    memory = OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
+    worker = make_worker({"recipe": recipe().model_dump_json()}, lambda: FailingRunner(memory))
+    with pytest.raises(OSError, match="Cannot allocate memory"):
+        last_report(worker)
 
 
 def test_any_other_error_ends_the_worker():
