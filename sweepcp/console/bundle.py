@@ -3,19 +3,26 @@
 import shlex
 from pathlib import Path
 
-from rich import box
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from sweepcp.config.budget import PUBLISHED_OVERRUN
+from sweepcp.console.tables import Column, Row, print_line, print_table
 from sweepcp.promote.bundle import Bundle
 from sweepcp.training.deepspeed_config import divides_batch
 
 GIB = 2**30
 MEMORY_USES = ("weights", "master", "gradients", "optimizer", "gathered", "activations", "logits")
-LEFT_COLUMNS = ("source", "role", "language")
-COLUMNS = (*LEFT_COLUMNS, "share", "tokens read", "training tokens", "epochs", "max epochs")
+COLUMNS = (
+    Column(name="source", is_text=True),
+    Column(name="role", is_text=True, drop=4),
+    Column(name="language", is_text=True, drop=5),
+    Column(name="share"),
+    Column(name="tokens read", drop=1),
+    Column(name="training tokens", drop=3),
+    Column(name="epochs"),
+    Column(name="max epochs", drop=2),
+)
 MAX_HOURS = 48
 """Longer runs are shown in days."""
 
@@ -33,13 +40,13 @@ def show_bundle(console: Console, bundle: Bundle, out: Path) -> None:
         lines.append(_memory_line(bundle))
     lines.append(_cost_line(bundle))
     for line in lines:
-        console.print(Text(line), soft_wrap=True)
-    console.print(_corpus_table(bundle))
+        print_line(console, line)
+    print_table(console, "Corpora", COLUMNS, _corpus_rows(bundle))
     if bundle.assumptions:
         console.print(Text("Assumptions that no trial has tested:", "bold"))
     for assumption in bundle.assumptions:
-        console.print(Text(f"- {assumption}"), soft_wrap=True)
-    console.print(Text(f"\n{out} is complete. Next:"))
+        print_line(console, f"- {assumption}")
+    console.print(Text(f"\n{out} is complete. Next:"), soft_wrap=True)
     console.print(Text(f"  {_next_step(bundle, out)}"), soft_wrap=True)
 
 
@@ -60,8 +67,8 @@ def _lr_line(bundle: Bundle) -> str:
     peak = recipe.lr_fraction * max_lr
     return (
         f"LR        {recipe.lr_fraction:.4g} × {max_lr:g} = {peak:.4g} at its peak, "
-        f"{recipe.schedule}, {recipe.warmup_steps:,} steps of warmup, "
-        f"{recipe.final_fraction * peak:.3g} at the end"
+        f"{recipe.schedule}, {recipe.warmup_length:,} steps of warmup, "
+        f"{recipe.lr(recipe.steps, max_lr=max_lr):.3g} at the end"
     )
 
 
@@ -125,13 +132,11 @@ def _cost_line(bundle: Bundle) -> str:
     )
 
 
-def _corpus_table(bundle: Bundle) -> Table:
-    table = Table(header_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
-    for name in COLUMNS:
-        table.add_column(name, justify="left" if name in LEFT_COLUMNS else "right", no_wrap=True)
+def _corpus_rows(bundle: Bundle) -> list[Row]:
+    rows = []
     for corpus, portion in zip(bundle.corpora, bundle.recipe.mixture.portions, strict=True):
         planned = " planned" if corpus.store is None else ""
-        table.add_row(
+        cells = (
             corpus.name,
             corpus.role,
             corpus.language,
@@ -141,7 +146,8 @@ def _corpus_table(bundle: Bundle) -> Table:
             f"{corpus.epochs:.3g}",
             f"{corpus.max_epochs:g}",
         )
-    return table
+        rows.append(Row(cells=cells))
+    return rows
 
 
 def _next_step(bundle: Bundle, out: Path) -> str:

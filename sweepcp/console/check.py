@@ -1,26 +1,33 @@
 """Print the check of an experiment's corpora."""
 
-from rich import box
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
+from sweepcp.console.tables import Column, Row, print_line, print_table
 from sweepcp.corpora.check import CorporaCheck, DocumentOverlap, SourceCheck
 from sweepcp.corpora.overlap_index import RUN_WORDS
 
 OVERLAPS_SHOWN = 20
 MIN_DECLARED_SHARE = 0.9
 """Share of the sample in a source's declared language below which there is a warning."""
-LEFT_COLUMNS = ("source", "role", "language")
 COLUMNS = (
-    "source", "role", "documents", "MB", "tokens", "held out", "repeated", "language",
-    "base, bits/B", "overlaps",
-)  # fmt: skip
+    Column(name="source", is_text=True),
+    Column(name="role", is_text=True, drop=5),
+    Column(name="documents", drop=1),
+    Column(name="MB", drop=6),
+    Column(name="tokens"),
+    Column(name="held out", drop=4),
+    Column(name="repeated", drop=3),
+    Column(name="language", is_text=True, drop=4),
+    Column(name="base, bits/B", drop=2),
+    Column(name="overlaps"),
+)
 
 
 def show_check(console: Console, result: CorporaCheck) -> None:
     """Print a table of the sources, and warnings about languages and overlaps."""
-    console.print(_source_table(result))
+    rows = [Row(cells=_source_cells(check)) for check in result.sources]
+    print_table(console, "Sources", COLUMNS, rows)
     for check in result.sources:
         share, source = check.share_in_declared_language, check.source
         if share is not None and share < MIN_DECLARED_SHARE:
@@ -28,25 +35,16 @@ def show_check(console: Console, result: CorporaCheck) -> None:
                 f"warning: {source.name} is declared as {source.language}, "
                 f"which was detected in {share:.0%} of a sample"
             )
-            console.print(Text(line, "yellow"), soft_wrap=True)
+            print_line(console, line, "yellow")
     searched = (
         f"Searched the training text for {result.items:,} items of the suites, by runs of "
         f"{RUN_WORDS} words; {result.short:,} of them are too short for that."
     )
-    console.print(Text(searched), soft_wrap=True)
+    print_line(console, searched)
     _show_overlaps(console, result.overlaps)
 
 
-def _source_table(result: CorporaCheck) -> Table:
-    table = Table(title="Sources", header_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
-    for name in COLUMNS:
-        table.add_column(name, justify="left" if name in LEFT_COLUMNS else "right")
-    for check in result.sources:
-        table.add_row(*_source_row(check))
-    return table
-
-
-def _source_row(check: SourceCheck) -> list[str]:
+def _source_cells(check: SourceCheck) -> list[str]:
     source, meta = check.source, check.store.meta
     train, repeated = meta["train"], f"{meta['near_duplicates']:,}"
     overlapping = {overlap.id for overlap in check.overlaps}
@@ -84,9 +82,8 @@ def _show_overlaps(console: Console, overlaps: list[DocumentOverlap]) -> None:
     if len(overlaps) > OVERLAPS_SHOWN:
         console.print(Text(f"and {len(overlaps) - OVERLAPS_SHOWN:,} more", "yellow"))
     if overlaps:
-        console.print(
-            Text(
-                "To exclude these documents, list them with `--write overlaps.jsonl` and add "
-                "`exclude: overlaps.jsonl` to the sources."
-            )
+        fix = (
+            "To exclude these documents, list them with `--write overlaps.jsonl` and add "
+            "`exclude: overlaps.jsonl` to the sources."
         )
+        print_line(console, fix)

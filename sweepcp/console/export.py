@@ -1,5 +1,7 @@
 """Terminal output of `sweepcp export`."""
 
+import shlex
+
 from rich.console import Console
 from rich.text import Text
 
@@ -32,7 +34,8 @@ def show_export(console: Console, export: ExportResult) -> None:
         _print(console, line, style=WARNING)
     _print(console, f"Files in {out}: {', '.join(export.file_names)}")
     if plan.prepare:
-        _print(console, f"Prepare once:  bash {out}/prepare.sh")
+        prepare = shlex.quote(f"{out}/prepare.sh")
+        _print(console, f"Prepare once:  bash {prepare}")
     _print(console, f"Start:         {export.start_command}")
 
 

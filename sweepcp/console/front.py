@@ -4,61 +4,56 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich import box
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
-from sweepcp.console.scorecard import format_scalars, member_table
+from sweepcp.console.scorecard import format_scalars, show_members
+from sweepcp.console.tables import Column, Row, print_line, print_table
 from sweepcp.runs.run_folder import Run
 from sweepcp.runs.trial import Trial
 
-UNIT = "relative change of bits per byte against the base, in %; higher is better"
+NOTE = (
+    "relative change of bits per byte against the base, in %; higher is better\n"
+    "* on the reporting half of the items; the choice is made on the selection half"
+)
 STATUSES = ("done", "stopped", "diverged", "failed")
 COLUMNS = (
-    "trial", "LR fraction", "domain share", "domain", "general", "domain*", "general*",
-    "proposed by", "",
-)  # fmt: skip
-LEFT_COLUMNS = ("trial", "proposed by", "")
+    Column(name="trial", is_text=True),
+    Column(name="LR fraction", drop=1),
+    Column(name="domain share", drop=2),
+    Column(name="domain", drop=3),
+    Column(name="general", drop=3),
+    Column(name="domain*"),
+    Column(name="general*"),
+    Column(name="proposed by", is_text=True, drop=4),
+    Column(name="", is_text=True),
+)
 
 
 def show_front(console: Console, run: Run) -> None:
     """Print the front, the counts of trials, and the choice with its members."""
-    console.print(front_table(run))
-    note = "* on the reporting half of the items; the choice is made on the selection half"
-    console.print(Text(note))
-    console.print(Text(_summary_line(run)), style="dim")
+    print_table(console, f"Front of {run.experiment.name}", COLUMNS, front_rows(run), note=NOTE)
+    print_line(console, _summary_line(run), "dim")
     trial = run.chosen
     if trial is None:
-        console.print(Text(_no_choice_line(run)), style="bold yellow")
+        print_line(console, _no_choice_line(run), "bold yellow")
     else:
         _show_choice(console, run, trial)
 
 
-def front_table(run: Run) -> Table:
-    """Return a table of the base, the front by domain gain, and the other done trials."""
-    table = Table(
-        title=f"Front of {run.experiment.name}",
-        caption=UNIT,
-        header_style="bold",
-        box=box.SIMPLE_HEAD,
-        pad_edge=False,
-    )
-    for name in COLUMNS:
-        table.add_column(name, justify="left" if name in LEFT_COLUMNS else "right")
-    table.add_row("base", "", "", "0.00", "0.00", "0.00", "0.00", "", "")
-    table.add_section()
+def front_rows(run: Run) -> list[Row]:
+    """Return the base, the front by domain gain, and the other done trials as rows of a table."""
     front = run.front
+    base = ("base", "", "", "0.00", "0.00", "0.00", "0.00", "", "")
+    rows = [Row(cells=base, ends_section=True)]
     for trial_id in front.ids:
+        cells, ends = _front_cells(run.by_id[trial_id]), trial_id == front.ids[-1]
         if trial_id == front.choice.id:
-            table.add_row(*_front_row(run.by_id[trial_id]), "chosen", style="bold green")
+            rows.append(Row(cells=(*cells, "chosen"), style="bold green", ends_section=ends))
         else:
-            table.add_row(*_front_row(run.by_id[trial_id]), "•")
-    table.add_section()
-    for trial in run.done:
-        if trial.id not in front.ids:
-            table.add_row(*_front_row(trial), "", style="dim")
-    return table
+            rows.append(Row(cells=(*cells, "•"), ends_section=ends))
+    others = [trial for trial in run.done if trial.id not in front.ids]
+    return rows + [Row(cells=(*_front_cells(trial), ""), style="dim") for trial in others]
 
 
 def show_next_commands(
@@ -84,8 +79,8 @@ def show_next_commands(
         console.print(Text(f"  {command}   # {purpose}"), soft_wrap=True)
 
 
-def _front_row(trial: Trial) -> list[str]:
-    assert trial.scorecard is not None
+def _front_cells(trial: Trial) -> list[str]:
+    assert trial.scorecard is not None  # of every trial that is done
     select, report = trial.scorecard.select, trial.scorecard.report
     return [
         trial.id,
@@ -125,15 +120,15 @@ def _no_choice_line(run: Run) -> str:
 def _show_choice(console: Console, run: Run, trial: Trial) -> None:
     card = trial.scorecard
     assert card is not None
-    console.print(member_table(card, f"Trial {trial.id}"))
+    show_members(console, card, f"Trial {trial.id}")
     shares = [f"{share.share:.1%} {share.source}" for share in trial.recipe.mixture.portions]
-    line = Text(
+    choice = (
         f"Choice ({run.rule}): trial {trial.id}, LR fraction {trial.recipe.lr_fraction:.4g}, "
-        f"{', '.join(shares)}\n",
-        "bold",
+        f"{', '.join(shares)}"
     )
-    line.append(
+    print_line(console, choice, "bold")
+    scores = (
         f"  {format_scalars(card.report)} on the reporting half (errors of evaluation only: one "
         "seed per trial)"
     )
-    console.print(line, soft_wrap=True)
+    print_line(console, scores, "bold")

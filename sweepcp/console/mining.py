@@ -3,29 +3,27 @@
 from pathlib import Path
 
 from rich.console import Console
-from rich.text import Text
 
+from sweepcp.console.tables import print_line
 from sweepcp.corpora.mining import MiningResult
 
 
 def show_mining(console: Console, result: MiningResult, out: Path) -> None:
     """Print what was selected, the estimates behind it, and the files in `out`."""
     for line in _result_lines(result):
-        console.print(Text(line), soft_wrap=True)
-    console.print(
-        Text(
-            f"\nWritten to {out}: documents/, source.yaml to paste into an experiment, "
-            "exclude.jsonl for the corpus, report.json."
-        )
+        print_line(console, line)
+    written = (
+        f"\nWritten to {out}: documents/, source.yaml to paste into an experiment, "
+        "exclude.jsonl for the corpus, report.json."
     )
+    print_line(console, written)
     if result.labelled_precision is None:
         sample = out / "sample.jsonl"
-        console.print(
-            Text(
-                f"For a better estimate, set label to true or false in {sample}, and run the same "
-                "command again."
-            )
+        hint = (
+            f"For a better estimate, set label to true or false in {sample}, and run the same "
+            "command again."
         )
+        print_line(console, hint)
 
 
 def _result_lines(result: MiningResult) -> list[str]:

@@ -1,33 +1,41 @@
 """Print the plan of a search."""
 
-from rich import box
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from sweepcp.config.budget import PUBLISHED_OVERRUN, QUASI_RANDOM_TRIALS
 from sweepcp.config.space import Choices, Range
+from sweepcp.console.tables import Column, Row, print_line, print_table
 from sweepcp.search.plan import Plan
 
-LEFT_COLUMNS = ("source", "role", "language")
+COLUMNS = (
+    Column(name="source", is_text=True),
+    Column(name="role", is_text=True, drop=4),
+    Column(name="language", is_text=True, drop=5),
+    Column(name="training tokens", drop=3),
+    Column(name="share", drop=1),
+    Column(name="epochs"),
+    Column(name="at most"),
+)
+TARGET_COLUMNS = (Column(name="target", drop=2), Column(name="target at most", drop=2))
 
 
 def show_plan(console: Console, plan: Plan) -> None:
     """Print what a search would run and cost, and every warning."""
     console.print(Text(f"Plan of {plan.experiment.name}", style="bold"))
     lines = [*_trial_lines(plan), *_choice_lines(plan), _base_line(plan), *_cost_lines(plan)]
-    console.print(Text("\n".join(f"  {line}" for line in lines)), soft_wrap=True)
-    console.print(_lr_table(plan))
-    console.print(_source_table(plan))
+    print_line(console, "\n".join(f"  {line}" for line in lines))
+    _print_lr_curve(console, plan)
+    _print_sources(console, plan)
     limited = [count for count in plan.epochs if count.matched_fraction < 1]
     if limited:
         seen = ", ".join(f"{c.matched_fraction:.3g} of {c.source.name}" for c in limited)
-        console.print(Text(f"matched repetition: each trial sees {seen}"), soft_wrap=True)
+        print_line(console, f"matched repetition: each trial sees {seen}")
     if "estimated" in plan.token_origins.values():
         note = "estimated: from a sample of the source, before near-duplicates are dropped"
-        console.print(Text(note), style="dim")
+        print_line(console, note, "dim")
     for warning in plan.warnings:
-        console.print(Text(f"warning: {warning}", style="yellow"), soft_wrap=True)
+        print_line(console, f"warning: {warning}", "yellow")
 
 
 def _trial_lines(plan: Plan) -> list[str]:
@@ -101,32 +109,26 @@ def _format_hours(low: float, high: float) -> str:
     return f"{low:.3g} to {high:.3g} h"
 
 
-def _lr_table(plan: Plan) -> Table:
+def _print_lr_curve(console: Console, plan: Plan) -> None:
     schedule, fraction = plan.first.schedule, plan.first.lr_fraction
-    table = Table(title=f"LR of the first trial ({schedule}, lr_fraction {fraction:g})")
-    table.add_column("step")
-    for step, _ in plan.lr_curve():
-        table.add_column(f"{step}", justify="right")
-    table.add_row("LR", *(f"{lr:.3g}" for _, lr in plan.lr_curve()))
-    return table
+    curve = plan.lr_curve()
+    title = f"LR of the first trial ({schedule}, lr_fraction {fraction:g})"
+    columns = [Column(name="step", is_text=True), *(Column(name=f"{step}") for step, _ in curve)]
+    print_table(console, title, columns, [Row(cells=("LR", *(f"{lr:.3g}" for _, lr in curve)))])
 
 
-def _source_table(plan: Plan) -> Table:
+def _print_sources(console: Console, plan: Plan) -> None:
     has_target = plan.experiment.target is not None
     title = "Sources: share and epochs in the first trial, and the most epochs in any trial"
-    columns = [*LEFT_COLUMNS, "training tokens", "share", "epochs", "at most"]
     if has_target:
         title += "; then those of the target's run"
-        columns += ["target", "at most"]
-    table = Table(title=title, header_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
-    for name in columns:
-        table.add_column(name, justify="left" if name in LEFT_COLUMNS else "right", no_wrap=True)
+    rows = []
     for count in plan.epochs:
         source = count.source
         epochs = [count.first_epochs, count.most_epochs]
         if has_target:
             epochs += [count.target_first_epochs or 0, count.target_most_epochs or 0]
-        table.add_row(
+        cells = (
             source.name,
             source.role,
             source.language,
@@ -134,4 +136,5 @@ def _source_table(plan: Plan) -> Table:
             f"{count.first_share:.1%}",
             *(f"{number:.3g}" for number in epochs),
         )
-    return table
+        rows.append(Row(cells=cells))
+    print_table(console, title, [*COLUMNS, *TARGET_COLUMNS] if has_target else COLUMNS, rows)

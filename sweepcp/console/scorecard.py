@@ -1,34 +1,35 @@
 """Print the scores of a model against the base model."""
 
-from rich import box
 from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
+from sweepcp.console.tables import Column, Row, print_line, print_table
 from sweepcp.scoring.scorecard import Scorecard, SplitScore
 
-LEFT_COLUMNS = ("suite", "member", "unit")
+COLUMNS = (
+    Column(name="suite", is_text=True, drop=2),
+    Column(name="member", is_text=True),
+    Column(name="unit", is_text=True, drop=3),
+    Column(name="items", drop=4),
+    Column(name="base", drop=1),
+    Column(name="model", drop=1),
+    Column(name="change"),
+)
 
 
 def show_scorecard(console: Console, card: Scorecard, name: str) -> None:
     """Print the members of the suites, and the scalars of both halves of the items."""
-    console.print(member_table(card, name))
+    show_members(console, card, name)
     for half, scores in (("selection", card.select), ("reporting", card.report)):
         line = f"{format_scalars(scores)} on the {half} half of the items"
-        console.print(Text(line), soft_wrap=True)
+        print_line(console, line)
 
 
-def member_table(card: Scorecard, name: str) -> Table:
-    """Return a table of the suites' members on the reporting half."""
-    title = f"{name} by member, on the reporting half of the items"
-    table = Table(title=title, header_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
-    for column in ("suite", "member", "unit", "items", "base", "model", "change"):
-        table.add_column(
-            column, justify="left" if column in LEFT_COLUMNS else "right", overflow="fold"
-        )
+def show_members(console: Console, card: Scorecard, name: str) -> None:
+    """Print a table of the suites' members on the reporting half."""
+    rows = []
     for member in card.report.members:
         unit = "%" if member.unit == "bits per byte" else "points"
-        table.add_row(
+        cells = (
             member.role,
             member.name,
             member.unit,
@@ -37,7 +38,9 @@ def member_table(card: Scorecard, name: str) -> Table:
             f"{member.value:.3f}±{member.value_se:.3f}",
             f"{member.change:+.2f}±{member.change_se:.2f} {unit}",
         )
-    return table
+        rows.append(Row(cells=cells))
+    title = f"{name} by member, on the reporting half of the items"
+    print_table(console, title, COLUMNS, rows)
 
 
 def format_scalars(scores: SplitScore) -> str:

@@ -1,7 +1,6 @@
 """A full run whose processes Ray Train starts."""
 
 import logging
-import os
 import signal
 import sys
 from collections.abc import Iterable
@@ -15,8 +14,9 @@ from sweepcp.full_run.ending import SIGNALS
 from sweepcp.promote.bundle import LoadedBundle
 from sweepcp.scoring.scorecard import Scorecard
 from sweepcp.util.files import write_text
-from sweepcp.util.parallel import usable_cores
+from sweepcp.util.parallel import ray_connection, usable_cores
 from sweepcp.util.records import read_record
+from sweepcp.util.streams import make_streams_printable
 
 
 def run_with_ray(bundle: LoadedBundle, out: Path, address: str | None) -> Scorecard:
@@ -33,22 +33,22 @@ def run_with_ray(bundle: LoadedBundle, out: Path, address: str | None) -> Scorec
     Raises:
         InvalidInput, Diverged, Alarmed, Stopped: What `full_run` raised in the processes.
     """
-    import ray
+    if address is None:
+        _check_cores(bundle)
+    # The first worker prints the log of the run.
+    with ray_connection(address, log_to_driver=True, logging_level=logging.INFO):
+        _run_workers(bundle, out)
+    return read_record(Scorecard, out / "scorecard.json", fix="start the run again")
+
+
+def _run_workers(bundle: LoadedBundle, out: Path) -> None:
+    # Ray reads its environment when it is imported, and `ray_connection` sets that.
     from ray.train import RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
     from ray.train.v2.api.exceptions import WorkerGroupError
 
-    if address is None:
-        # Despite its name this decides, on every system, whether a local Ray binds to the loopback
-        # address or to one that other machines reach.
-        os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
     hardware = bundle.bundle.target.hardware
     on_gpu = hardware.device == "cuda"
-    if address is None:
-        cores = _check_cores(bundle)
-        ray.init(address="local", include_dashboard=False, num_cpus=cores)
-    else:
-        ray.init(address=address)
     # A name of its own, so that no later start finds it.
     stop_file = out / f"stop-{uuid4().hex}"
     _forward_signals(stop_file)
@@ -65,11 +65,10 @@ def run_with_ray(bundle: LoadedBundle, out: Path, address: str | None) -> Scorec
         raise ending_error(error.worker_failures.values()) from error
     finally:
         stop_file.unlink(missing_ok=True)
-    return read_record(Scorecard, out / "scorecard.json", fix="start the run again")
 
 
-def _check_cores(bundle: LoadedBundle) -> int:
-    """Return the usable cores of this machine, of which Ray gives each process one."""
+def _check_cores(bundle: LoadedBundle) -> None:
+    """Refuse more processes than this machine has usable cores: Ray gives each process one."""
     cores, processes = usable_cores(), bundle.bundle.target.hardware.world_size
     if processes > cores:
         raise InvalidInput(
@@ -79,7 +78,6 @@ def _check_cores(bundle: LoadedBundle) -> int:
             rule=f"at most the {cores} CPUs that this process may use; Ray would wait for more",
             fix="start it with torchrun, whose processes may share CPUs, or pass --address",
         )
-    return cores
 
 
 def ending_error(failures: Iterable[BaseException]) -> BaseException:
@@ -113,6 +111,7 @@ def _run_worker(config: dict[str, Any]) -> None:
     from sweepcp.promote.bundle import load_bundle
 
     # Ray sends what a worker prints to the terminal of the process that the user started.
+    make_streams_printable()
     logger = logging.getLogger("sweepcp")
     logger.setLevel(logging.INFO)
     logger.addHandler(logging.StreamHandler(sys.stdout))

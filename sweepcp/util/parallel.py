@@ -8,14 +8,24 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
-from contextlib import contextmanager
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import chdir, contextmanager
 from itertools import islice
+from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import Any, TypeVar
 
-from sweepcp.errors import InvalidInput
+from sweepcp.errors import WorkLost
+from sweepcp.util.environment import (
+    environment_integer,
+    parse_environment_integer,
+    set_home_for_libraries,
+)
+from sweepcp.util.ray_setup import check_cluster, no_cluster, prepare_local_ray
+from sweepcp.util.signals import blocked_interrupts, kept_signal_handlers
 
+logger = logging.getLogger(__name__)
 T = TypeVar("T")
 R = TypeVar("R")
 QUEUED_PER_CORE = 2
@@ -24,6 +34,11 @@ WORKER_ENVIRONMENT = {"TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": "1"}
 """One thread per worker: there is a worker for every core."""
 CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")
 """Of a container: microseconds of CPU time per period, or `max`, and the period (cgroup v2)."""
+CPU_QUOTA_V1 = Path("/sys/fs/cgroup/cpu/cpu.cfs_quota_us")
+"""The same under cgroup v1: microseconds, or -1; the period is in `cpu.cfs_period_us`."""
+RAY_FOLDER = "/"
+"""Ray has its workers import modules from the folder in which a program connects to it. That must
+not be the folder of a command, which may be somebody's data: `sentencepiece.py` there would run."""
 _EXHAUSTED = object()
 
 
@@ -34,8 +49,16 @@ def usable_cores() -> int:
     The machine may have more.
     """
     cores = len(os.sched_getaffinity(0))
-    quota, period = CPU_QUOTA.read_text().split() if CPU_QUOTA.is_file() else ("max", "")
-    return cores if quota == "max" else max(1, min(cores, math.ceil(int(quota) / int(period))))
+    try:
+        if CPU_QUOTA.is_file():
+            quota, period = map(int, CPU_QUOTA.read_text(encoding="ascii").split())
+        else:
+            quota = int(CPU_QUOTA_V1.read_text(encoding="ascii"))
+            period = int(CPU_QUOTA_V1.with_name("cpu.cfs_period_us").read_text(encoding="ascii"))
+    except (OSError, ValueError):  # no file of either kind, or a quota of `max`
+        return cores
+    # The kernel counts in whole periods; a quota of -1 is none.
+    return max(1, min(cores, math.ceil(quota / period))) if quota > 0 < period else cores
 
 
 def threads_per_rank() -> int:
@@ -45,8 +68,9 @@ def threads_per_rank() -> int:
     usable cores.
     """
     if stated := os.environ.get("OMP_NUM_THREADS"):
-        return int(stated.split(",")[0])
-    return max(1, usable_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+        # OpenMP takes a number for each level of nesting.
+        return parse_environment_integer("OMP_NUM_THREADS", stated.split(",")[0], low=1)
+    return max(1, usable_cores() // environment_integer("LOCAL_WORLD_SIZE", 1, low=1))
 
 
 def parallel_map(work: Callable[[T], R], items: Sequence[T], address: str | None) -> Iterator[R]:
@@ -75,6 +99,12 @@ def parallel_map(work: Callable[[T], R], items: Sequence[T], address: str | None
         yield from _map_on_cores(work, items, min(cores, len(items)))
 
 
+def call_in_child(work: Callable[[T], R], item: T) -> R:
+    """Apply `work` to an item in a process of its own, which leaves nothing behind in this one."""
+    (result,) = _map_on_cores(work, [item], 1)
+    return result
+
+
 def _map_on_cores(work: Callable[[T], R], items: Sequence[T], cores: int) -> Iterator[R]:
     waiting = iter(items)
     pool = ProcessPoolExecutor(
@@ -84,14 +114,32 @@ def _map_on_cores(work: Callable[[T], R], items: Sequence[T], cores: int) -> Ite
         initializer=_initialize_worker,
         initargs=(os.getpid(),),
     )
+
+    def submit(item: T) -> Future[R]:
+        # The pool starts a process when an item is submitted and no process is idle.
+        with blocked_interrupts():
+            return pool.submit(work, item)
+
+    # It is started with the first process otherwise, and then unblocks interrupts.
+    resource_tracker.ensure_running()
     try:
-        running = {pool.submit(work, item) for item in islice(waiting, QUEUED_PER_CORE * cores)}
+        running = {submit(item) for item in islice(waiting, QUEUED_PER_CORE * cores)}
         while running:
             finished, running = wait(running, return_when=FIRST_COMPLETED)
             for future in finished:
                 if (item := next(waiting, _EXHAUSTED)) is not _EXHAUSTED:
-                    running.add(pool.submit(work, item))  # type: ignore[arg-type]
+                    running.add(submit(item))  # type: ignore[arg-type]
                 yield future.result()
+    except BrokenProcessPool:
+        raise WorkLost(
+            "a process that worked on a core of this machine was killed, as the system does when "
+            "memory runs out"
+        ) from None
+    except BaseException:
+        # An item takes up to minutes, and what is unfinished is of no use.
+        for process in pool._processes.values():
+            process.kill()
+        raise
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 
@@ -128,37 +176,74 @@ def _map_on_cluster(work: Callable[[T], R], items: Sequence[T], address: str) ->
 
 
 @contextmanager
-def ray_connection(address: str | None) -> Iterator[None]:
+def ray_connection(address: str | None, **options: Any) -> Iterator[None]:
     """Connect to a Ray cluster, or start Ray on this machine if `address` is None.
 
     A process that is connected already keeps its connection.
 
+    Args:
+        address: Of the cluster.
+        **options: Further arguments of `ray.init`.
+
     Raises:
-        InvalidInput: There is no Ray cluster at `address`.
+        InvalidInput: There is no Ray cluster at `address` that accepts this process.
+        WorkLost: Ray does not start on this machine.
     """
+    if address is None:
+        prepare_local_ray()
+    else:
+        set_home_for_libraries()
     import ray
 
     if ray.is_initialized():
         yield
         return
-    local: dict[str, Any] = {"include_dashboard": False, "num_cpus": usable_cores()}
-    options = {} if address else local
-    try:
-        ray.init(
-            address=address or "local", log_to_driver=False, logging_level=logging.ERROR, **options
-        )
-    except (ConnectionError, ValueError) as error:
-        raise InvalidInput(
-            file="--address",
-            key="--address",
-            found=address,
-            rule=f"the address of a running Ray cluster ({str(error).splitlines()[0]})",
-            fix="pass the address that `ray start --head` prints, or omit --address to run here",
-        ) from None
+    options = {"log_to_driver": False, "logging_level": logging.ERROR} | options
+    with kept_signal_handlers():
+        if address is None:
+            _start_ray(options)
+        else:
+            _connect_ray(address, options)
     try:
         yield
     finally:
         ray.shutdown()
+
+
+def _start_ray(options: dict[str, Any]) -> None:
+    import ray
+
+    if cluster := os.environ.get("RAY_ADDRESS"):
+        logger.info("running on this machine, not on RAY_ADDRESS %s: add --address auto", cluster)
+    local: dict[str, Any] = {"include_dashboard": False, "num_cpus": usable_cores()}
+    try:
+        with chdir(RAY_FOLDER):
+            ray.init(address="local", **local | options)
+    except OSError as error:
+        # Ray raises a TimeoutError or a ConnectionError where one of its processes has ended.
+        if error.errno is not None:
+            raise
+        raise WorkLost(_start_failure(error)) from error
+    # Ray raises a bare Exception where a process did not start in time.
+    except Exception as error:
+        raise WorkLost(_start_failure(error)) from error
+
+
+def _start_failure(error: Exception) -> str:
+    reason = " ".join(str(error).split())
+    return f"Ray did not start on this machine ({reason}); its logs are in $RAY_TMPDIR/ray"
+
+
+def _connect_ray(address: str, options: dict[str, Any]) -> None:
+    import ray
+
+    check_cluster(address)
+    try:
+        with chdir(RAY_FOLDER):
+            ray.init(address=address, **options)
+    # A RuntimeError says that versions of Python or Ray differ.
+    except (ConnectionError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
+        raise no_cluster(address, str(error)) from None
 
 
 def _task_result(reference: Any) -> Any:
@@ -167,4 +252,7 @@ def _task_result(reference: Any) -> Any:
     try:
         return ray.get(reference)
     except ray.exceptions.RayTaskError as error:
-        raise (error.cause if isinstance(error.cause, InvalidInput) else error) from None
+        raise error.cause from error
+    except ray.exceptions.RayError as error:
+        reason = str(error).splitlines()[0]
+        raise WorkLost(f"a task on the Ray cluster was lost: {reason}") from None
