@@ -9,9 +9,13 @@ from sweepcp.config.overrides import attributed_to_overrides
 from sweepcp.config.source import Source
 from sweepcp.config.suites import MemberSpec, Suites
 from sweepcp.config.yaml_files import find_config_file
-from sweepcp.data.source_files import ResolvedSource, file_identity, resolve_source
+from sweepcp.data.path_patterns import file_identity
+from sweepcp.data.source_files import ResolvedSource, resolve_source
 from sweepcp.errors import InvalidInput, located
 from sweepcp.models.base import max_sequence_length, resolve_base
+from sweepcp.scoring.task_files import read_task_folder
+from sweepcp.scoring.task_rules import checked_tasks
+from sweepcp.util.paths import user_path
 
 READING_FIELDS = ("field", "template", "unit", "filters", "exclude")
 """Fields of a source that decide which documents it reads from a file."""
@@ -34,7 +38,8 @@ def load_experiment(
     """
     path = find_config_file(name, kind="experiments", key="EXPERIMENT")
     experiment = parse_experiment(path, overrides)
-    with attributed_to_overrides(overrides), located(path):
+    names = [source.name for source in experiment.sources]
+    with attributed_to_overrides(overrides, names), located(path):
         return _resolve_paths(experiment, path.parent)
 
 
@@ -111,7 +116,7 @@ def _resolve_tasks(suites: Suites, folder: Path) -> Suites:
     for role, member in suites.members:
         if member.path is not None:
             with located(file="", key=f"suites.{role}"):
-                member = _resolve_task(member, folder / Path(member.path).expanduser())
+                member = _resolve_task(member, user_path(member.path, folder=folder))
         members[role].append(member)
     return Suites(domain=tuple(members["domain"]), general=tuple(members["general"]))
 
@@ -124,13 +129,5 @@ def _resolve_task(member: MemberSpec, task_folder: Path) -> MemberSpec:
             rule=f"an existing folder (looked for {task_folder})",
             fix="correct the path; it is relative to the folder of the experiment file",
         )
-    for file in sorted(task_folder.rglob("*.yaml")):
-        if "!function" in file.read_text(encoding="utf-8") and not member.allow_code:
-            raise InvalidInput(
-                file=file,
-                key="!function",
-                found=member.name,
-                rule="task files without Python code, unless `allow_code` is set",
-                fix="read the code; if it is safe to run, set `allow_code: true`",
-            )
+    checked_tasks(member, read_task_folder(task_folder), Path.cwd())
     return member.model_copy(update={"path": str(task_folder)})

@@ -42,6 +42,29 @@ def check_examples(task: Any) -> None:
             _apply(_check_example, task, example)
 
 
+def check_example_count(task: Any) -> None:
+    """Check that there are as many examples as a few-shot prompt needs.
+
+    Raises:
+        InvalidInput: There are fewer.
+    """
+    shots = task.config.num_fewshot
+    if not shots or not hasattr(task, "fewshot_cfg") or not hasattr(task, "sampler"):
+        return
+    # As lm-eval decides whether the examples are the items themselves.
+    among_items = task.fewshot_cfg.split == task.config.test_split
+    available = len(task.sampler.fewshot_docs()) - among_items
+    if shots > available:
+        besides = " besides the item itself" if among_items else ""
+        raise InvalidInput(
+            file=f"task {task.config.task}",
+            key="few_shot",
+            found=shots,
+            rule=f"at most the {max(0, available)} examples that there are{besides}",
+            fix="lower few_shot of the member, or num_fewshot in the task's file",
+        )
+
+
 def gold_index(task: Any, item: Any) -> int:
     """Return which of the requests of an item asks for the right answer; the first if several."""
     if task.OUTPUT_TYPE != "multiple_choice":

@@ -1,5 +1,6 @@
 """Loading of lm-eval tasks: the few-shot examples, items and prompts of `simple_evaluate`."""
 
+import functools
 import hashlib
 import heapq
 import json
@@ -8,24 +9,34 @@ import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+import datasets
+import lm_eval.api.task
+import lm_eval.utils
 import numpy as np
 import torch
+from jinja2 import BaseLoader, StrictUndefined
+from jinja2.sandbox import ImmutableSandboxedEnvironment
 from lm_eval.defaults import DEFAULT_OTHER_SEED, DEFAULT_RANDOM_SEED
 from lm_eval.tasks import TaskManager
+from lm_eval.tasks._index import Entry, Kind
+from lm_eval.tasks._yaml_loader import _import_func_in_yml
 
 from sweepcp.config.suites import MemberSpec
-from sweepcp.errors import InvalidInput
-from sweepcp.scoring.lm_eval_items import check_examples, check_items
+from sweepcp.errors import InvalidInput, located
+from sweepcp.scoring.lm_eval_items import check_example_count, check_examples, check_items
 from sweepcp.scoring.scorecard import Unit, document_id
-
-METRICS: dict[Unit, tuple[str, ...]] = {
-    "bits per byte": ("bits_per_byte", "byte_perplexity"),
-    "accuracy": ("acc", "exact_match"),
-    "normalised accuracy": ("acc_norm",),
-}
-"""Metrics of lm-eval that are recorded under a unit; the first that a task measures counts."""
+from sweepcp.scoring.task_files import (
+    TaskEntry,
+    TaskFolder,
+    TaskFunction,
+    read_task_folder,
+    stock_tasks,
+)
+from sweepcp.scoring.task_rules import RECORDED_METRICS, checked_tasks
+from sweepcp.scoring.task_selection import TaskSelection
 
 
 @dataclass(frozen=True)
@@ -58,17 +69,36 @@ class LoadedMember:
     notes: tuple[str, ...]
 
 
-class MemberLoader:
-    """Loads members of suites, indexing each folder of task files once."""
+def _sandbox_templates() -> None:
+    """Have lm-eval render templates with its own filters in a sandbox.
 
-    def __init__(self, device: torch.device) -> None:
+    In the environment that it has, `{{ ''.__class__.__mro__ }}` leads to any Python.
+    """
+    sandbox = ImmutableSandboxedEnvironment(
+        loader=BaseLoader(), undefined=StrictUndefined, keep_trailing_newline=True
+    )
+    sandbox.filters.update(lm_eval.utils.env.filters)
+    lm_eval.utils.env = sandbox
+
+
+_sandbox_templates()
+# Workers build tasks while the driver's own progress is on the terminal.
+lm_eval.api.task.tqdm = functools.partial(lm_eval.api.task.tqdm, disable=True)
+datasets.disable_progress_bars()
+
+
+class MemberLoader:
+    """Loads members of suites, reading each folder of task files once."""
+
+    def __init__(self, device: torch.device, working_folder: Path = Path()) -> None:
         """Load nothing yet.
 
         Args:
             device: Its random generator is restored, like those of the CPU.
+            working_folder: Where relative paths of data files start from.
         """
-        self.device = device
-        self.managers: dict[str, TaskManager] = {}
+        self.device, self.working_folder = device, working_folder
+        self.folders: dict[str, TaskFolder] = {}
 
     def load(self, member: MemberSpec, folder: str) -> LoadedMember:
         """Load the tasks of a member and build their requests, as `simple_evaluate` would alone.
@@ -80,20 +110,45 @@ class MemberLoader:
         Raises:
             InvalidInput: lm-eval cannot load a task, or an item cannot be scored.
         """
-        if folder not in self.managers:
-            # Indexing lm-eval's own thousands of tasks takes many seconds.
-            self.managers[folder] = (
-                TaskManager(include_path=folder, include_defaults=False)
-                if folder
-                else TaskManager()
-            )
+        if folder not in self.folders:
+            self.folders[folder] = read_task_folder(Path(folder)) if folder else stock_tasks()
+        with located(f"task {member.name}"):
+            selection = checked_tasks(member, self.folders[folder], self.working_folder)
         with stock_seeds(self.device):
             with _explained(member.name, _task_of_traceback):
-                loaded = self.managers[folder].load(member.name)
+                loaded = _task_manager(selection).load(member.name)
             tasks = list(loaded["tasks"].values())
             notes = [note for task in tasks for note in _set_few_shot(task, member.few_shot)]
             built = tuple(_build(task, member) for task in tasks)
         return LoadedMember(built, _weighting(loaded["groups"].get(member.name)), tuple(notes))
+
+
+def _task_manager(selection: TaskSelection) -> TaskManager:
+    """Return lm-eval's manager of tasks that were read as data."""
+    manager = TaskManager(include_defaults=False)
+    for name, entry in selection.stock.items():
+        file = entry.files[0] if entry.files else None
+        manager.task_index[name] = Entry(name, _kind(entry), file, tags=set(entry.tasks))
+    for name, entry in selection.entries.items():
+        # Without a file lm-eval takes the settings as they are.
+        settings = _with_functions(entry.config)
+        manager.task_index[name] = Entry(name, _kind(entry), None, settings, set(entry.tasks))
+    return manager
+
+
+def _kind(entry: TaskEntry) -> Kind:
+    return Kind[entry.kind.upper()]
+
+
+def _with_functions(value: Any) -> Any:
+    """Return settings with the functions that they name, which runs the modules of these."""
+    if isinstance(value, TaskFunction):
+        return _import_func_in_yml(value.name, value.folder)
+    if isinstance(value, dict):
+        return {key: _with_functions(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_with_functions(inner) for inner in value]
+    return value
 
 
 @contextmanager
@@ -133,6 +188,7 @@ def _build(task: Any, member: MemberSpec) -> LoadedTask:
     items = task.task_docs if hasattr(task, "task_docs") else task.eval_docs
     sample = _sample(task, items, member.items) if member.task and member.items else None
     numbers: Sequence[int] = sample or range(len(items))
+    check_example_count(task)
     with _explained(task.config.task, lambda _: task):
         task.build_all_requests(samples=sample)
     by_item: dict[int, list[Any]] = {}
@@ -166,7 +222,7 @@ def _weighting(group: Any) -> dict[Unit, bool]:
     """Return how lm-eval weights the tasks of a group, by unit; empty if it does not aggregate."""
     configs = (group.aggregate_metric_list or []) if group else []
     weighting: dict[Unit, bool] = {}
-    for unit, metrics in METRICS.items():
+    for unit, metrics in RECORDED_METRICS.items():
         named = [config for config in configs if config.metric in metrics]
         # A group that aggregates another metric weights its tasks for this one in the same way.
         if configs:

@@ -25,13 +25,13 @@ from sweepcp.errors import InvalidInput, located
 from sweepcp.scoring.lm_eval_answers import AnswerTokens, ItemAnswers, encode_item
 from sweepcp.scoring.lm_eval_items import gold_index
 from sweepcp.scoring.lm_eval_loading import (
-    METRICS,
     LoadedMember,
     LoadedTask,
     MemberLoader,
     stock_seeds,
 )
 from sweepcp.scoring.scorecard import ItemScores, Unit
+from sweepcp.scoring.task_rules import RECORDED_METRICS, unsupported_metrics
 from sweepcp.training.engine import computes_in_bf16
 from sweepcp.util.json_values import digest
 
@@ -72,6 +72,7 @@ class LmEvalTasks:
         *,
         generated_tasks: Path | None,
         precision: str,
+        working_folder: Path = Path(),
     ) -> None:
         """Build the tasks, their requests and the tokens of these.
 
@@ -81,6 +82,7 @@ class LmEvalTasks:
             tokenizer: The model's.
             generated_tasks: Folder of the tasks that were generated from held-out text.
             precision: `fp32`, `bf16` or `auto`.
+            working_folder: Where relative paths of data files start from.
 
         Raises:
             InvalidInput: A task cannot be loaded, or an item of it cannot be scored.
@@ -99,7 +101,7 @@ class LmEvalTasks:
         self.notes: list[str] = []
         """What the user should know of the items: contexts that are cut, options without effect."""
         self.members: list[_Member] = []
-        loader = MemberLoader(model.device)
+        loader = MemberLoader(model.device, working_folder)
         for role, language, spec in members:
             folder = str(spec.path or (generated_tasks if spec.task is None else "") or "")
             member = _Member(role, language, spec, loader.load(spec, folder))
@@ -221,7 +223,7 @@ class LmEvalTasks:
             self._score_task(task, member.answers.get(index))
             for index, task in enumerate(member.loaded.tasks)
         ]
-        for unit in METRICS:
+        for unit in RECORDED_METRICS:
             columns = [scores[unit] for scores in by_task if unit in scores]
             if not columns:
                 continue
@@ -264,7 +266,7 @@ class LmEvalTasks:
             elif instances[0].request_type == "loglikelihood_rolling":
                 values["bits per byte"] = _rolling_bits(task.task, instances[0], metrics)
             if not values:
-                raise _unsupported(task.name, metrics)
+                raise unsupported_metrics(f"task {task.name}", "metric_list", list(metrics))
             for unit, (amount, size) in values.items():
                 column = scores.setdefault(unit, _Scores())
                 column.document.append(task.documents[item])
@@ -292,7 +294,7 @@ def task_item_texts(member: MemberSpec) -> Iterator[tuple[str, str]]:
 def _accuracies(metrics: dict[str, Any]) -> dict[Unit, tuple[float, float]]:
     """Return the amount and size of an item under each accuracy that its task measures."""
     values: dict[Unit, tuple[float, float]] = {}
-    for unit, names in METRICS.items():
+    for unit, names in RECORDED_METRICS.items():
         found = [metrics[name] for name in names if name in metrics]
         if unit != "bits per byte" and found and isinstance(found[0], int | float | np.number):
             values[unit] = float(found[0]), 1.0
@@ -301,7 +303,7 @@ def _accuracies(metrics: dict[str, Any]) -> dict[Unit, tuple[float, float]]:
 
 def _rolling_bits(task: Any, instance: Any, metrics: dict[str, Any]) -> tuple[float, float]:
     """Return the bits of a text, and its bytes as the task counts them."""
-    for name in METRICS["bits per byte"]:
+    for name in RECORDED_METRICS["bits per byte"]:
         value = metrics.get(name)
         if isinstance(value, tuple):  # wikitext counts the bytes before it changes the text
             nats, size = value
@@ -330,14 +332,3 @@ def _merge(columns: list[_Scores], by_size: bool | None) -> _Scores:  # noqa: FB
         merged.amount += [factor * amount for amount in column.amount]
         merged.size += [factor * size for size in column.size]
     return merged
-
-
-def _unsupported(name: str, metrics: dict[str, Any]) -> InvalidInput:
-    supported = [metric for names in METRICS.values() for metric in names]
-    return InvalidInput(
-        file=f"task {name}",
-        key="metric_list",
-        found=", ".join(metrics),
-        rule=f"answers with a likelihood, or one of {', '.join(supported)}",
-        fix="add such a metric to the task's file, or remove the task from the suites",
-    )

@@ -15,8 +15,8 @@ from typing import Annotated, Literal, Self, get_args
 import numpy as np
 from pydantic import Field, model_validator
 
-from sweepcp.config.types import Role
-from sweepcp.errors import InvalidInput
+from sweepcp.config.types import PositiveFloat, Role
+from sweepcp.errors import InvalidInput, located
 from sweepcp.scoring.jackknife import jackknife_ratio, standard_error
 from sweepcp.util.files import write_text
 from sweepcp.util.records import Record, read_record
@@ -27,6 +27,8 @@ CONTINUOUS: Unit = "bits per byte"
 """The unit of the members that enter the scalars."""
 SPLITS: dict[Split, str] = {"select": "selection", "report": "reporting"}
 """Split → how it is called in messages."""
+SMALLEST, LARGEST = 1e-12, 1e15
+"""Magnitudes of the bits and bytes of an item; others are mistakes, and their ratios overflow."""
 DocumentId = Annotated[str, Field(pattern="^[0-9a-f]{16}$")]
 
 
@@ -38,15 +40,22 @@ class ItemScores(Record):
     """
 
     name: str
+    """Name of the suite member."""
     role: Role
+    """Its suite: `domain` or `general`."""
     language: str
+    """Its language."""
     unit: Unit
-    weight: float
+    """`bits per byte`, `accuracy` or `normalised accuracy`."""
+    weight: PositiveFloat
+    """Its weight in the suite's mean."""
     document: tuple[DocumentId, ...]
     """The `document_id` of the document that each item is from. Items of one document are not
     independent, also those of different members."""
     amount: tuple[float, ...]
+    """Bits of each item; for an accuracy 1 or 0."""
     size: tuple[float, ...]
+    """UTF-8 bytes of each item; for an accuracy 1."""
 
     @property
     def select(self) -> tuple[bool, ...]:
@@ -64,7 +73,9 @@ class ItemsRecord(Record):
     """`items.json`: the scores of a model, item by item, of every member of the suites."""
 
     format: Literal[2] = 2
+    """Version of the format."""
     members: tuple[ItemScores, ...]
+    """The members of both suites, under each of their units."""
 
 
 def write_items(path: Path, items: Sequence[ItemScores]) -> None:
@@ -86,17 +97,27 @@ class MemberScore(Record):
     """One member of a suite on one split: its value and the base's, each with a standard error."""
 
     name: str
+    """Name of the suite member."""
     role: Role
+    """Its suite: `domain` or `general`."""
     language: str
+    """Its language."""
     unit: Unit
+    """`bits per byte`, `accuracy` or `normalised accuracy`."""
     weight: float
+    """Its weight in the suite's mean."""
     items: int
+    """Number of items in this half."""
     documents: int
     """That the items are from: what the standard errors count as independent."""
     base: float
+    """The base's value."""
     base_se: float
+    """Its standard error."""
     value: float
+    """The model's value."""
     value_se: float
+    """Its standard error."""
     change: float
     """Bits per byte: 100 · (base − value) / base, in %. Accuracies: value − base, in percentage
     points."""
@@ -108,29 +129,43 @@ class LanguageScore(Record):
     """The members of a suite in one language and unit: the weighted mean of their changes."""
 
     role: Role
+    """The suite: `domain` or `general`."""
     language: str
+    """The language."""
     unit: Unit
+    """The unit of the members."""
     members: int
+    """How many there are."""
     change: float
+    """Weighted mean of their changes, in % or percentage points."""
     change_se: float
+    """Its standard error."""
 
 
 class SplitScore(Record):
     """The scalars of one split in %, and the members that they are the weighted means of."""
 
     domain: float
+    """Relative change on the domain suite."""
     domain_se: float
+    """Its standard error."""
     general: float
+    """Relative change on the general suite."""
     general_se: float
+    """Its standard error."""
     members: tuple[MemberScore, ...]
+    """The members of both suites."""
     languages: tuple[LanguageScore, ...]
+    """The means by language."""
 
 
 class Scorecard(Record):
     """A model against the base, on both splits."""
 
     select: SplitScore
+    """The half that trials are chosen on."""
     report: SplitScore
+    """The half that scores are reported on."""
 
 
 def document_id(content: str) -> str:
@@ -160,6 +195,7 @@ def check_splits(items: Sequence[ItemScores]) -> None:
                 fix="add held-out text, or a task whose answers have a likelihood",
             )
     for member in items:
+        check_range(member.name, (member.weight, *member.amount, *member.size))
         for split in SPLITS:
             documents = len(_usable_documents(member) & _documents_in([member], split))
             if documents < 2:
@@ -169,6 +205,43 @@ def check_splits(items: Sequence[ItemScores]) -> None:
                     rule="at least 2 documents in each half, for a standard error",
                     fix="score more items, or hold out more text of the source",
                 )
+
+
+def check_range(name: str, values: Sequence[float]) -> None:
+    """Check that scores of items are numbers whose sums and ratios are finite.
+
+    Raises:
+        InvalidInput: One is not.
+    """
+    numbers = np.array(values)
+    sizes = np.abs(numbers[numbers != 0])
+    wrong = (sizes < SMALLEST) | (sizes > LARGEST)
+    if wrong.any():
+        raise InvalidInput(
+            key=name,
+            found=float(sizes[wrong][0]),
+            rule=f"0, or from {SMALLEST:g} to {LARGEST:g} in magnitude",
+            fix="restore the file from a backup",
+        )
+
+
+def compare_with_recorded(
+    *, trial: list[ItemScores], base: list[ItemScores], file: Path
+) -> Scorecard:
+    """Compare a model's scores with those of a base that were read from a file.
+
+    Raises:
+        InvalidInput: The file has other items, or a value is not finite.
+    """
+    with located(file, "items"):
+        try:
+            return compare_with_base(trial=trial, base=base)
+        except ValueError as error:
+            raise InvalidInput(
+                found=str(error),
+                rule="the items that the model is scored on",
+                fix="restore the file from a backup",
+            ) from None
 
 
 def compare_with_base(*, trial: list[ItemScores], base: list[ItemScores]) -> Scorecard:

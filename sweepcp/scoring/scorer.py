@@ -78,6 +78,7 @@ class Scorer:
             self.tokenizer,
             generated_tasks=self.spec.generated_tasks,
             precision=self.spec.precision,
+            working_folder=self.spec.working_folder,
         )
 
     def score(self) -> list[ItemScores]:

@@ -1,7 +1,7 @@
 """What is scored and how, as plain data that is passed to worker processes."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from sweepcp.config.experiment import Experiment
@@ -28,6 +28,8 @@ class ScoringSpec:
     model that isolates packed documents. If False, each window is a sequence of its own."""
     precision: str
     """`fp32`, `bf16` or `auto` (bf16 on a GPU)."""
+    working_folder: Path = field(default_factory=Path.cwd)
+    """Where relative paths of the tasks' data files start from. Workers run in another folder."""
 
 
 def make_scoring_spec(

@@ -11,11 +11,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from lm_eval import evaluator
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 
+from sweepcp.config.suites import MemberSpec
+from sweepcp.scoring import task_selection
+from sweepcp.scoring.lm_eval_loading import MemberLoader
 from sweepcp.scoring.lm_eval_tasks import LmEvalTasks
+from sweepcp.scoring.task_files import TaskFolder, read_task_folder, stock_tasks
 from tests.lm_eval_suite import (
     FEW_SHOT,
     MEMBERS,
@@ -185,6 +190,43 @@ def test_scores_do_not_depend_on_order_or_random_state(
     assert random.getstate() == before
     # A model that did not change gets the same scores again.
     assert describe(backwards) == scores
+
+
+def test_a_group_may_name_tasks_of_lm_eval(folder: Path, monkeypatch: pytest.MonkeyPatch):
+    """With what it passes on to them, and as lm-eval itself reads both folders."""
+    own = folder / "own"
+    own.mkdir()
+    shots = {"task": "shots_asked_for", "num_fewshot": 1}
+    inner = {"group": "inner", "task": ["zero_shot", "group_by_task"], "target_delimiter": ": "}
+    group = {"group": "mine", "task": [shots, inner, "rolling"], "description": "{{question}}\n"}
+    (own / "mine.yaml").write_text(json.dumps(group))
+    stock = TaskFolder(folder / "tasks", read_task_folder(folder / "tasks").entries, {}, True)
+    monkeypatch.setattr(task_selection, "stock_tasks", lambda: stock)
+    spec = MemberSpec(task="mine", path=str(own))
+    tasks = MemberLoader(torch.device("cpu")).load(spec, str(own)).tasks
+    manager = TaskManager(include_path=[str(stock.path), str(own)], include_defaults=False)
+    theirs = manager.load("mine")["tasks"]
+    assert [task.name for task in tasks] == list(theirs)
+    assert len(theirs) == 5
+    for task in tasks:
+        other = theirs[task.name]
+        other.set_config("num_fewshot", other.config.num_fewshot or 0)
+        other.set_fewshot_seed(1234)
+        other.build_all_requests()
+        ours = [instance.args for requests in task.instances for instance in requests]
+        assert ours == [instance.args for instance in other.instances]
+
+
+@pytest.mark.slow
+def test_the_tasks_of_lm_eval_are_those_that_it_finds_itself():
+    theirs = TaskManager().task_index
+    ours = stock_tasks().entries
+    assert ours.keys() == theirs.keys()
+    for name, entry in ours.items():
+        other = theirs[name]
+        assert entry.kind == other.kind.name.removeprefix("PY_").lower()
+        assert entry.files[:1] == ((other.yaml_path,) if other.yaml_path else ())
+        assert entry.kind != "tag" or set(entry.tasks) == other.tags
 
 
 def test_what_has_no_effect_is_noted(tasks: LmEvalTasks):

@@ -10,7 +10,9 @@ import pytest
 import yaml
 
 from sweepcp.config.base_model import BaseSpec
+from sweepcp.config.suites import Suites
 from sweepcp.corpora.experiment import load_experiment
+from sweepcp.corpora.permissions import check_permissions, remember_permissions
 from sweepcp.corpora.provenance import base_model_of_run, check_tasks_of_run, stores_of_run
 from sweepcp.corpora.task_files import task_fingerprint
 from sweepcp.errors import InvalidInput
@@ -24,13 +26,19 @@ from sweepcp.runs.trial import BaseRecord, check_environment, numeric_environmen
 from sweepcp.search import search
 from sweepcp.util import file_hashes
 from sweepcp.util.progress import NoProgress
-from tests.make import items, jsonl, write_bundle, write_model
+from tests.make import items, jsonl, update_store, write_bundle, write_model
 
 TASK = {
     "task": "quiz",
     "include": "_template",
     "dataset_kwargs": {"data_files": {"test": "data/items.jsonl"}},
 }
+
+
+@pytest.fixture(autouse=True)
+def _unrehearsed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Load no task: its items are not what these tests are about, and loading takes seconds."""
+    monkeypatch.setattr(search, "check_readiness", lambda e, **_: remember_permissions(e.suites))
 
 
 @pytest.fixture(scope="module")
@@ -214,7 +222,8 @@ def test_a_store_that_is_not_as_it_was_built_is_refused(folder: Path):
 def test_a_store_that_was_built_anew_with_other_tokens_is_refused(folder: Path):
     run = run_search(folder)
     path = stores_of_run(run)["dom"].path
-    change_json(path / "store.json", sha256={})
+    (path / "held_out.jsonl").write_text('"other text"\n')
+    update_store(path, {})
     for use in (stores_of_run, lambda _: run_search(folder)):
         with pytest.raises(InvalidInput, match="the token store of dom"):
             use(run)
@@ -338,13 +347,13 @@ def test_tags_groups_and_data_of_a_task_count(tmp_path: Path):
     write_tasks(tmp_path)
     group = {"group": "all", "task": ["quiz", {"task": "more"}]}
     (tmp_path / "all.yaml").write_text(yaml.safe_dump(group))
-    (tmp_path / "more.yaml").write_text("task: more\ntag: [hard]\ndataset_path: questions\n")
+    (tmp_path / "more.yaml").write_text("task: more\ntag: [hard]\ndataset_path: ./questions\n")
     (tmp_path / "questions").mkdir()
-    names = ("all", "quiz", "hard", "unknown")
+    names = ("all", "quiz", "hard")
     before = {name: task_fingerprint(tmp_path, name) for name in names}
     (tmp_path / "questions" / "a.jsonl").write_text("{}\n")
     after = {name: task_fingerprint(tmp_path, name) for name in names}
-    assert {name for name in names if before[name] != after[name]} == {"all", "hard", "unknown"}
+    assert {name for name in names if before[name] != after[name]} == {"all", "hard"}
     (tmp_path / "notes.yaml").write_text("name: no task\n")
     assert {name: task_fingerprint(tmp_path, name) for name in names} == after
 
@@ -357,10 +366,32 @@ def test_what_a_task_includes_counts(tmp_path: Path):
     assert task_fingerprint(tmp_path, "a") != before
 
 
-def test_includes_in_a_circle_end(tmp_path: Path):
+def test_what_lm_eval_cannot_load_has_no_fingerprint(tmp_path: Path):
     (tmp_path / "a.yaml").write_text("task: a\ninclude: b.yaml\n")
     (tmp_path / "b.yaml").write_text("include: a.yaml\ntag: x\n")
-    assert task_fingerprint(tmp_path, "x") == task_fingerprint(tmp_path, "a")
+    with pytest.raises(InvalidInput, match="included twice"):
+        task_fingerprint(tmp_path, "a")
+
+
+def test_code_that_a_record_allows_runs_where_a_person_has_allowed_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """A run folder or a bundle may come from somebody else."""
+    monkeypatch.setenv("SWEEPCP_CACHE", str(tmp_path / "cache"))
+    write_tasks(tmp_path / "tasks")
+    members = [
+        {"task": "quiz", "path": str(tmp_path / "tasks"), "allow_code": True},
+        {"task": "humaneval", "allow_code": True},
+    ]
+    content = {"domain": members, "general": [{"held_out": "gen"}]}
+    suites = Suites.model_validate_json(json.dumps(content))
+    with pytest.raises(InvalidInput, match=r"quiz\.allow_code"):
+        check_permissions(suites, "a run")
+    remember_permissions(suites)
+    check_permissions(suites, "a run")
+    (tmp_path / "tasks" / "u.py").write_text("import os\n")
+    with pytest.raises(InvalidInput, match=r"quiz\.allow_code"):
+        check_permissions(suites, "a run")
 
 
 def test_a_commit_is_pinned_without_the_hub_and_a_branch_is_not(monkeypatch: pytest.MonkeyPatch):

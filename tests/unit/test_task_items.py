@@ -237,9 +237,8 @@ def test_a_task_that_measures_nothing_known_is_refused(tmp_path: Path):
         "generation_kwargs": {"until": ["\n"], "max_gen_toks": 2},
         "metric_list": [{"metric": "ter", "aggregation": "ter"}],
     }
-    tasks = make_tasks(tmp_path, [item()] * 2, **generate)
     with pytest.raises(InvalidInput, match="acc, exact_match"):
-        tasks.score()
+        make_tasks(tmp_path, [item()] * 2, **generate)
 
 
 @pytest.mark.parametrize(("by_size", "value"), [(None, 1.0), (True, 5 / 3), (False, 4 / 3)])
