@@ -12,7 +12,15 @@ from pydantic import (
 )
 
 from sweepcp.config.template import Template
-from sweepcp.config.types import COMMIT, Fraction, PositiveFloat, PositiveInt, Role, SafeName
+from sweepcp.config.types import (
+    COMMIT,
+    Fraction,
+    HubId,
+    PositiveFloat,
+    PositiveInt,
+    Role,
+    SafeName,
+)
 from sweepcp.config.validation import ConfigModel
 
 
@@ -20,7 +28,9 @@ class Filters(ConfigModel):
     """Which documents of a source are kept. The others are counted by reason."""
 
     min_chars: PositiveInt | None = None
+    """Shorter documents are dropped."""
     max_chars: PositiveInt | None = None
+    """Longer documents are dropped."""
     languages: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
     """Keep documents that are detected to be in one of these (ISO 639-1 codes)."""
     keep: str | None = None
@@ -33,7 +43,7 @@ class Filters(ConfigModel):
     def _check_pattern(cls, pattern: str | None) -> str | None:
         try:
             re.compile(pattern or "")
-        except re.error as error:
+        except (re.error, OverflowError, RecursionError) as error:
             raise ValueError(
                 f"not a regular expression: {error}; fix: correct the pattern"
             ) from None
@@ -43,17 +53,21 @@ class Filters(ConfigModel):
 class HubDataset(ConfigModel):
     """A data set of the hub, pinned to a commit, read as a stream."""
 
-    id: str
+    id: HubId
+    """The data set's id, such as `allenai/c4`."""
     revision: Annotated[str, Field(pattern=f"^{COMMIT.pattern}$")]
     """The 40 hex digits of a commit: a branch may change between two builds."""
     subset: str | None = None
+    """Its configuration, where it has several."""
     split: str = "train"
+    """The split that is read."""
 
 
 class SavedDataset(ConfigModel):
     """A folder that `datasets.Dataset.save_to_disk` wrote, relative to the experiment file."""
 
     path: str
+    """The folder."""
     split: str | None = None
     """For a folder that holds several splits."""
 
@@ -66,6 +80,7 @@ class PythonText(ConfigModel):
     """
 
     part: Literal["docs", "code"]
+    """The documentation or the code."""
     packages: tuple[str, ...] = Field(default=("stdlib",), min_length=1)
     """`stdlib`, or import names of installed packages."""
 
@@ -77,7 +92,9 @@ class Source(ConfigModel):
     """
 
     name: SafeName
+    """Names the source in recipes, tables and messages."""
     role: Role
+    """What it represents: the domain, or general text that must not be forgotten."""
     language: str = "en"
     """A language code; sources that are not `en` make up the non-English share."""
     weight: PositiveFloat | None = None
@@ -85,11 +102,14 @@ class Source(ConfigModel):
     training tokens."""
 
     files: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
-    """Files, folders or globs, relative to the experiment file: JSONL (plain, .gz, .zst), Parquet,
-    .txt."""
+    """Files, folders or globs, relative to the experiment file: .jsonl, .json (one array, or
+    JSONL), .csv, .tsv and .txt, plain, .gz or .zst, and .parquet."""
     saved: SavedDataset | None = None
+    """A data set that `datasets` saved."""
     hub: HubDataset | None = None
+    """A data set of the hub."""
     python: PythonText | None = None
+    """Text of installed Python packages."""
     planned_tokens: PositiveInt | None = None
     """Tokens of a corpus that is not on this machine: enough for `plan`, not for `search`."""
 
@@ -102,6 +122,7 @@ class Source(ConfigModel):
     """What a document is in a .txt file; paragraphs are separated by empty lines."""
 
     filters: Filters = Filters()
+    """Which documents are kept."""
     exclude: str | None = None
     """A JSONL file with the `id` of each document to drop, relative to the experiment file; see
     `data check`."""
@@ -121,6 +142,7 @@ class Source(ConfigModel):
     max_epochs: PositiveFloat = 4.0
     """The number of epochs above which `beyond_max_epochs` applies."""
     beyond_max_epochs: Literal["warn", "refuse"] = "warn"
+    """What happens above it."""
 
     @model_validator(mode="after")
     def _check_consistency(self) -> Self:

@@ -3,7 +3,6 @@
 import hashlib
 import json
 import logging
-import tempfile
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -19,16 +18,18 @@ from sweepcp.corpora.stores import build_stores
 from sweepcp.data.build import split_of
 from sweepcp.data.documents import RecordCounts, read_documents
 from sweepcp.data.language import detect_language
-from sweepcp.data.records import SourceShard, split_into_shards
+from sweepcp.data.records import split_into_shards
+from sweepcp.data.shards import SourceShard
 from sweepcp.data.source_files import ResolvedSource, source_fingerprint
 from sweepcp.data.token_store import TokenStore
 from sweepcp.errors import located
 from sweepcp.models.base import pretrained_path
 from sweepcp.models.encoder import load_encoder
 from sweepcp.scoring.generated_tasks import generate_tasks
-from sweepcp.util.files import cache_dir
+from sweepcp.util.files import cache_dir, write_text
 from sweepcp.util.parallel import parallel_map, usable_cores
 from sweepcp.util.progress import Progress
+from sweepcp.util.temporary import temporary_folder
 
 LANGUAGE_SAMPLE = 2000
 """Training documents per source whose language is detected."""
@@ -113,9 +114,9 @@ def check_corpora(
     ]
     folder = cache_dir() / "checks"
     folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder) as work:
+    with temporary_folder(folder, "index") as work:
         suite_items = _suite_items(experiment, stores)
-        index, items, short = write_overlap_index(Path(work) / "index", suite_items)
+        index, items, short = write_overlap_index(work / "index", suite_items)
         for check in checks:
             source_files = files[check.source.name]
             _scan_source(check, source_files, index, progress=progress, address=address)
@@ -130,7 +131,7 @@ def write_overlaps(path: Path, overlaps: list[DocumentOverlap]) -> None:
     for overlap in overlaps:
         document = {"id": overlap.id, "source": overlap.source, "place": overlap.location}
         lines.append(json.dumps(document | overlap.hit._asdict(), ensure_ascii=False) + "\n")
-    path.write_text("".join(lines), encoding="utf-8")
+    write_text(path, "".join(lines))
 
 
 def _scan_source(

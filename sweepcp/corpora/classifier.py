@@ -12,7 +12,8 @@ import numpy as np
 from sweepcp.config.source import Source
 from sweepcp.data.documents import Document, RecordCounts, check_bad_records, read_documents
 from sweepcp.data.near_duplicates import WORD
-from sweepcp.data.records import SourceShard, split_into_shards
+from sweepcp.data.records import split_into_shards
+from sweepcp.data.shards import SourceShard
 from sweepcp.data.source_files import ResolvedSource
 from sweepcp.util.parallel import parallel_map
 

@@ -1,12 +1,12 @@
 """The scores of a corpus on disk, shard by shard, so that a run that was stopped can resume."""
 
 import hashlib
-import json
 import shutil
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -14,14 +14,16 @@ from sweepcp.config.source import Source
 from sweepcp.corpora.classifier import TrainedClassifiers, score_documents
 from sweepcp.corpora.prevalence import EDGES
 from sweepcp.data.documents import RecordCounts, check_bad_records, read_documents
-from sweepcp.data.records import SourceShard
+from sweepcp.data.shards import SourceShard
 from sweepcp.data.source_files import ResolvedSource, source_fingerprint
 from sweepcp.errors import InvalidInput
 from sweepcp.util.files import write_json
-from sweepcp.util.json_values import digest
+from sweepcp.util.json_values import digest, parse_json
 from sweepcp.util.parallel import parallel_map
 from sweepcp.util.progress import Progress
 
+SCORES = "scores"
+"""The folder of scores, in the folder that mining writes."""
 WEIGHTS_FILE = "weights.npy"
 BATCH_DOCUMENTS = 512
 """Documents scored at a time."""
@@ -50,6 +52,21 @@ class ScoredCorpus:
         return self.scores_file(shard).exists() and self.counts_file(shard).exists()
 
 
+def check_own_folder(out: Path) -> None:
+    """Raise `InvalidInput` for a folder with files of something else, which mining would delete."""
+    names = sorted(path.name for path in out.iterdir()) if out.exists() else []
+    scores = out / SCORES
+    is_own = (scores / WEIGHTS_FILE).exists() or (names == [SCORES] and not any(scores.iterdir()))
+    if names and not is_own:
+        raise InvalidInput(
+            file=out,
+            key="--out",
+            found=f"a folder that holds {names[0]}",
+            rule="a new folder, or one that `sweepcp data mine` wrote",
+            fix="name another folder",
+        )
+
+
 def prepare_scores(
     source: Source, files: ResolvedSource, folder: Path, classifiers: TrainedClassifiers
 ) -> ScoredCorpus:
@@ -57,12 +74,43 @@ def prepare_scores(
     weights_hash = hashlib.sha256(classifiers.weights.tobytes()).hexdigest()
     stamp = digest([source_fingerprint(source, files), weights_hash])
     state = folder / "state.json"
-    if not state.exists() or json.loads(state.read_text()) != {"stamp": stamp}:
+    if _read_state(state) != {"stamp": stamp}:
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
         np.save(folder / WEIGHTS_FILE, classifiers.weights)
         write_json(state, {"stamp": stamp})
     return ScoredCorpus(source, files, folder, stamp)
+
+
+def _read_state(path: Path) -> Any:
+    """Return the content of state.json; None if there is none, or if it is corrupt."""
+    try:
+        return parse_json(path.read_bytes())
+    except (OSError, ValueError):
+        return None
+
+
+def load_scores(path: Path) -> np.ndarray:
+    """Return the scores of a shard's documents.
+
+    Raises:
+        InvalidInput: The file is corrupt.
+    """
+    try:
+        scores: np.ndarray = np.load(path)
+    except (OSError, ValueError, EOFError) as error:
+        found: object = str(error)
+    else:
+        if np.issubdtype(scores.dtype, np.floating) and scores.ndim == 1:
+            return scores
+        found = f"{scores.dtype}, shape {scores.shape}"
+    raise InvalidInput(
+        file=path,
+        key="the scores",
+        found=found,
+        rule="an array of floating-point numbers",
+        fix="remove the file; the shard is scored again",
+    )
 
 
 def score_corpus(
@@ -84,13 +132,13 @@ def score_corpus(
         progress.update("mine", done=scored, total=len(shards), detail=detail)
     counts = RecordCounts()
     for shard in shards:
-        counts.add(RecordCounts.from_json(json.loads(corpus.counts_file(shard).read_text())))
+        counts.add(RecordCounts.read(corpus.counts_file(shard)))
     check_bad_records(corpus.source, counts)
     # Scores are counted between the edges shard by shard, because those of a whole corpus may not
     # fit into memory.
     histogram = np.zeros(len(EDGES) + 1, dtype=np.int64)
     for shard in shards:
-        bins = np.searchsorted(EDGES, np.load(corpus.scores_file(shard)), side="right")
+        bins = np.searchsorted(EDGES, load_scores(corpus.scores_file(shard)), side="right")
         histogram += np.bincount(bins, minlength=len(histogram))
     documents = int(histogram.sum())
     if not documents:

@@ -6,20 +6,53 @@ stratum 2 ten times as many below those, and stratum 3 the rest of the corpus.
 
 import heapq
 import json
+import os
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, NamedTuple
 
 import numpy as np
+from pydantic import Field, field_validator
 
+from sweepcp.config.json_lines import read_json_lines
+from sweepcp.config.types import FiniteFloat, Fraction
+from sweepcp.config.validation import ConfigModel
 from sweepcp.corpora.prevalence import EDGES, LabelledDocument, ScoreCurve
 from sweepcp.errors import InvalidInput
-from sweepcp.util.files import read_json_lines, write_text
+from sweepcp.util.files import write_text
 
 STRATA = 4
 STRATUM_SAMPLE = 75
 """Documents drawn from each stratum."""
 SAMPLE_CHARS = 1000
 """Characters of a document in the sample."""
+
+
+class LabelRow(ConfigModel):
+    """A line of the sample, of which people write the label."""
+
+    label: bool | None
+    """Whether the document is domain text; null: not yet labelled."""
+    id: str
+    """Of the document."""
+    text: str
+    """The first characters of the document."""
+    place: str
+    """File and line of the document."""
+    score: FiniteFloat
+    """Log odds of domain against general text."""
+    stratum: Annotated[int, Field(ge=0, lt=STRATA)]
+    """Of the score; 0 is selected."""
+    stands_for: Fraction
+    """Share of the corpus that the stratum stands for."""
+    of: str
+    """Identifies the corpus and the classifiers."""
+
+    @field_validator("label", mode="before")
+    @classmethod
+    def _check_label(cls, label: object) -> object:
+        if label is not None and not isinstance(label, bool):
+            raise ValueError("true (domain), false or null; fix: correct the label")
+        return label
 
 
 class LabelCandidate(NamedTuple):
@@ -84,42 +117,57 @@ def write_sample(
     """
     bounds = np.searchsorted(EDGES, stratum_edges(curve, threshold_index))
     shares_above = [0.0, *curve.corpus[bounds].tolist(), 1.0]
-    rows: list[tuple[bytes, dict[str, Any]]] = []
+    rows: list[tuple[bytes, LabelRow]] = []
     for stratum, candidates in enumerate(strata):
         for candidate in candidates:
-            row = {
-                "label": None,
-                "id": candidate.id,
-                "text": candidate.text,
-                "place": candidate.location,
-                "score": candidate.score,
-                "stratum": stratum,
-                "stands_for": shares_above[stratum + 1] - shares_above[stratum],
-                "of": stamp,
-            }
+            row = LabelRow(
+                label=None,
+                id=candidate.id,
+                text=candidate.text,
+                place=candidate.location,
+                score=candidate.score,
+                stratum=stratum,
+                stands_for=shares_above[stratum + 1] - shares_above[stratum],
+                of=stamp,
+            )
             rows.append((candidate.key, row))
     rows.sort(key=lambda keyed: keyed[0])
-    lines = [json.dumps(row, ensure_ascii=False) + "\n" for _, row in rows]
+    lines = [json.dumps(row.model_dump(), ensure_ascii=False) + "\n" for _, row in rows]
     write_text(path, "".join(lines))
+
+
+def read_sample(path: Path) -> list[LabelRow]:
+    """Return the rows of a sample; none if there is no sample.
+
+    Raises:
+        InvalidInput: A line is malformed, or a label is neither boolean nor null.
+    """
+    if not os.path.lexists(path):
+        return []
+    fix = "correct the line, or remove the file to draw the sample again"
+    return [row for _, row in read_json_lines(path, LabelRow, fix=fix)]
 
 
 def read_labels(path: Path, stamp: str) -> list[LabelledDocument]:
     """Return the labelled documents of a sample; none if there is no sample or no label in it.
 
     Raises:
-        InvalidInput: A line is malformed, a label is neither boolean nor null, labels belong to
-            another corpus or classifier, or only some strata are labelled.
+        InvalidInput: As of `read_sample`, or labels belong to another corpus or classifier, or only
+            some strata are labelled.
     """
-    if not path.exists():
-        return []
-    rows: list[dict[str, Any]] = []
-    for number, line in read_json_lines(path):
-        rows.append(_read_row(line, location=f"{path}:{number}", stamp=stamp))
-    labelled = [row for row in rows if row["label"] is not None]
-    if not labelled:
-        return []
-    unlabelled_strata = {row["stratum"] for row in rows} - {row["stratum"] for row in labelled}
-    if unlabelled_strata:
+    rows = read_sample(path)
+    labelled = [row for row in rows if row.label is not None]
+    others = [row.of for row in labelled if row.of != stamp]
+    if others:
+        raise InvalidInput(
+            file=path,
+            key="of",
+            found=others[0],
+            rule="labels of the corpus and the domain text that the sample was drawn with",
+            fix="pass another --out to draw a new sample",
+        )
+    unlabelled_strata = {row.stratum for row in rows} - {row.stratum for row in labelled}
+    if labelled and unlabelled_strata:
         raise InvalidInput(
             file=path,
             key="label",
@@ -128,7 +176,7 @@ def read_labels(path: Path, stamp: str) -> list[LabelledDocument]:
             fix="label some of its documents; they are shuffled among the others",
         )
     return [
-        LabelledDocument(bool(row["label"]), row["score"], row["stratum"], row["stands_for"])
+        LabelledDocument(bool(row.label), row.score, row.stratum, row.stands_for)
         for row in labelled
     ]
 
@@ -139,36 +187,3 @@ def labelled_precision(
     """Return the share of domain among labelled documents at or above a score, and their number."""
     selected = [label.is_domain for label in labels if label.score >= threshold]
     return (sum(selected) / len(selected), len(selected)) if selected else None
-
-
-def _read_row(line: str, *, location: str, stamp: str) -> dict[str, Any]:
-    """Parse one line of the sample; messages name its location."""
-    try:
-        row: dict[str, Any] = json.loads(line)
-        label = row["label"]
-    except (ValueError, KeyError, TypeError):
-        raise InvalidInput(
-            file=location,
-            key="label",
-            found=line,
-            rule="each line is a JSON object with a label",
-            fix="correct the line, or remove the file to draw the sample again",
-        ) from None
-    # `1 == True` in Python, so the type decides and not the value.
-    if label is not None and not isinstance(label, bool):
-        raise InvalidInput(
-            file=location,
-            key="label",
-            found=label,
-            rule="true (domain), false or null",
-            fix="correct the label",
-        )
-    if label is not None and row.get("of") != stamp:
-        raise InvalidInput(
-            file=location,
-            key="of",
-            found=row.get("of"),
-            rule="labels of the corpus and the domain text that the sample was drawn with",
-            fix="pass another --out to draw a new sample",
-        )
-    return row

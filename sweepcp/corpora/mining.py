@@ -17,7 +17,14 @@ import numpy as np
 
 from sweepcp.config.source import Source
 from sweepcp.corpora.classifier import TrainedClassifiers, draw_examples, train_classifiers
-from sweepcp.corpora.corpus_scores import ScoredCorpus, prepare_scores, score_corpus
+from sweepcp.corpora.corpus_scores import (
+    SCORES,
+    ScoredCorpus,
+    check_own_folder,
+    load_scores,
+    prepare_scores,
+    score_corpus,
+)
 from sweepcp.corpora.label_sample import (
     SAMPLE_CHARS,
     STRATA,
@@ -26,6 +33,7 @@ from sweepcp.corpora.label_sample import (
     labelled_precision,
     merge_candidates,
     read_labels,
+    read_sample,
     stratum_edges,
     stratum_of,
     write_sample,
@@ -42,7 +50,8 @@ from sweepcp.corpora.prevalence import (
     threshold_for_precision,
 )
 from sweepcp.data.documents import RecordCounts, read_documents
-from sweepcp.data.records import SourceShard, split_into_shards
+from sweepcp.data.records import split_into_shards
+from sweepcp.data.shards import SourceShard
 from sweepcp.data.source_files import ResolvedSource
 from sweepcp.errors import InvalidInput, located
 from sweepcp.util.files import write_json, write_text
@@ -146,13 +155,15 @@ def mine_corpus(
             fix="pass a value such as 0.9",
         )
     source, domain, general = _split_roles(sources, corpus)
+    check_own_folder(out)
+    read_sample(out / "sample.jsonl")
     domain_examples = draw_examples(domain, files, address=address)
     general_examples = draw_examples(general, files, address=address)
     with located(corpus):
         _check_example_count("domain", len(domain_examples))
         _check_example_count("general", len(general_examples))
         classifiers = train_classifiers(domain=domain_examples, general=general_examples)
-        mined = prepare_scores(source, files[corpus], out / "scores", classifiers)
+        mined = prepare_scores(source, files[corpus], out / SCORES, classifiers)
         shards = split_into_shards(source, files[corpus])
         corpus_shares, documents = score_corpus(mined, shards, progress=progress, address=address)
         labels = read_labels(out / "sample.jsonl", mined.stamp)
@@ -297,7 +308,7 @@ def _select_from_shard(
     corpus: ScoredCorpus, folder: Path, edges: list[float], shard: SourceShard
 ) -> _ShardSelection:
     """Write the documents of a shard that belong to the first stratum, which are the selected."""
-    scores = np.load(corpus.scores_file(shard)).tolist()
+    scores = load_scores(corpus.scores_file(shard)).tolist()
     documents = read_documents(corpus.source, corpus.files, shard, RecordCounts())
     ids: list[str] = []
     lines: list[bytes] = []

@@ -7,7 +7,7 @@ from sweepcp.data.token_store import TokenStore, store_path
 from sweepcp.errors import InvalidInput
 from sweepcp.models.base import pretrained_path, tokenizer_id
 from sweepcp.models.files import model_identity, read_shards
-from sweepcp.runs.run_folder import Run, RunIdentity
+from sweepcp.runs.run_folder import EXPERIMENT_FILE, Run, RunIdentity
 from sweepcp.scoring.scorecard import ItemScores
 
 CACHE_FIX = "set $SWEEPCP_CACHE to the cache that the search used, or"
@@ -22,8 +22,8 @@ def stores_of_run(run: Run) -> dict[str, TokenStore]:
     stores: dict[str, TokenStore] = {}
     for source in run.experiment.sources:
         path = store_path(
-            fingerprint=run.identity.sources[source.name],
-            tokenizer_id=run.identity.base["tokenizer"],
+            fingerprint=_recorded(run, "sources", source.name),
+            tokenizer_id=_recorded(run, "base", "tokenizer"),
         )
         if not (path / "store.json").is_file():
             raise InvalidInput(
@@ -55,7 +55,8 @@ def base_model_of_run(run: Run) -> str:
         path = Path(str(base.path))
     else:
         _check_same(run, RunIdentity(base={"tokenizer": tokenizer_id(base)}))
-        path = pretrained_path(base, run.identity.sources)
+        sources = {name: _recorded(run, "sources", name) for name in base.pretrain.mixture}
+        path = pretrained_path(base, sources)
     if not (path / "config.json").is_file():
         resume = "resume the search with a larger --trials, which pretrains it again"
         raise InvalidInput(
@@ -93,6 +94,24 @@ def base_items(run: Run) -> list[ItemScores]:
             fix="resume the search first",
         )
     return list(run.base.items)
+
+
+def _recorded(run: Run, section: str, name: str) -> str:
+    """Return a hash of the run's identity.
+
+    Raises:
+        InvalidInput: experiment.json does not state it.
+    """
+    hashes: dict[str, str] = getattr(run.identity, section)
+    if name not in hashes:
+        raise InvalidInput(
+            file=run.path / EXPERIMENT_FILE,
+            key=f"identity.{section}",
+            found=sorted(hashes),
+            rule=f"hashes of all that the run was searched on, that of {name} among them",
+            fix="restore the file from a backup, or search into a new folder",
+        )
+    return hashes[name]
 
 
 def _check_same(run: Run, now: RunIdentity) -> None:

@@ -9,17 +9,16 @@ import numpy as np
 from sweepcp.config.experiment import Experiment
 from sweepcp.config.suites import MIN_HELD_OUT
 from sweepcp.data.build import build_store
-from sweepcp.data.source_files import ResolvedSource
+from sweepcp.data.source_files import ResolvedSource, describe_left_out
 from sweepcp.data.spelling import check_coverage
 from sweepcp.data.token_store import SPLITS, TokenStore
 from sweepcp.errors import InvalidInput, located
 from sweepcp.models.base import pin_base, tokenizer_id
 from sweepcp.models.encoder import load_encoder
+from sweepcp.util.files import clean_cache
 from sweepcp.util.progress import Progress
 
 logger = logging.getLogger(__name__)
-SHOWN_LINKS = 3
-"""Links that a warning names, at most."""
 REPORTED_LOSS = 1e-4
 """Share of the bytes without tokens from which on it is reported."""
 
@@ -45,6 +44,7 @@ def build_stores(
         InvalidInput: A source has unusable records, too few tokens to train on, too few held-out
             documents to score, or text that the tokenizer has no tokens for.
     """
+    clean_cache()
     stores: dict[str, TokenStore] = {}
     # A tokenizer is loaded only if a store is missing, and once for all of them.
     base = pin_base(experiment.base)
@@ -130,22 +130,8 @@ def _log_leaks(stores: dict[str, TokenStore]) -> None:
 def _log_exclusions(store: TokenStore, files: ResolvedSource) -> None:
     """Log the files, records and template keys of a source that did not enter its store."""
     meta, name = store.meta, store.source
-    if files.skipped:
-        suffixes = sorted({path.suffix or path.name for path in files.skipped})
-        logger.warning(
-            "%s: skipped %d files of formats that are not read (%s)",
-            name,
-            len(files.skipped),
-            ", ".join(suffixes),
-        )
-    if files.repeated:
-        links = ", ".join(path.name for path in files.repeated[:SHOWN_LINKS])
-        logger.warning(
-            "%s: a file is read once; left out %d further links to files that are read (%s)",
-            name,
-            len(files.repeated),
-            links,
-        )
+    for note in describe_left_out(files):
+        logger.warning("%s: %s", name, note)
     excluded: Counter[str] = Counter()
     for reason, count in meta["left_out"].items():
         excluded["language" if reason.startswith("language ") else reason] += count

@@ -1,9 +1,8 @@
 """Build the token store of a source: shard by shard, on all cores, in bounded memory, resumable."""
 
-import fcntl
 import json
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import BinaryIO
@@ -15,11 +14,13 @@ from sweepcp.data.documents import Document, RecordCounts, check_bad_records, re
 from sweepcp.data.encoding import Encoder
 from sweepcp.data.join import DOCUMENT, SHARD_SUFFIXES, join_shards, shard_file
 from sweepcp.data.near_duplicates import Signer
-from sweepcp.data.records import SourceShard, split_into_shards
+from sweepcp.data.records import split_into_shards
+from sweepcp.data.shards import SourceShard
 from sweepcp.data.source_files import ResolvedSource, source_fingerprint
 from sweepcp.data.token_store import HASH, SPLITS, TokenStore, store_path, token_dtype
 from sweepcp.errors import InvalidInput
-from sweepcp.util.files import write_json
+from sweepcp.util.files import check_cache, naming_errors, write_json
+from sweepcp.util.locks import waiting_lock
 from sweepcp.util.parallel import parallel_map
 from sweepcp.util.progress import Progress
 
@@ -58,11 +59,16 @@ def build_store(
     """
     fingerprint = source_fingerprint(source, files)
     path = store_path(fingerprint=fingerprint, tokenizer_id=tokenizer_id)
-    with _build_lock(path):
+    check_cache()
+    # Another process may be building the same store.
+    with waiting_lock(path.with_name(f".{path.name}.lock")):
         if not (path / "store.json").exists():
             work = path.with_name(f".building-{path.name}")
             encoder = make_encoder()
-            shards = _build_shards(source, files, encoder, work, progress=progress, address=address)
+            with naming_errors(work):
+                shards = _build_shards(
+                    source, files, encoder, work, progress=progress, address=address
+                )
             # Shards of two states of a file do not add up to a corpus.
             if source_fingerprint(source, files) != fingerprint:
                 raise InvalidInput(
@@ -73,7 +79,9 @@ def build_store(
                     fix="run the command again when the files are complete",
                 )
             origin = {"fingerprint": fingerprint, "tokenizer": tokenizer_id}
-            join_shards(work, source, shards, dtype=token_dtype(encoder.vocab_size), origin=origin)
+            dtype = token_dtype(encoder.vocab_size)
+            with naming_errors(work):
+                join_shards(work, source, shards, dtype=dtype, origin=origin)
             # Renamed as a whole, so that no reader ever finds an incomplete store.
             work.replace(path)
     store = TokenStore(path, source.name)
@@ -97,15 +105,6 @@ def split_of(source: Source, shard: SourceShard, document: Document) -> int:
     if shard.held_out is not None:
         return int(shard.held_out)
     return int(is_held_out(document.sha256, source.held_out))
-
-
-@contextmanager
-def _build_lock(path: Path) -> Iterator[None]:
-    """Wait until no other process builds this store, and keep others waiting."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.with_name(f".{path.name}.lock").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 def _build_shards(

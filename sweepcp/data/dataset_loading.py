@@ -22,8 +22,9 @@ def load_saved(source: Source, folder: Path) -> Any:
     with located(folder, f"sources.{source.name}"):
         try:
             content = load_from_disk(str(folder))
-        except (OSError, ValueError) as error:
-            reason = str(error).split("\n")[0]
+        # Files that are damaged raise whatever the library's parsers do.
+        except Exception as error:
+            reason = _first_line(error)
             rule = "a folder that `save_to_disk` of datasets wrote"
             fix = "name such a folder"
             raise InvalidInput(key="saved", found=reason, rule=rule, fix=fix) from None
@@ -51,12 +52,15 @@ def load_hub(source: Source) -> Any:
         return load_dataset(
             hub.id, hub.subset, revision=hub.revision, split=hub.split, streaming=True
         )
-    except (OSError, ValueError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+    except Exception as error:
         raise InvalidInput(
             file=source.name,
             key=f"sources.{source.name}.hub",
             found=hub.id,
-            rule=f"a data set of the hub with split {hub.split} ({reason})",
+            rule=f"a data set of the hub with split {hub.split} ({_first_line(error)})",
             fix="correct id, revision, subset or split; this machine must reach the hub",
         ) from None
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), "") or type(error).__name__

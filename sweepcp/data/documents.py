@@ -1,27 +1,33 @@
 """From records to documents: their text, what is left out and counted, and what is refused."""
 
-import functools
 import hashlib
-import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
+from decimal import Decimal
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 from sweepcp.config.source import Source
+from sweepcp.data.exclude_list import read_exclude_list
 from sweepcp.data.language import detect_language
 from sweepcp.data.problems import RecordProblem, too_long
-from sweepcp.data.records import LocatedRecord, RecordLocation, SourceShard, read_records
+from sweepcp.data.records import read_records
 from sweepcp.data.rendering import render_template, template_values
+from sweepcp.data.shards import LocatedRecord, RecordLocation, SourceShard
 from sweepcp.data.source_files import ResolvedSource
 from sweepcp.data.values import WrittenNumber, decode_utf8, describe_kind, look_up
 from sweepcp.errors import SHOWN_CHARACTERS, InvalidInput
-from sweepcp.util.files import read_json_lines
+from sweepcp.util.records import Record, read_record
 
 MAX_EXAMPLES = 5
 """Bad records whose locations and problems are kept."""
+PROBED_RECORDS = 10_000
+"""Records after a bad one that are read to propose a value of `bad_records`."""
+MOSTLY_BAD = "correct the files, or the `field` or `template` of the source"
 
 
 class Document(NamedTuple):
@@ -41,6 +47,16 @@ class Document(NamedTuple):
         return self.sha256.hex()[:16]
 
 
+class CountsRecord(Record):
+    """The file of `RecordCounts`."""
+
+    records: int
+    left_out: dict[str, int]
+    bad: int
+    examples: list[str]
+    used_keys: dict[str, int]
+
+
 @dataclass
 class RecordCounts:
     """What became of the records of a source or of a shard of it."""
@@ -56,10 +72,15 @@ class RecordCounts:
     """Key of the template → records that have it."""
 
     @classmethod
-    def from_json(cls, value: dict[str, Any]) -> Self:
-        """Return the counts whose `vars` were written as JSON."""
-        counters = {name: Counter(value[name]) for name in ("left_out", "used_keys")}
-        return cls(**value | counters)
+    def read(cls, path: Path) -> Self:
+        """Read the counts of a shard, whose `vars` were written as JSON.
+
+        Raises:
+            InvalidInput: The file is corrupt.
+        """
+        record = read_record(CountsRecord, path, fix=f"remove {path.parent}, which is built again")
+        counters = {name: Counter(getattr(record, name)) for name in ("left_out", "used_keys")}
+        return cls(**record.model_dump() | counters)
 
     def add(self, other: "RecordCounts") -> None:
         """Add the counts of another shard, whose records follow."""
@@ -92,13 +113,15 @@ def make_documents(
         InvalidInput: A record cannot be used, and the source allows no bad records. The error names
             the file and line (or row).
     """
-    excluded = frozenset() if files.exclude is None else _excluded_ids(files.exclude)
+    excluded = frozenset() if files.exclude is None else read_exclude_list(files.exclude)
+    records = iter(records)
     for location, content in records:
         counts.records += 1
         text = _record_text(source, content, counts)
         if isinstance(text, RecordProblem):
             if not source.bad_records:
-                raise _bad_record(location, text)
+                proposed = _propose_share(*_probe_records(source, records, counts))
+                raise _bad_record(location, text, proposed)
             counts.bad += 1
             if len(counts.examples) < MAX_EXAMPLES:
                 counts.examples.append(_describe(location, text))
@@ -115,23 +138,48 @@ def check_bad_records(source: Source, counts: RecordCounts) -> None:
     """Raise `InvalidInput` if more of a source's records cannot be used than it allows."""
     if counts.bad > source.bad_records * counts.records:
         examples = "; ".join(counts.examples)
+        proposed = _propose_share(counts.bad, counts.records)
+        fix = f"correct the files, or set `bad_records: {proposed:f}`" if proposed else MOSTLY_BAD
         raise InvalidInput(
             file=source.name,
             key=f"sources.{source.name}.bad_records",
             found=f"{counts.bad:,} of {counts.records:,} records cannot be used: {examples}",
             rule=f"at most {source.bad_records:.3%} of the records",
-            fix="correct the files, or raise bad_records",
+            fix=fix,
         )
 
 
-def _bad_record(location: RecordLocation, problem: RecordProblem) -> InvalidInput:
-    skip = "set `bad_records: 0.001` to skip and count up to 0.1 % of the records"
+def _probe_records(
+    source: Source, following: Iterator[LocatedRecord], counts: RecordCounts
+) -> tuple[int, int]:
+    """Return the bad records and all records, up to the first bad one and some way after it."""
+    bad, total = 1, counts.records
+    # The bad record is what is to be reported, whatever else is wrong further on.
+    with suppress(InvalidInput):
+        for _, content in islice(following, PROBED_RECORDS):
+            total += 1
+            bad += isinstance(_record_text(source, content, RecordCounts()), RecordProblem)
+    return bad, total
+
+
+def _propose_share(bad: int, total: int) -> Decimal | None:
+    """Return a share of one digit above that of bad records; None if most records are bad."""
+    if 2 * bad > total:
+        return None
+    places = 1
+    while bad * 10**places < total:
+        places += 1
+    return Decimal(bad * 10**places // total + 1).scaleb(-places).normalize()
+
+
+def _bad_record(
+    location: RecordLocation, problem: RecordProblem, proposed: Decimal | None
+) -> InvalidInput:
+    fix = problem.fix
+    if proposed is not None:
+        fix += f"; or set `bad_records: {proposed:f}` to skip and count up to that share of records"
     return InvalidInput(
-        file=location,
-        key=problem.key,
-        found=problem.found,
-        rule=problem.rule,
-        fix=f"{problem.fix}; or {skip}",
+        file=location, key=problem.key, found=problem.found, rule=problem.rule, fix=fix
     )
 
 
@@ -166,7 +214,7 @@ def _render_record(
         return RecordProblem(
             key="template",
             found=", ".join(map(str, content)),
-            rule="a record has one of the template's keys",
+            rule="a record has a value of one of the template's keys",
             fix="correct the template",
         )
     return text
@@ -247,20 +295,3 @@ def _filter_reason(source: Source, text: str) -> str | None:
         if language not in filters.languages:
             return f"language {language}"
     return None
-
-
-@functools.cache
-def _excluded_ids(path: Path) -> frozenset[str]:
-    ids = set()
-    for number, line in read_json_lines(path):
-        try:
-            ids.add(json.loads(line)["id"])
-        except (ValueError, KeyError, TypeError):
-            raise InvalidInput(
-                file=f"{path}:{number}",
-                key="exclude",
-                found=line,
-                rule='each line is JSON with an "id", as `sweepcp data check --write` writes it',
-                fix="write the list again with `sweepcp data check --write`",
-            ) from None
-    return frozenset(ids)

@@ -5,7 +5,6 @@ corpus: one author, one site, one year. Their order depends on their numbers in 
 so any number of processes, shards and interruptions gives the same store.
 """
 
-import json
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -19,9 +18,10 @@ import numpy as np
 from sweepcp.config.source import Source
 from sweepcp.data.documents import RecordCounts, check_bad_records
 from sweepcp.data.near_duplicates import MINIMA, SIGNATURE_BYTES, find_near_duplicates
-from sweepcp.data.records import SourceShard
+from sweepcp.data.shards import SourceShard
 from sweepcp.data.shuffle import random_keys
 from sweepcp.data.token_store import CHUNK, FORMAT, HASH, HASHED_FILES, SPLITS, write_index
+from sweepcp.errors import InvalidInput
 from sweepcp.util.files import file_sha256, write_json
 
 SHARD_SUFFIXES = ("tokens", "held_out", "documents", "signatures")
@@ -70,7 +70,7 @@ def join_shards(
     """
     counts = RecordCounts()
     for shard in shards:
-        counts.add(RecordCounts.from_json(json.loads(shard_file(work, shard, "json").read_text())))
+        counts.add(RecordCounts.read(shard_file(work, shard, "json")))
     check_bad_records(source, counts)
     # A document may repeat one of another shard, so this waits for all of them. The held-out files
     # are the first shards: if a document is in both kinds of files, its training copy is dropped.
@@ -147,7 +147,7 @@ def _distribute(
         tokens = [create(_bucket_file(work, bucket, "tokens")) for bucket in range(buckets)]
         entries = [create(_bucket_file(work, bucket, "entries")) for bucket in range(buckets)]
         for shard in shards:
-            documents = np.fromfile(shard_file(work, shard, "documents"), DOCUMENT)
+            documents = _read_shard(work, shard, dtype)
             # Documents are numbered through all shards, in the order in which they were signed.
             keys = random_keys(first, len(documents))
             keep = np.ones(len(documents), dtype=bool)
@@ -174,6 +174,41 @@ def _distribute(
                 entries[bucket].write(entry.tobytes())
                 tokens[bucket].writelines(content(members))
     return totals, dropped
+
+
+def _read_shard(work: Path, shard: SourceShard, dtype: np.dtype[Any]) -> np.ndarray:
+    """Return the documents of a shard, after a check that its other files belong to them.
+
+    A machine that crashed may have kept the marker of completeness and lost what was written
+    before it.
+    """
+    documents = np.fromfile(shard_file(work, shard, "documents"), DOCUMENT)
+    expected = {
+        "documents": len(documents) * DOCUMENT.itemsize,
+        "tokens": int(documents["tokens"].sum(dtype=np.int64)) * dtype.itemsize,
+    }
+    for suffix, size in expected.items():
+        file = shard_file(work, shard, suffix)
+        found = file.stat().st_size
+        if found != size:
+            raise _damaged_shard(file, f"{found} bytes", f"{size} bytes")
+    file = shard_file(work, shard, "held_out")
+    held_out = int((documents["split"] == 1).sum())
+    with file.open("rb") as content:
+        lines = sum(1 for line in content)
+    if lines != held_out:
+        raise _damaged_shard(file, f"{lines} lines", f"{held_out} lines")
+    return documents
+
+
+def _damaged_shard(file: Path, found: str, expected: str) -> InvalidInput:
+    return InvalidInput(
+        file=file,
+        key="the length",
+        found=found,
+        rule=f"{expected}, for the documents of the shard",
+        fix=f"remove {file.parent}, which is built again",
+    )
 
 
 def _write_train(work: Path, buckets: int, dtype: np.dtype[Any]) -> None:

@@ -16,6 +16,8 @@ from sweepcp.util.files import write_json
 
 MixRows = Literal["documents", "sequences"]
 """What a row holds: a sequence, or the tokens of one document in a sequence."""
+UNFINISHED = ("dataset_info.json", "state.json")
+"""Files beside the `.arrow` files of a data set that is being written."""
 
 
 def materialize_mix(
@@ -50,6 +52,7 @@ def materialize_mix(
             rule="a folder without a mix",
             fix="use it, or remove it to write it again",
         )
+    _check_is_unfinished(out)
     work = out.with_name(f".{out.name}.work")
     for unfinished in (out, work):
         shutil.rmtree(unfinished, ignore_errors=True)
@@ -69,6 +72,20 @@ def materialize_mix(
     record = {"recipe_id": recipe.id, "kind": rows, "rows": len(dataset), "tokens": counts}
     write_json(out / "mix.json", record)
     return counts
+
+
+def _check_is_unfinished(out: Path) -> None:
+    """Refuse a folder with files of something else, which an unfinished mix would be deleted as."""
+    others = [file.name for file in out.iterdir()] if out.exists() else []
+    others = [name for name in others if not name.endswith(".arrow") and name not in UNFINISHED]
+    if others:
+        raise InvalidInput(
+            file=out,
+            key="--out",
+            found=f"a folder that holds {min(others)}",
+            rule="a new folder, or an unfinished mix",
+            fix="name another folder",
+        )
 
 
 def generate_rows(

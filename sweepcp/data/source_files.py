@@ -1,22 +1,23 @@
 """The files of a source on this machine, and a fingerprint of their content."""
 
-import os
 import sys
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from sweepcp.config.source import Source
+from sweepcp.data.exclude_list import read_exclude_list
+from sweepcp.data.formats import SUFFIXES, file_format, file_suffix
+from sweepcp.data.path_patterns import check_is_file, expand_pattern, file_identity
 from sweepcp.data.python_text import find_modules
+from sweepcp.data.shards import printable_path
 from sweepcp.errors import InvalidInput, located
 from sweepcp.util.file_hashes import cached_hashes, content_hashes
 from sweepcp.util.json_values import digest
+from sweepcp.util.paths import describe_kind, user_path
 
-JSONL = (".jsonl", ".jsonl.gz", ".jsonl.zst")
-SUFFIXES = (*JSONL, ".parquet", ".txt")
 FIELDS_WITHOUT_EFFECT = {
     "files",
     "held_out_files",
@@ -30,6 +31,8 @@ FIELDS_WITHOUT_EFFECT = {
     "name",
 }
 """Fields of a source that change none of its tokens, or that name files, which count by content."""
+SHOWN_LINKS = 3
+"""Links that a warning names, at most."""
 CORRECT_PATH = "correct the path; it is relative to the folder of the experiment file"
 
 
@@ -64,14 +67,15 @@ def resolve_source(source: Source, *, folder: Path) -> ResolvedSource:
     exclude = None
     if source.exclude is not None:
         with located(file="", key="exclude"):
-            exclude = _existing_path(folder, source.exclude)
+            exclude = _existing_path(folder, source.exclude, is_folder=False)
+            read_exclude_list(exclude)
     if source.python is not None:
         with located(file="", key="python"):
             modules = find_modules(source.python)
         return ResolvedSource(tuple(modules), exclude=exclude)
     if source.saved is not None:
         with located(file="", key="saved.path"):
-            path = _existing_path(folder, source.saved.path)
+            path = _existing_path(folder, source.saved.path, is_folder=True)
         return ResolvedSource((path,), exclude=exclude)
     if source.files is None:
         return ResolvedSource(exclude=exclude)
@@ -93,10 +97,21 @@ def resolve_source(source: Source, *, folder: Path) -> ResolvedSource:
     )
 
 
-def file_identity(path: Path) -> tuple[int, int]:
-    """Return what two paths have in common if they lead to the same file."""
-    status = path.stat()
-    return status.st_dev, status.st_ino
+def describe_left_out(files: ResolvedSource) -> list[str]:
+    """Return a sentence for each kind of files that a source names and does not read."""
+    notes: list[str] = []
+    if files.skipped:
+        suffixes = ", ".join(sorted({path.suffix or path.name for path in files.skipped}))
+        notes.append(
+            f"skipped {len(files.skipped)} files of formats that are not read ({suffixes})"
+        )
+    if files.repeated:
+        links = ", ".join(path.name for path in files.repeated[:SHOWN_LINKS])
+        notes.append(
+            f"a file is read once; left out {len(files.repeated)} further links to files that are "
+            f"read ({links})"
+        )
+    return [printable_path(note) for note in notes]
 
 
 def source_fingerprint(source: Source, files: ResolvedSource) -> str:
@@ -142,15 +157,14 @@ def _labelled_files(source: Source, files: ResolvedSource) -> list[tuple[list[st
             if source.saved is not None:
                 labelled += _saved_files(path, source.saved.split)
             else:
-                labelled.append(([use, _format_of(path)], path))
+                labelled.append(([use, _format_label(path)], path))
     if files.exclude is not None:
         labelled.append((["excluded"], files.exclude))
     return labelled
 
 
-def _format_of(path: Path) -> str:
-    """Return the suffix that decides how a file is read."""
-    return next((suffix for suffix in SUFFIXES if path.name.endswith(suffix)), path.suffix)
+def _format_label(path: Path) -> str:
+    return file_suffix(path) or path.suffix
 
 
 def _saved_files(folder: Path, split: str | None) -> list[tuple[list[str], Path]]:
@@ -161,7 +175,7 @@ def _saved_files(folder: Path, split: str | None) -> list[tuple[list[str], Path]
         name = file.relative_to(folder)
         is_hidden = any(part.startswith(".") for part in name.parts)
         if file.is_file() and not is_hidden and not file.match("cache-*.arrow"):
-            labelled.append((["saved", name.as_posix()], file))
+            labelled.append((["saved", printable_path(name)], file))
     return labelled
 
 
@@ -170,72 +184,60 @@ def _resolve_patterns(folder: Path, patterns: tuple[str, ...]) -> tuple[list[Pat
     paths: list[Path] = []
     skipped: list[Path] = []
     for pattern in patterns:
-        path = folder / Path(pattern).expanduser()
-        if path.is_dir():
-            inside = list(_walk_folder(path))
-            matches = [file for file in inside if file.name.endswith(SUFFIXES)]
-            skipped += [file for file in inside if not file.name.endswith(SUFFIXES)]
-        else:
-            matches = _expand_glob(path)
-            _check_suffixes(matches)
+        path = user_path(pattern, folder=folder)
+        try:
+            files = expand_pattern(path)
+            matches = [file for file in files if file_suffix(file)]
+            others = [file for file in files if not file_suffix(file)]
+            for file in files:
+                if file_suffix(file) or not files[file]:
+                    check_is_file(file)
+        except OSError as error:
+            raise _no_permission(error) from None
+        # What a folder also holds is left out; what is named is not.
+        unknown = [file for file in others if not files[file] or not matches]
+        if unknown:
+            raise _unknown_kind(unknown[0])
         if not matches:
             raise _no_match(path, folder=folder, pattern=pattern)
         paths += matches
+        skipped += others
     if patterns:
         _check_not_empty(paths)
     _check_unique(paths)
     return paths, skipped
 
 
-def _expand_glob(path: Path) -> list[Path]:
-    # A name that exists is taken as it is, even if it has characters of a glob in it.
-    if path.is_file():
-        return [path]
-    root = Path(path.anchor)
-    pattern = str(path.absolute().relative_to(root.absolute()))
-    return sorted(match for match in root.glob(pattern) if match.is_file())
-
-
-def _walk_folder(folder: Path) -> Iterator[Path]:
-    """Yield the files below a folder, sorted, following links and leaving out hidden ones."""
-    for root, folders, names in os.walk(folder, followlinks=True):
-        parent = Path(root)
-        for name in folders:
-            inner = parent / name
-            if inner.is_symlink() and parent.resolve().is_relative_to(inner.resolve()):
-                rule = "a folder without links that lead back to a folder above them"
-                fix = "remove the link, or name the files by a glob"
-                raise InvalidInput(found=str(inner), rule=rule, fix=fix)
-        # os.walk descends into what is left in `folders`, in that order.
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        yield from (parent / name for name in sorted(names) if not name.startswith("."))
-
-
-def _existing_path(folder: Path, name: str) -> Path:
-    path = (folder / Path(name).expanduser()).absolute()
-    if not path.exists():
-        rule = f"an existing path (looked for {path})"
+def _existing_path(folder: Path, name: str, *, is_folder: bool) -> Path:
+    path = user_path(name, folder=folder).absolute()
+    kind = "folder" if is_folder else "file"
+    if describe_kind(path) != f"a {kind}":
+        rule = f"an existing path of a {kind} (looked for {path}; this is {describe_kind(path)})"
         raise InvalidInput(found=name, rule=rule, fix=CORRECT_PATH)
     return path
 
 
 def _no_match(path: Path, *, folder: Path, pattern: str) -> InvalidInput:
-    if path.is_symlink():
-        rule = "a link that leads to a file; this one leads nowhere, or to itself"
-        return InvalidInput(found=pattern, rule=rule, fix=f"correct or remove the link {path}")
+    if path.is_dir():
+        rule = "a folder that holds files which are not hidden; this one is empty"
+        return InvalidInput(found=pattern, rule=rule, fix="name another folder, or fill it")
     rule = f"a file, or a folder of files, below {folder}"
     return InvalidInput(found=pattern, rule=rule, fix=CORRECT_PATH)
 
 
-def _check_suffixes(paths: list[Path]) -> None:
-    for path in paths:
-        if not path.name.endswith(SUFFIXES):
-            rule = f"a file name that ends in one of {', '.join(SUFFIXES)}"
-            raise InvalidInput(found=str(path), rule=rule, fix="convert or rename it")
+def _no_permission(error: OSError) -> InvalidInput:
+    rule = f"a path that can be read ({error.strerror})"
+    fix = "grant permission to read it, or leave it out"
+    return InvalidInput(found=printable_path(str(error.filename)), rule=rule, fix=fix)
+
+
+def _unknown_kind(path: Path) -> InvalidInput:
+    rule = f"a file name that ends in one of {', '.join(SUFFIXES)}"
+    return InvalidInput(found=str(path), rule=rule, fix="convert or rename it")
 
 
 def _check_template(source: Source, paths: list[Path]) -> None:
-    plain = [path for path in paths if path.suffix == ".txt"]
+    plain = [path for path in paths if file_format(path).kind == ".txt"]
     if source.template is not None and plain:
         raise InvalidInput(
             key="template",

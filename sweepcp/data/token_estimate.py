@@ -9,28 +9,30 @@ import random
 import tempfile
 from bisect import bisect_right
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 from sweepcp.config.source import Source
 from sweepcp.data.dataset_loading import load_hub
-from sweepcp.data.documents import Document, RecordCounts, make_documents, read_documents
-from sweepcp.data.records import (
-    COMPRESSION,
-    COPY_BYTES,
-    SourceShard,
-    damaged_archive,
-    decompress,
-    line_start,
-    located_rows,
-    split_into_shards,
+from sweepcp.data.documents import (
+    Document,
+    RecordCounts,
+    check_bad_records,
+    make_documents,
+    read_documents,
 )
-from sweepcp.data.source_files import JSONL, ResolvedSource
+from sweepcp.data.file_content import copy_start, file_size, guard_reading, line_start
+from sweepcp.data.formats import DELIMITERS, PARQUET, file_format
+from sweepcp.data.records import located_rows, split_into_shards
+from sweepcp.data.shards import SourceShard, printable_path
+from sweepcp.data.source_files import ResolvedSource
+from sweepcp.data.text_records import is_json_array
 from sweepcp.data.typed_records import ROWS_PER_BATCH, open_parquet, parquet_batches
-from sweepcp.errors import InvalidInput, located
+from sweepcp.errors import InvalidInput
+from sweepcp.util.temporary import temporary_folder
 
 SPOTS = 128
 MAX_SPOTS = 1024
@@ -51,8 +53,10 @@ READ_BYTES = 256 << 20
 """Content that is read of all files that can only be read from their start, about."""
 READ_BYTES_PER_FILE = 8 << 20
 """Content that is read of each of them at least."""
-COMPRESSED_CHUNK = 64 << 10
-"""Bytes of a compressed file that are read at a time."""
+PARSING_COST = 8
+"""How many times as long as reading it takes to parse content."""
+ROW_KINDS = (".json", *DELIMITERS)
+"""Kinds whose records may be longer than lines."""
 
 CountTokens = Callable[[list[str]], float]
 
@@ -77,25 +81,44 @@ def estimate_tokens(source: Source, files: ResolvedSource, count_tokens: CountTo
     elif source.saved is not None:
         tokens = sampler.saved_tokens()
     else:
-        tokens = sampler.file_tokens()
+        tokens = sampler.file_tokens(files.paths)
+        # For what is wrong with them; a plan counts no tokens of held-out text.
+        sampler.file_tokens(files.held_out_paths)
+    if sampler.is_whole:
+        check_bad_records(source, sampler.counts)
+        _check_not_empty(source, tokens)
     held_out = 0.0 if source.held_out_files else source.held_out
     return max(1.0, tokens * (1 - held_out))
 
 
-@dataclass(frozen=True)
+def _check_not_empty(source: Source, tokens: float) -> None:
+    if not tokens:
+        raise InvalidInput(
+            file=source.name,
+            key=f"sources.{source.name}",
+            found="no documents",
+            rule="a source with text, which its filters keep",
+            fix="add text to the source, or correct its filters",
+        )
+
+
+@dataclass
 class _Sampler:
     """Samples a source; the arguments of `estimate_tokens`."""
 
     source: Source
     files: ResolvedSource
     count_tokens: CountTokens
+    counts: RecordCounts = field(default_factory=RecordCounts)
+    """The records of the sample."""
+    is_whole: bool = True
+    """Whether the sample is all of the source."""
 
-    def file_tokens(self) -> float:
-        """Return the tokens of all files."""
-        paths = self.files.paths
+    def file_tokens(self, paths: Sequence[Path]) -> float:
+        """Return the tokens of some files of the source."""
         if not paths:
             return 0.0
-        sizes = [path.stat().st_size for path in paths]
+        sizes = [file_size(path) for path in paths]
         bounds = list(accumulate(sizes))
         short_spots = SPOTS * SPOT_BYTES * len(paths) // max(1, bounds[-1])
         count = max(SPOTS, min(MAX_SPOTS, short_spots))
@@ -108,14 +131,15 @@ class _Sampler:
         # Where every file can be sampled, each stands for itself.
         is_complete = len(paths) <= count
         for number, size in enumerate(sizes) if is_complete else ():
-            if size and number not in spots:
+            if number not in spots:
                 spots[number] = [size // 2]
-        from_start = [n for n in spots if paths[n].suffix in (*COMPRESSION, ".parquet")]
+        self.is_whole &= is_complete
+        from_start = [number for number in spots if _is_read_from_start(paths[number])]
         limit = max(READ_BYTES_PER_FILE, READ_BYTES // max(1, len(from_start)))
         tokens = 0.0
         for number, positions in spots.items():
             part = sizes[number] if is_complete else bounds[-1] * len(positions) / count
-            with located(paths[number]):
+            with guard_reading(paths[number]):
                 tokens += part * self._tokens_per_byte(paths[number], positions, limit)
         return tokens
 
@@ -123,15 +147,15 @@ class _Sampler:
         """Return the tokens of a saved data set, from spots of rows."""
         shards = split_into_shards(self.source, self.files)
         folder, rows = self.files.paths[0], shards[-1].stop or 0 if shards else 0
-        size = sum(path.stat().st_size for path in folder.rglob("*.arrow"))
+        size = sum(map(file_size, folder.rglob("*.arrow")))
         rows_per_spot = _rows_per_spot(rows, size)
-        tokens = sampled = 0.0
+        tokens = 0.0
         for start in _spread_rows(_draw_positions(rows, SPOTS), rows, rows_per_spot):
             shard = SourceShard(paths=(folder,), start=start, stop=min(rows, start + rows_per_spot))
-            counts = RecordCounts()
-            tokens += self._count(read_documents(self.source, self.files, shard, counts))
-            sampled += counts.records
-        return tokens / max(1.0, sampled) * rows
+            tokens += self._shard_tokens(shard)
+        sampled = self.counts.records
+        self.is_whole &= sampled == rows
+        return tokens / max(1, sampled) * rows
 
     def hub_tokens(self) -> float:
         """Return the tokens of a hub data set from a few of its shards.
@@ -144,14 +168,15 @@ class _Sampler:
         rows = int(split.num_examples or 0) if split is not None else 0
         shards = split_into_shards(self.source, self.files)
         stride = -(-len(shards) // HUB_SHARDS) or 1
-        tokens, counts = 0.0, RecordCounts()
+        tokens = 0.0
+        self.is_whole = False
         for shard in shards[::stride]:
-            documents = read_documents(self.source, self.files, shard, counts)
+            documents = read_documents(self.source, self.files, shard, self.counts)
             if rows:
                 documents = _first_documents(documents)
             tokens += self._count(documents, SPOTS // HUB_SHARDS)
         if rows:
-            return tokens / max(1, counts.records) * rows
+            return tokens / max(1, self.counts.records) * rows
         return tokens * len(shards) / max(1, len(shards[::stride]))
 
     def _tokens_per_byte(self, path: Path, positions: list[int], limit: int) -> float:
@@ -159,18 +184,19 @@ class _Sampler:
 
         A file that can only be read from its start is read up to `limit` bytes of content.
         """
-        size = path.stat().st_size
-        is_lines = path.name.endswith(JSONL) or (
-            path.suffix == ".txt" and self.source.unit != "file"
-        )
-        if path.suffix == ".parquet":
-            return self._parquet_tokens(path, positions, limit) / size
-        if path.suffix in COMPRESSION:
+        size = file_size(path)
+        kind, compression = file_format(path)
+        if kind == PARQUET:
+            return self._parquet_tokens(path, positions, limit) / max(1, size)
+        if compression is not None:
             return self._decompressed_tokens(path, positions, limit)
         is_small = len(positions) * SPOT_BYTES >= size
-        if is_small or not is_lines:
-            shard = SourceShard(paths=(path,))
-            return self._shard_tokens(shard, spots=len(positions)) / max(1, size)
+        if is_small or not self._is_lines(path):
+            stop = None if is_small or kind not in ROW_KINDS else limit // PARSING_COST
+            shard = SourceShard(paths=(path,), stop=stop)
+            self.is_whole &= stop is None or stop >= size
+            return self._shard_tokens(shard, spots=len(positions)) / max(1, min(size, stop or size))
+        self.is_whole = False
         ratios: list[float] = []
         for position in positions:
             # At least one line, however long it is; there is none after the start of the last.
@@ -181,18 +207,36 @@ class _Sampler:
                 ratios.append(tokens / (line_start(path, stop) - start))
         return sum(ratios) / max(1, len(ratios))
 
+    def _is_lines(self, path: Path) -> bool:
+        """Return whether the lines of a file can be read from the middle of it on."""
+        kind = file_format(path).kind
+        if kind == ".txt":
+            return self.source.unit != "file"
+        return kind == ".jsonl" or (kind == ".json" and not is_json_array(path))
+
     def _decompressed_tokens(self, path: Path, positions: list[int], limit: int) -> float:
-        """Return the tokens of a compressed file per byte, from a plain copy of its beginning."""
-        with tempfile.TemporaryDirectory(prefix="sweepcp-") as folder:
-            plain = Path(folder) / path.with_suffix("").name
-            read, written = _decompress_start(path, plain, limit)
-            if not written:
-                return 0.0
-            scale = plain.stat().st_size / path.stat().st_size
+        """Return the tokens of a compressed file per byte.
+
+        Lines are sampled from a plain copy of the file's beginning.
+        """
+        is_lines = self._is_lines(path)
+        size = file_size(path)
+        with temporary_folder(Path(tempfile.gettempdir()), "sweepcp-plan") as folder:
+            plain = folder / path.with_suffix("").name
+            with plain.open("wb") as target:
+                content_limit = limit if is_lines else limit // PARSING_COST
+                read, written, whole_lines = copy_start(path, target, content_limit)
+                # The beginning of a line would be a bad record.
+                target.truncate(whole_lines)
+            self.is_whole &= read == size
+            if not is_lines:
+                shard = SourceShard(paths=(path,), stop=written)
+                return self._shard_tokens(shard, spots=len(positions)) / read
+            scale = whole_lines / size
             try:
                 per_byte = self._tokens_per_byte(plain, [int(p * scale) for p in positions], limit)
             except InvalidInput as error:
-                place = error.file.replace(str(plain), str(path))
+                place = error.file.replace(printable_path(plain), printable_path(path))
                 raise InvalidInput(
                     file=place, key=error.key, found=error.found, rule=error.rule, fix=error.fix
                 ) from None
@@ -201,9 +245,12 @@ class _Sampler:
     def _parquet_tokens(self, path: Path, positions: list[int], limit: int) -> float:
         """Return the tokens of a Parquet file."""
         file = open_parquet(path)
-        size, rows = path.stat().st_size, int(file.metadata.num_rows)
-        tokens, counts = 0.0, RecordCounts()
+        size, rows = file_size(path), int(file.metadata.num_rows)
         rows_per_spot = _rows_per_spot(rows, size)
+        if len(positions) * rows_per_spot >= rows and _content_bytes(file) <= limit:
+            return self._shard_tokens(SourceShard(paths=(path,)), spots=len(positions))
+        tokens, counts = 0.0, RecordCounts()
+        self.is_whole = False
         drawn = [position * rows // size for position in positions]
         wanted = _spread_rows(drawn, rows, rows_per_spot)
         batches = _wanted_batches(file, self.source, wanted, limit, rows_per_spot)
@@ -213,7 +260,7 @@ class _Sampler:
         return tokens / max(1, counts.records) * rows
 
     def _shard_tokens(self, shard: SourceShard, spots: int = 1) -> float:
-        documents = read_documents(self.source, self.files, shard, RecordCounts())
+        documents = read_documents(self.source, self.files, shard, self.counts)
         return self._count(documents, spots)
 
     def _count(self, documents: Iterable[Document], spots: int = 1) -> float:
@@ -236,6 +283,11 @@ class _Sampler:
         return self.count_tokens(pieces) * total / counted if counted else 0.0
 
 
+def _is_read_from_start(path: Path) -> bool:
+    kind, compression = file_format(path)
+    return compression is not None or kind in (PARQUET, *ROW_KINDS)
+
+
 def _draw_positions(length: int, count: int) -> list[int]:
     """Return a position in each of `count` equal parts of a length, the same ones every time."""
     # Not at equal distances: files may alternate in kind.
@@ -252,6 +304,12 @@ def _spread_rows(drawn: list[int], rows: int, rows_per_spot: int) -> list[int]:
     if len(drawn) * rows_per_spot >= rows:
         return list(range(0, rows, rows_per_spot))
     return sorted(set(drawn))
+
+
+def _content_bytes(file: Any) -> int:
+    """Return the size of a Parquet file's columns before compression."""
+    groups = (file.metadata.row_group(number) for number in range(file.num_row_groups))
+    return sum(group.total_byte_size for group in groups)
 
 
 def _first_documents(documents: Iterator[Document]) -> Iterator[Document]:
@@ -271,33 +329,6 @@ def _pieces(texts: list[str], limit: int) -> list[str]:
         pieces += [text[start : start + PIECE_CHARACTERS] for start in starts]
     stride = -(-sum(map(len, pieces)) // limit)
     return pieces[:: max(1, stride)]
-
-
-def _decompress_start(path: Path, plain: Path, limit: int) -> tuple[int, int]:
-    """Write the beginning of a compressed file, about `limit` bytes, as a plain file.
-
-    Returns:
-        The number of compressed bytes that were read, and of plain bytes that were written.
-
-    Raises:
-        InvalidInput: The file is truncated or corrupt.
-    """
-    written = whole_lines = 0
-    with path.open("rb") as compressed, plain.open("wb") as target:
-        try:
-            stream = decompress(path, compressed)
-            while chunk := stream.read(COPY_BYTES):
-                if b"\n" in chunk:
-                    whole_lines = written + chunk.rindex(b"\n") + 1
-                written += target.write(chunk)
-                if written >= limit:
-                    # The beginning of a line would be a bad record.
-                    target.truncate(whole_lines)
-                    # On average, half of the last chunk has not been decompressed yet.
-                    return compressed.tell() - COMPRESSED_CHUNK // 2, written
-        except OSError as error:
-            raise damaged_archive(error) from None
-    return path.stat().st_size, written
 
 
 def _wanted_batches(

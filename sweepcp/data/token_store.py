@@ -18,20 +18,21 @@ bytes that tokens cover, and the SHA-256 of the other files; it is written last.
 
 import hashlib
 import heapq
-import json
 import struct
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Annotated, Any, BinaryIO, Literal, Self
 
 import numpy as np
+from pydantic import Field, model_validator
 
 from sweepcp.errors import InvalidInput, located
 from sweepcp.util.files import cache_dir
 from sweepcp.util.json_values import digest
+from sweepcp.util.records import Record, check_file, read_bytes, read_json_lines, read_record
 
 FORMAT = 4
 """Version of the store; part of the folder's name, so a store of another version is rebuilt."""
@@ -67,6 +68,62 @@ class IndexedTokens:
         return [int(offset) // size - first for offset in self.offsets[low:high]]
 
 
+NonNegativeInt = Annotated[int, Field(ge=0)]
+
+
+class SplitCounts(Record):
+    """What a split of a store holds."""
+
+    documents: NonNegativeInt
+    """Number of documents."""
+    bytes: NonNegativeInt
+    """UTF-8 bytes of their text."""
+    covered: NonNegativeInt
+    """Those of the bytes that have tokens."""
+
+
+class TrainCounts(SplitCounts):
+    """What the training split holds."""
+
+    tokens: NonNegativeInt
+    """Number of tokens, with those around each document."""
+
+
+class StoreRecord(Record):
+    """`store.json`."""
+
+    format: Literal[4]
+    """Version of the store."""
+    fingerprint: str
+    """Of the files of the source, and of how they are read."""
+    tokenizer: str
+    """Id of the tokenizer."""
+    records: NonNegativeInt
+    """Records that were read."""
+    left_out: dict[str, int]
+    """Reason → documents left out by the filters."""
+    bad: NonNegativeInt
+    """Records that cannot be used."""
+    examples: list[str]
+    """The first of them, with their locations."""
+    used_keys: dict[str, int]
+    """Key of the template → records that have it."""
+    near_duplicates: NonNegativeInt
+    """Documents left out because they repeat another one."""
+    train: TrainCounts
+    """The training split."""
+    held_out: SplitCounts
+    """The held-out split."""
+    sha256: dict[str, str]
+    """File → SHA-256."""
+
+    @model_validator(mode="after")
+    def _check_files(self) -> Self:
+        if set(self.sha256) != set(HASHED_FILES):
+            raise ValueError(f"the SHA-256 of {', '.join(HASHED_FILES)}")
+        return self
+
+
 @dataclass(frozen=True)
 class TokenStore:
     """The tokens of one source on disk, or a random fraction of them."""
@@ -81,9 +138,16 @@ class TokenStore:
 
     @cached_property
     def meta(self) -> dict[str, Any]:
-        """The content of `store.json`."""
-        content: dict[str, Any] = json.loads((self.path / "store.json").read_text(encoding="utf-8"))
-        return content
+        """The content of `store.json`: a `StoreRecord` as JSON.
+
+        Raises:
+            InvalidInput: The file is missing or corrupt.
+        """
+        return read_record(StoreRecord, self.path / "store.json", fix=self._fix).model_dump()
+
+    @property
+    def _fix(self) -> str:
+        return _rebuild(self.path)
 
     @property
     def tokens(self) -> int:
@@ -91,17 +155,49 @@ class TokenStore:
         return int(self.meta["train"]["tokens"])
 
     def train(self) -> IndexedTokens:
-        """Memory-map the training tokens."""
-        return read_indexed_tokens(self.path / "train")
+        """Memory-map the training tokens.
+
+        Raises:
+            InvalidInput: They are missing or truncated, or are not as many as `store.json` states.
+        """
+        indexed = read_indexed_tokens(self.path / "train")
+        if indexed.tokens.size != self.tokens:
+            raise InvalidInput(
+                file=self.path / "store.json",
+                key="train.tokens",
+                found=self.tokens,
+                rule=f"the {indexed.tokens.size} tokens of train.bin",
+                fix=self._fix,
+            )
+        return indexed
 
     def document_hashes(self, split: str) -> np.ndarray:
-        """Return the hashes of the documents of a split, sorted, uint64."""
-        return np.fromfile(self.path / f"{split}.hashes", HASH)
+        """Return the hashes of the documents of a split, sorted, uint64.
+
+        Raises:
+            InvalidInput: They are missing, or are not as many as `store.json` states.
+        """
+        path = self.path / f"{split}.hashes"
+        content = read_bytes(path, fix=self._fix)
+        expected = self.meta[split]["documents"] * HASH.itemsize
+        if len(content) != expected:
+            rule = f"{expected} bytes, for the documents that store.json states"
+            raise InvalidInput(
+                file=path, key="the length", found=len(content), rule=rule, fix=self._fix
+            )
+        return np.frombuffer(content, HASH)
 
     def held_out_documents(self) -> Iterator[str]:
-        """Yield the text of the held-out documents, in the order of the store."""
-        with (self.path / "held_out.jsonl").open(encoding="utf-8") as file:
-            yield from map(json.loads, file)
+        """Yield the text of the held-out documents, in the order of the store.
+
+        Raises:
+            InvalidInput: The file is missing or corrupt.
+        """
+        for place, _, text in read_json_lines(self.path / "held_out.jsonl", fix=self._fix):
+            if not isinstance(text, str):
+                rule = "the text of a document, as a JSON string"
+                raise InvalidInput(file=place, key="the line", found=text, rule=rule, fix=self._fix)
+            yield text
 
     def sample_held_out(self, count: int | None) -> list[str]:
         """Return a sample of the held-out documents that is the same in every run.
@@ -133,10 +229,12 @@ def read_indexed_tokens(prefix: Path) -> IndexedTokens:
     """Memory-map the indexed data set `<prefix>.bin` and `<prefix>.idx`.
 
     Raises:
-        InvalidInput: The files are of another format, truncated or corrupt.
+        InvalidInput: The files are missing, of another format, truncated or corrupt.
     """
     index, content = prefix.with_suffix(".idx"), prefix.with_suffix(".bin")
-    fix = f"remove {index.parent}; the next command rebuilds it"
+    fix = _rebuild(prefix.parent)
+    for path in (index, content):
+        check_file(path, fix=fix)
     with located(index):
         dtype, sequences = _read_header(index, fix)
     if not sequences:
@@ -191,6 +289,10 @@ def _read_header(index: Path, fix: str) -> tuple[np.dtype[Any], int]:
         rule = f"an index of {sequences} documents"
         raise InvalidInput(key="the length", found=size, rule=rule, fix=fix)
     return TYPES[code], sequences
+
+
+def _rebuild(store: Path) -> str:
+    return f"remove {store}; the next command that needs the store rebuilds it"
 
 
 def _sha256(text: str) -> bytes:

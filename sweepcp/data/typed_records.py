@@ -1,31 +1,42 @@
 """Records of formats with types: Parquet files, and data sets of `datasets` as Arrow tables."""
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from sweepcp.config.source import Source
-from sweepcp.config.template import template_keys
+from sweepcp.data.columns import needed_columns
+from sweepcp.data.file_content import unreadable
 from sweepcp.data.problems import RecordProblem
 from sweepcp.data.values import make_object, parse_json
 from sweepcp.errors import InvalidInput
 
 ROWS_PER_BATCH = 256
 BUFFER_BYTES = 1 << 20
+PARQUET_FILE = "a Parquet file"
+INVALID_TEXT = "Invalid UTF8"
+"""What Arrow says of text that is not UTF-8."""
+UNREADABLE_VALUES = (ValueError, LookupError, OverflowError, TypeError, NotImplementedError)
+"""What Arrow raises for values that Python cannot hold."""
 
 
 def open_parquet(path: Path) -> Any:
     """Open a Parquet file; raise `InvalidInput` if it is none."""
     from pyarrow.parquet import ParquetFile
 
-    try:
-        # By default, Arrow reads a row group whole before it yields the first batch.
-        return ParquetFile(path, pre_buffer=False, buffer_size=BUFFER_BYTES)
-    except (OSError, ValueError) as error:
-        raise _damaged(error) from None
+    with guard_arrow(PARQUET_FILE):
+        # Arrow takes no names that are not UTF-8, but any file. By default, it reads a row group
+        # whole before it yields the first batch.
+        return ParquetFile(
+            path.open("rb"),
+            pre_buffer=False,
+            buffer_size=BUFFER_BYTES,
+            page_checksum_verification=True,
+        )
 
 
 def parquet_batches(
@@ -36,20 +47,52 @@ def parquet_batches(
     Raises:
         InvalidInput: The file has none of the columns, or cannot be read.
     """
-    columns = _needed_columns(source, file.schema_arrow.names)
+    with guard_arrow(PARQUET_FILE):
+        names = list(file.schema_arrow.names)
+    columns = needed_columns(source, names)
+    batches = file.iter_batches(rows, row_groups=list(groups), columns=columns)
+    yield from guard_tables(batches, PARQUET_FILE)
+
+
+def guard_tables(tables: Iterable[Any], kind: str) -> Iterator[Any]:
+    """Yield tables of Arrow; raise `InvalidInput` for whatever keeps the next from being read.
+
+    Args:
+        tables: The tables of a file, or of a data set.
+        kind: What holds them, for messages.
+    """
+    reader = iter(tables)
+    while True:
+        with guard_arrow(kind):
+            table = next(reader, None)
+        if table is None:
+            return
+        yield table
+
+
+@contextmanager
+def guard_arrow(kind: str) -> Iterator[None]:
+    """Raise `InvalidInput` for any error of Arrow or `datasets`, which name no set of exceptions.
+
+    Args:
+        kind: What is read, for messages.
+    """
     try:
-        yield from file.iter_batches(rows, row_groups=list(groups), columns=columns)
-    except (OSError, ValueError) as error:
-        raise _damaged(error) from None
+        yield
+    except InvalidInput:
+        raise
+    except Exception as error:
+        raise unreadable(error, kind) from None
 
 
 def table_records(table: Any, source: Source) -> Iterator[dict[str, Any] | RecordProblem]:
     """Yield the rows of an Arrow table or record batch; one that cannot be read is a problem.
 
     Raises:
-        InvalidInput: The table has none of the columns that the source needs.
+        InvalidInput: The table has none of the columns that the source needs, or is damaged.
     """
-    table = table.select(_needed_columns(source, table.schema.names))
+    table = table.select(needed_columns(source, table.schema.names))
+    _check_structure(table)
     inexact = {field.name: field.type for field in table.schema if _is_inexact(field.type)}
     for row in _python_rows(table):
         if inexact and not isinstance(row, RecordProblem):
@@ -58,37 +101,29 @@ def table_records(table: Any, source: Source) -> Iterator[dict[str, Any] | Recor
             yield row
 
 
-def _needed_columns(source: Source, names: list[str]) -> list[str]:
-    """Return the columns that a source's field or template reads."""
-    keys = (source.field,) if source.template is None else template_keys(source.template)
-    # A dotted key is the name of a column, or leads into a column of that beginning.
-    columns = [
-        name for name in names if any(key == name or key.startswith(f"{name}.") for key in keys)
-    ]
-    if not columns:
-        raise InvalidInput(
-            key="the columns",
-            found=", ".join(names),
-            rule=f"one of {', '.join(sorted(keys))}",
-            fix="set `field:` or `template:` of the source",
-        )
-    if len(set(columns)) < len(columns):
-        raise InvalidInput(
-            key="the columns",
-            found=", ".join(columns),
-            rule="columns with names of their own",
-            fix="rename one of the columns of the same name",
-        )
-    return columns
+def _check_structure(table: Any) -> None:
+    """Raise `InvalidInput` for offsets out of bounds, which Arrow would follow anywhere."""
+    import pyarrow as pa
+
+    for column in table.columns:
+        try:
+            column.validate(full=True)
+        except pa.ArrowException as error:
+            # Text that is not UTF-8 is a bad record, and found when the row is read.
+            if INVALID_TEXT not in str(error):
+                raise unreadable(error, "a table") from None
 
 
 def _python_rows(table: Any) -> Iterator[dict[str, Any] | RecordProblem]:
-    try:
-        yield from table.to_pylist()
-    except (ValueError, LookupError, OverflowError):
-        # Arrow does not validate text, and dates may be out of Python's range: the row is found.
-        for row in range(table.num_rows):
-            yield _python_row(table, row)
+    rows: list[dict[str, Any]] | None = None
+    with suppress(*UNREADABLE_VALUES):
+        rows = table.to_pylist()
+    if rows is not None:
+        yield from rows
+        return
+    # Arrow does not validate text, and dates may be out of Python's range: the row is found.
+    for row in range(table.num_rows):
+        yield _python_row(table, row)
 
 
 def _python_row(table: Any, row: int) -> dict[str, Any] | RecordProblem:
@@ -98,7 +133,7 @@ def _python_row(table: Any, row: int) -> dict[str, Any] | RecordProblem:
             record[name] = table.column(name)[row].as_py()
         except UnicodeDecodeError as error:
             return RecordProblem(name, str(error), "UTF-8 text", "write the row again as UTF-8")
-        except (ValueError, LookupError, OverflowError) as error:
+        except UNREADABLE_VALUES as error:
             return RecordProblem(name, str(error), "a value that can be read", "correct the row")
     return record
 
@@ -164,9 +199,3 @@ def _exact(value: Any, arrow_type: Any) -> Any:
     if pa.types.is_map(arrow_type):
         return make_object([(name, _exact(inner, arrow_type.item_type)) for name, inner in value])
     return [_exact(inner, arrow_type.value_type) for inner in value]
-
-
-def _damaged(error: Exception) -> InvalidInput:
-    reason = str(error).split("\n")[0]
-    fix = "fetch or write the file again"
-    return InvalidInput(key="the file", found=reason, rule="a Parquet file", fix=fix)

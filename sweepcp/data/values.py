@@ -17,7 +17,14 @@ MAX_EXPONENT = 400
 """A number with a larger power of ten is not written out; those of float64 are all smaller."""
 MAX_DEPTH = 64
 """Lists and mappings in each other, beyond which a value is not written as text."""
-KINDS = {bool: "a boolean", dict: "an object", list: "a list", int: "a number", float: "a number"}
+KINDS = {
+    bool: "a boolean",
+    dict: "an object",
+    list: "a list",
+    int: "a number",
+    float: "a number",
+    str: "text",
+}
 
 
 class WrittenNumber(str):

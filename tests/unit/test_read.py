@@ -14,7 +14,8 @@ from datasets import Dataset, DatasetDict
 from sweepcp.config.source import Source
 from sweepcp.data import records
 from sweepcp.data.documents import Document, RecordCounts, check_bad_records, read_documents
-from sweepcp.data.records import RecordLocation, split_into_shards
+from sweepcp.data.records import split_into_shards
+from sweepcp.data.shards import RecordLocation
 from sweepcp.data.source_files import resolve_source
 from sweepcp.errors import InvalidInput
 from sweepcp.util.files import write_json
@@ -161,7 +162,10 @@ def test_filters_count_what_they_leave_out(tmp_path: Path):
 
 BAD = [
     (b'{"text": ', "the record", "Expecting value"),
-    (b"[1]", "text", "list"),
+    (b"[1]", "the record", "a list"),
+    (b"12", "the record", "a number"),
+    (b'"text"', "the record", "text"),
+    (b"null", "the record", "null"),
     (b'{"txt": "a", "b": 1}', "text", "txt, b"),
     (b'{"text": 3}', "text", "text"),
     (b'{"text": "caf\xe9"}', "the text", "0xe9"),
@@ -189,7 +193,7 @@ def test_a_bad_record_is_named_or_skipped_and_counted(
     assert error.value.file == f"{tmp_path}/a.jsonl:3"
     assert error.value.key == key
     assert found in str(error.value.found)
-    assert "bad_records: 0.001" in error.value.fix
+    assert "`bad_records: 0.4`" in error.value.fix
     counts = RecordCounts()
     s = source(max_document_bytes=50, bad_records=0.4)
     assert [d.text for d in documents(s, tmp_path, counts)] == ["fine", "good"]

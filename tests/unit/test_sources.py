@@ -10,7 +10,12 @@ from sweepcp.config.source import PythonText, Source
 from sweepcp.config.validation import validate
 from sweepcp.data.documents import RecordCounts, read_documents
 from sweepcp.data.records import split_into_shards
-from sweepcp.data.source_files import cached_fingerprint, resolve_source, source_fingerprint
+from sweepcp.data.source_files import (
+    cached_fingerprint,
+    describe_left_out,
+    resolve_source,
+    source_fingerprint,
+)
 from sweepcp.errors import InvalidInput, located
 from tests.make import jsonl, source
 
@@ -33,9 +38,17 @@ def test_documents_come_in_the_order_of_sorted_files(tmp_path: Path):
     ("changes", "key", "rule"),
     [
         ({"files": ["none.jsonl"]}, "files", "a file, or a folder of files, below"),
-        ({"files": ["a.csv"]}, "files", "ends in one of .jsonl"),
+        ({"files": ["a.docx"]}, "files", "ends in one of .jsonl"),
         ({"files": ["empty.jsonl"]}, "files", "these are empty"),
         ({"files": ["loop.jsonl"]}, "files", "leads nowhere, or to itself"),
+        ({"files": ["nowhere.jsonl"]}, "files", "a link that leads nowhere"),
+        ({"files": ["links"]}, "files", "a link that leads nowhere"),
+        ({"files": ["pipe.jsonl"]}, "files", "a file; this is a named pipe"),
+        ({"files": ["pipe*"]}, "files", "a file; this is a named pipe"),
+        ({"files": ["hidden"]}, "files", "this one is empty"),
+        ({"files": ["others"]}, "files", "ends in one of .jsonl"),
+        ({"files": ["others/*"]}, "files", "ends in one of .jsonl"),
+        ({"files": ["a/b/"]}, "files", "lead back to a folder above them"),
         ({"files": ["round"]}, "files", "lead back to a folder above them"),
         ({"files": ["fine.jsonl", "fine*.jsonl"]}, "files", "a file is named once"),
         (
@@ -49,7 +62,9 @@ def test_documents_come_in_the_order_of_sorted_files(tmp_path: Path):
             "a file, or a folder of files, below",
         ),
         ({"files": ["fine.jsonl"], "exclude": "no.jsonl"}, "exclude", "an existing path"),
+        ({"files": ["fine.jsonl"], "exclude": "a"}, "exclude", "this is a folder"),
         ({"files": None, "saved": {"path": "no"}}, "saved.path", "an existing path"),
+        ({"files": None, "saved": {"path": "fine.jsonl"}}, "saved.path", "this is a file"),
         (
             {"files": None, "python": {"part": "code", "packages": ["no_such_package"]}},
             "python.packages",
@@ -60,11 +75,21 @@ def test_documents_come_in_the_order_of_sorted_files(tmp_path: Path):
 def test_unusable_sources_are_refused(
     tmp_path: Path, changes: dict[str, object], key: str, rule: str
 ):
-    (tmp_path / "a.csv").write_text("a")
+    (tmp_path / "a.docx").write_text("a")
     (tmp_path / "empty.jsonl").touch()
     (tmp_path / "loop.jsonl").symlink_to(tmp_path / "loop.jsonl")
     (tmp_path / "round").mkdir()
     (tmp_path / "round" / "again").symlink_to(tmp_path / "round")
+    for name in ("a/b", "c", "links", "hidden", "others"):
+        (tmp_path / name).mkdir(parents=True)
+    # Neither folder is above the other.
+    (tmp_path / "a" / "b" / "down").symlink_to(tmp_path / "c")
+    (tmp_path / "c" / "down").symlink_to(tmp_path / "a" / "b")
+    for link in ("nowhere.jsonl", "links/a.jsonl"):
+        (tmp_path / link).symlink_to(tmp_path / "nothing")
+    os.mkfifo(tmp_path / "pipe.jsonl")
+    (tmp_path / "hidden" / ".a.jsonl").write_text("{}")
+    (tmp_path / "others" / "a.docx").write_text("a")
     jsonl(tmp_path / "round" / "a.jsonl", [{"text": "one"}])
     jsonl(tmp_path / "fine.jsonl", [{"text": "one"}])
     with pytest.raises(InvalidInput) as error, located("x.yaml", "sources.s"):
@@ -292,3 +317,57 @@ def test_a_file_is_not_trained_on_and_held_out_by_another_link(tmp_path: Path):
     for name in ("hard.jsonl", "soft.jsonl"):
         with pytest.raises(InvalidInput, match="trained on or held out, not both"):
             resolve_source(source(files=["part.jsonl"], held_out_files=[name]), folder=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "expected"),
+    [
+        ("d*.jsonl", {"data.jsonl", "d[1].jsonl"}),
+        ("d[1].jsonl", {"d[1].jsonl"}),
+        ("[d]ata.jsonl", {"data.jsonl"}),
+        ("in[2]/*.jsonl", {"inner.jsonl"}),
+        ("in*", {"inner.jsonl", "deep.jsonl"}),
+        ("**/d*.jsonl", {"data.jsonl", "d[1].jsonl", "deep.jsonl"}),
+        ("in[2]/**", {"inner.jsonl", "deep.jsonl"}),
+        (".h*", {".hidden.jsonl"}),
+        ("~home.jsonl", {"~home.jsonl"}),
+    ],
+)
+def test_only_what_does_not_exist_is_a_glob(tmp_path: Path, pattern: str, expected: set[str]):
+    folder = tmp_path / "run[v2]"
+    for name in ("data", "d[1]", ".hidden", "~home", "in[2]/inner", "in[2]/more/deep"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        jsonl(folder / f"{name}.jsonl", [{"text": name}])
+    # A loop that `**` does not follow.
+    if pattern.startswith("**"):
+        (folder / "in[2]" / "more" / "up").symlink_to(folder)
+    files = resolve_source(source(files=[pattern]), folder=folder)
+    assert {path.name for path in files.paths} == expected
+
+
+def test_a_folder_that_cannot_be_listed_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "d" / "locked").mkdir(parents=True)
+    jsonl(tmp_path / "d" / "a.jsonl", [{"text": "one"}])
+    listed = Path.iterdir
+
+    def refuse(self: Path) -> object:
+        # Permissions do not stop root, who may run this.
+        if self.name == "locked":
+            raise PermissionError(13, "Permission denied", str(self))
+        return listed(self)
+
+    monkeypatch.setattr(Path, "iterdir", refuse)
+    for pattern in ("d", "d/**/*.jsonl"):
+        with pytest.raises(InvalidInput, match="Permission denied") as error:
+            resolve_source(source(files=[pattern]), folder=tmp_path)
+        assert error.value.found == f"{tmp_path}/d/locked"
+
+
+def test_what_a_source_leaves_out_is_described(tmp_path: Path):
+    jsonl(tmp_path / "a.jsonl", [{"text": "one"}])
+    (tmp_path / "b.jsonl").symlink_to("a.jsonl")
+    (tmp_path / "README.md").write_text("read me")
+    assert describe_left_out(resolve_source(source(files=["."]), folder=tmp_path)) == [
+        "skipped 1 files of formats that are not read (.md)",
+        "a file is read once; left out 1 further links to files that are read (b.jsonl)",
+    ]

@@ -123,6 +123,13 @@ def test_what_cannot_be_read_is_refused_with_its_place(tmp_path: Path):
         assert error.value.file == f"{tmp_path}/{name}{place}"
 
 
+@pytest.mark.parametrize("content", ["\n \n\r\n", '{"text": " "}\n'])
+def test_a_source_without_documents_is_refused(tmp_path: Path, content: str):
+    (tmp_path / "a.jsonl").write_text(content)
+    with pytest.raises(InvalidInput, match="no documents"):
+        check(source(files=["a.jsonl"]), tmp_path, [])
+
+
 def test_the_plan_counts_epochs_of_a_large_text_in_paragraphs(tmp_path: Path):
     (tmp_path / "a.txt").write_text("\n\n".join(DOCUMENTS))
     changes = [
