@@ -9,8 +9,9 @@ from typing import Any
 
 import yaml
 
-from sweepcp.config.site import load_site
+from sweepcp.config.site import Site, load_site
 from sweepcp.config.target import load_target
+from sweepcp.config.validation import validate
 from sweepcp.export.export_plan import ExportInput
 from sweepcp.export.verify import Verification, compare_parsed, run_reader
 from sweepcp.export.write import TRAINERS, ExportResult, choose_targets, render_files
@@ -28,10 +29,21 @@ CASES: dict[str, dict[str, Any]] = {
     "wsd to a high end": {"schedule": "wsd", "warmup": 0.1, "decay": 0.2, "final_fraction": 0.3},
     "to zero": {"final_fraction": 0.0},
     "no warmup": {"warmup": 0.0},
-    "another AdamW": {"betas": (0.8, 0.99), "weight_decay": 0.0, "clip": 0.5},
+    "1-sqrt": {"schedule": "wsd-1-sqrt", "warmup": 0.1, "decay": 0.3, "final_fraction": 0.05},
+    "warmup in steps": {"warmup_steps": 7, "warmup": None},
+    "minimum LR": {"min_lr": 2e-6, "final_fraction": None},
+    "minimum LR, linear": {"schedule": "linear", "min_lr": 2e-6, "final_fraction": None},
+    "minimum LR, 1-sqrt": {"schedule": "wsd-1-sqrt", "min_lr": 2e-6, "final_fraction": None},
+    "another AdamW": {"betas": (0.8, 0.99), "weight_decay": 0.0, "clip": 0.5, "epsilon": 1e-6},
     "across documents": {"cross_documents": True},
 }
 """Changes of e-Llama's recipe. A trainer that cannot express one must state a difference."""
+
+SECTIONS = {
+    "kubernetes": {"image": "nvcr.io/nvidia/pytorch:24.01-py3", "claim": "shared"},
+    "skypilot": {"volume": "shared", "gpu": "H100"},
+}
+"""Required keys of a site for launchers that need a section, besides `mount`."""
 
 Exported = tuple[ExportInput, dict[str, str]]
 """What is exported, and its files by name."""
@@ -62,6 +74,13 @@ def make_input(loaded: LoadedBundle, out: Path, site: str | None = None) -> Expo
     """Combine a bundle with a shipped site, or none."""
     loaded_site, _ = load_site(site)
     return ExportInput(loaded, loaded_site, out)
+
+
+def make_site(out: Path, **content: Any) -> Site:
+    """Validate the content of a site file, with sections for all launchers."""
+    for key, section in SECTIONS.items():
+        content[key] = section | {"mount": f"/{out.parts[1]}"} | content.get(key, {})
+    return validate(Site, {"job": "job"} | content, "site.yaml")
 
 
 def at_fixed_paths(loaded: LoadedBundle) -> ExportInput:

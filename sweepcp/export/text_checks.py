@@ -5,9 +5,17 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from sweepcp.config.safe_text import HUB_ID_PATTERN, NAME_PATTERN, PATH_PATTERN, refuse_secret
+from sweepcp.config.safe_text import (
+    HUB_ID_PATTERN,
+    NAME_PATTERN,
+    NOT_IN_PATHS,
+    is_path,
+    refuse_secret,
+)
 from sweepcp.errors import InvalidInput, located
 from sweepcp.promote.bundle import Bundle, LoadedBundle
+
+PATH_RULE = f"an absolute path without `..`, line breaks and {NOT_IN_PATHS}"
 
 
 class _Text(NamedTuple):
@@ -15,22 +23,28 @@ class _Text(NamedTuple):
 
     key: str
     value: str | None
-    pattern: re.Pattern[str]
+    pattern: re.Pattern[str] | None
+    """None for a path."""
     fix: str
+
+
+def plain_path(path: Path) -> Path:
+    """Return an absolute path without `..`; links are followed only where there was one."""
+    return path.resolve() if ".." in path.parts else path.absolute()
 
 
 def check_bundle_texts(loaded: LoadedBundle, out: Path) -> None:
     """Raise `InvalidInput` for an unsafe name or path in the bundle, or an unsafe output folder."""
-    if not PATH_PATTERN.fullmatch(str(out)):
+    if not is_path(str(out)):
         raise InvalidInput(
             file="export",
             key="--out",
             found=str(out),
-            rule=f"a path that matches {PATH_PATTERN.pattern}",
+            rule=PATH_RULE,
             fix="name another folder",
         )
-    move_bundle = "move the bundle to a path without spaces and special characters"
-    texts = [_Text("the folder", str(loaded.path), PATH_PATTERN, move_bundle)]
+    move_bundle = "move the bundle to a path without these characters"
+    texts = [_Text("the folder", str(loaded.path), None, move_bundle)]
     texts += [*_bundle_texts(loaded.bundle), *_corpus_texts(loaded.bundle)]
     for text in texts:
         if text.value is not None:
@@ -51,10 +65,10 @@ def _bundle_texts(bundle: Bundle) -> Iterator[_Text]:
     another_folder = "name another folder in the target, and promote again"
     yield _Text("name", bundle.name, NAME_PATTERN, rename_target)
     yield _Text("target.name", bundle.target.name, NAME_PATTERN, rename_target)
-    yield _Text("model.path", model.path, PATH_PATTERN, "move the model, and promote again")
+    yield _Text("model.path", model.path, None, "move the model, and promote again")
     yield _Text("model.hub", model.hub, HUB_ID_PATTERN, "name the model as organisation/name")
     yield _Text("model.revision", model.revision, NAME_PATTERN, "name a commit, and promote again")
-    yield _Text("target.checkpoints.folder", folder, PATH_PATTERN, another_folder)
+    yield _Text("target.checkpoints.folder", folder, None, another_folder)
 
 
 def _corpus_texts(bundle: Bundle) -> Iterator[_Text]:
@@ -62,12 +76,15 @@ def _corpus_texts(bundle: Bundle) -> Iterator[_Text]:
         key = f"corpora.{corpus.name}"
         rename_source = "rename the source in its experiment"
         yield _Text(f"{key}.name", corpus.name, NAME_PATTERN, rename_source)
-        yield _Text(f"{key}.store", corpus.store, PATH_PATTERN, "move the store, and promote again")
+        yield _Text(f"{key}.store", corpus.store, None, "move the store, and promote again")
 
 
-def _check_text(text: str, pattern: re.Pattern[str], *, fix: str) -> None:
-    if not pattern.fullmatch(text) or ".." in text.split("/"):
-        raise InvalidInput(
-            found=text, rule=f"text that matches {pattern.pattern}, without `..`", fix=fix
-        )
+def _check_text(text: str, pattern: re.Pattern[str] | None, *, fix: str) -> None:
+    if pattern is None:
+        valid, rule = is_path(text), PATH_RULE
+    else:
+        valid = pattern.fullmatch(text) is not None and ".." not in text.split("/")
+        rule = f"text that matches {pattern.pattern}, without `..`"
+    if not valid:
+        raise InvalidInput(found=text, rule=rule, fix=fix)
     refuse_secret(text)

@@ -152,19 +152,22 @@ def _run_process(
 ) -> subprocess.CompletedProcess[str]:
     # Readers compute on tiny tensors, where more threads only wait for each other.
     env = {"OMP_NUM_THREADS": "1"} | os.environ
+    # Readers import each other from their own folder, which this variable takes off the path.
+    env.pop("PYTHONSAFEPATH", None)
     try:
         return subprocess.run(
             command,
             capture_output=True,
-            text=True,
+            encoding="utf-8",
+            errors="replace",
             cwd=folder,
             env=env,
             timeout=READER_SECONDS,
             check=False,
         )
-    except OSError as error:
+    except (OSError, ValueError) as error:  # ValueError: the character NUL
         raise InvalidInput(
-            found=f"{python}: {error.strerror}",
+            found=f"{python}: {getattr(error, 'strerror', error)}",
             rule="a Python interpreter",
             fix="name the path of a Python in which the trainer is installed",
         ) from None

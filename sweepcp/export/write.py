@@ -1,6 +1,7 @@
 """Export of a bundle: render the files of a trainer and a launcher, write them, and verify them."""
 
 import json
+import shlex
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -10,9 +11,14 @@ from sweepcp.config.site import Site
 from sweepcp.errors import InvalidInput, located
 from sweepcp.export.export_plan import ExportInput, ExportPlan
 from sweepcp.export.launchers import kubeflow, ray, skypilot, slurm, torchrun
-from sweepcp.export.launchers.shell import export_lines, process_environment, quote_words
+from sweepcp.export.launchers.shell import (
+    export_lines,
+    process_environment,
+    quote_words,
+    setup_block,
+)
 from sweepcp.export.recipe_facts import FACTS
-from sweepcp.export.text_checks import check_bundle_texts, check_file_names
+from sweepcp.export.text_checks import check_bundle_texts, check_file_names, plain_path
 from sweepcp.export.trainers import (
     axolotl,
     deepspeed,
@@ -23,7 +29,7 @@ from sweepcp.export.trainers import (
 )
 from sweepcp.export.verify import Verification, verify_launcher, verify_trainer
 from sweepcp.promote.bundle import LoadedBundle
-from sweepcp.util.files import new_folder, write_text
+from sweepcp.util.files import UMASK, new_folder, write_text
 
 TRAINERS = {
     "deepspeed": deepspeed,
@@ -113,6 +119,7 @@ def write_export(
             exist then.
     """
     trainer, launcher = choose_targets(names)
+    loaded, out = replace(loaded, path=plain_path(loaded.path)), plain_path(out)
     check_bundle_texts(loaded, out)
     export_input = ExportInput(loaded, site, out)
     bundle_file = loaded.path / "bundle.json"
@@ -231,14 +238,16 @@ def _write_files(folder: Path, files: dict[str, str]) -> None:
     for name, text in files.items():
         write_text(folder / name, text)
         if name.endswith(SHELL_SUFFIXES):
-            (folder / name).chmod(0o755)
+            (folder / name).chmod(0o777 & ~UMASK)
 
 
 def _prepare_script(export: ExportResult) -> str:
     environment = process_environment(export.export_input, export.plan)
     exports = export_lines(export.export_input, environment)
     commands = "\n".join(quote_words(command) for command in export.plan.prepare)
-    return f"set -euo pipefail\n{exports}{commands}\n"
+    # What a Slurm job needs to find its Python is needed here, too.
+    setup = setup_block(export.export_input.site.slurm.setup) if export.launcher == "slurm" else ""
+    return f"{setup}set -euo pipefail\n{exports}{commands}\n"
 
 
 def _with_header(export: ExportResult, *, name: str, text: str, written_for: str) -> str:
@@ -290,7 +299,7 @@ def _status_items(export: ExportResult, names: list[str]) -> list[str]:
     items = [f"{name}: {export.status(name)}" for name in (export.trainer, export.launcher)]
     command, file = DRY_RUN_COMMANDS.get(export.launcher, ("", ""))
     if file in names:
-        dry_run = f"{command} {export.export_input.out}/{file}"
+        dry_run = f"{command} {shlex.quote(f'{export.export_input.out}/{file}')}"
         items.append(f"{export.launcher} itself validates its file with `{dry_run}`")
     for name, verification in export.verifications.items():
         items += [f"{name} {problem}" for problem in verification.problems]
@@ -305,7 +314,7 @@ def _run_items(export: ExportResult) -> list[str]:
             f"{', '.join(without_store)}. Build the stores, and promote again."
         )
     if export.plan.prepare:
-        prepare = f"`bash {export.export_input.out}/prepare.sh`"
+        prepare = f"`{quote_words(['bash', f'{export.export_input.out}/prepare.sh'])}`"
         items.append(f"Once, before the first start: {prepare}")
     items.append(f"Start: `{export.start_command}`")
     if export.launcher in WITHOUT_SIGNALS:

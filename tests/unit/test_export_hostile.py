@@ -123,11 +123,20 @@ def test_an_edited_bundle_is_refused(refused, bundle):
     assert "SHA-256" in refused(bundle)
 
 
+def test_a_configuration_that_names_modules_is_refused(refused, bundle):
+    """DeepSpeed imports the modules of `lower_precision_safe_modules`."""
+    path = bundle / "ds_config.json"
+    autocast = {"enabled": True, "lower_precision_safe_modules": ["evil.Module"]}
+    write_json(path, json.loads(path.read_text()) | {"torch_autocast": autocast})
+    write_manifest(bundle)
+    assert "torch_autocast" in refused(bundle)
+
+
 SITES = [
     ("job: 'a\\nb'\n", "a name of letters"),
     ('job: "$(id)"\n', "a name of letters"),
     ("python: bin/python\n", "python"),
-    ("env: {A: 'x$(id)'}\n", "a value of letters"),
+    ('env: {A: "x\\ny"}\n', "text of one line"),
     ("env: {'A-B': x}\n", "environment variable"),
     ("env: {HF_TOKEN: abc}\n", "name it under `secrets`"),
     (f"env: {{A: hf_{'a1B2' * 8}}}\n", "no secret is ever written"),
@@ -181,11 +190,35 @@ def test_launchers_name_the_section_that_a_site_lacks(refused, bundle):
 
 def test_a_folder_that_cannot_be_created_is_refused(refused, bundle):
     (bundle.parent / "file").write_text("")
-    assert "a folder that can be created" in refused(bundle, out="file/out")
+    assert "a path where files can be created" in refused(bundle, out="file/out")
 
 
 def test_a_folder_with_an_unsafe_name_is_refused(refused, bundle):
-    assert "--out" in refused(bundle, out="a b")
+    for character in '$`"\\;|<>*?\n':
+        assert "--out" in refused(bundle, out=f"a{character}b")
+
+
+def test_no_message_repeats_a_secret_of_a_site(refused, bundle):
+    site = bundle.parent / "site.yaml"
+    for content in ("env: {HF_TOKEN: abcdef}", "slurm: {setup: [export HF_TOKEN=abcdef]}"):
+        site.write_text(content)
+        message = refused(bundle, "--to", "slurm", "--site", str(site))
+        assert "HF_TOKEN is a secret by its name" in message
+        assert "abcdef" not in message
+
+
+def test_a_relative_bundle_with_dots_and_spaces_is_exported(bundle, monkeypatch, capsys):
+    """All paths in the files are absolute and without `..`."""
+    elsewhere = bundle.parent / "some where"
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
+    status, message = run(
+        monkeypatch, capsys, "export", "../bundle", "--to", "deepspeed", "--out", "../my out"
+    )
+    assert status == 0, message
+    script = (bundle.parent / "my out" / "run.sh").read_text()
+    assert f"sweepcp train \\\n    {bundle}" in script or str(bundle) in script
+    assert ".." not in script
 
 
 @pytest.mark.parametrize("python", ["/nowhere/python", "/bin/true"])

@@ -9,7 +9,7 @@ import pytest
 from sweepcp.config.target import ComputeSettings, Parallelism
 from sweepcp.export.export_plan import round_to_12_digits
 from sweepcp.export.recipe_facts import recipe_facts
-from sweepcp.export.transformers_keys import mix_size_note
+from sweepcp.export.transformers_keys import _readable_bytes, mix_size_note
 from sweepcp.export.write import TRAINERS
 from sweepcp.promote.bundle import LoadedBundle
 from sweepcp.training.deepspeed_config import zero_config
@@ -22,6 +22,7 @@ RECIPE = {
     "decay": 0.31,
     "betas": (0.8, 0.99),
     "weight_decay": 0.05,
+    "epsilon": 1e-6,
     "clip": 0.5,
     "seed": 5,
 }
@@ -54,7 +55,7 @@ def settings(loaded: LoadedBundle, trainer: str) -> dict[str, Any]:
 ADAMW = {
     "adam_beta1": 0.8,
     "adam_beta2": 0.99,
-    "adam_epsilon": 1e-8,
+    "adam_epsilon": 1e-6,
     "weight_decay": 0.05,
     "max_grad_norm": 0.5,
     "learning_rate": MAX_LR,
@@ -102,7 +103,7 @@ EXPECTED: dict[str, dict[str, Any]] = {
         "--lr-warmup-iters": 13,
         "--adam-beta1": 0.8,
         "--adam-beta2": 0.99,
-        "--adam-eps": 1e-8,
+        "--adam-eps": 1e-6,
         "--weight-decay": 0.05,
         "--clip-grad": 0.5,
         "--seed": 5,
@@ -120,13 +121,13 @@ EXPECTED: dict[str, dict[str, Any]] = {
         "optimizer.param_groups.0.optimizer_kwargs": {
             "lr": MAX_LR,
             "betas": [0.8, 0.99],
-            "eps": 1e-8,
+            "eps": 1e-6,
             "weight_decay": 0.0,
         },
         "optimizer.param_groups.1.optimizer_kwargs": {
             "lr": MAX_LR,
             "betas": [0.8, 0.99],
-            "eps": 1e-8,
+            "eps": 1e-6,
             "weight_decay": 0.05,
         },
         "lr_scheduler.warmup_steps": 13,
@@ -180,6 +181,19 @@ SCHEDULES: dict[str, dict[str, dict[str, Any]]] = {
         },
         "torchtitan": {"decay_ratio": 0.31, "decay_type": "linear"},
     },
+    "wsd-1-sqrt": {
+        "transformers": {
+            "name": "warmup_stable_decay",
+            "arguments": {"num_decay_steps": 31, "min_lr_ratio": 0.25, "decay_type": "1-sqrt"},
+        },
+        "megatron-lm": {
+            "--lr-decay-style": "WSD",
+            "--min-lr": 1.5e-5,
+            "--lr-wsd-decay-iters": 31,
+            "--lr-wsd-decay-style": "minus_sqrt",
+        },
+        "torchtitan": {"decay_ratio": 0.31, "decay_type": "sqrt"},
+    },
     "constant": {
         "transformers": {"name": "constant_with_warmup", "arguments": {}},
         "megatron-lm": {"--lr-decay-style": "constant", "--min-lr": MAX_LR},
@@ -197,15 +211,44 @@ def test_a_trainer_is_given_the_schedule_of_the_recipe(short: LoadedBundle, sche
         ("axolotl", "lr_scheduler"),
     ):
         written = settings(loaded, trainer)
-        given = {"name": written[name], "arguments": written["lr_scheduler_kwargs"]}
+        given = {"name": written[name], "arguments": dict(written["lr_scheduler_kwargs"])}
+        # 100 steps without 13 of warmup and 31 of the fall: by default LLaMA-Factory holds 29.
+        held = given["arguments"].pop("num_stable_steps", None)
+        wsd = schedule in ("wsd", "wsd-1-sqrt")
+        assert held == (56 if wsd and trainer == "llama-factory" else None)
         assert given == expected["transformers"]
     written = settings(loaded, "megatron-lm")
     wanted = expected["megatron-lm"]
     assert {key: written[key] for key in wanted} == wanted
-    assert ("--lr-wsd-decay-iters" in written) == (schedule == "wsd")
+    assert ("--lr-wsd-decay-iters" in written) == (schedule in ("wsd", "wsd-1-sqrt"))
     written = settings(loaded, "torchtitan")
     wanted = expected["torchtitan"]
     assert {key: written[f"lr_scheduler.{key}"] for key in wanted} == wanted
+
+
+@pytest.mark.parametrize(
+    ("schedule", "arguments"),
+    [
+        ("cosine", {"min_lr": 2e-6}),
+        ("linear", {"lr_end": 2e-6, "power": 1.0}),
+        # A thirtieth of 6e-5.
+        ("wsd", {"num_decay_steps": 31, "min_lr_ratio": 0.0333333333333, "decay_type": "linear"}),
+    ],
+)
+def test_a_trainer_is_given_the_minimum_lr_and_the_steps_of_warmup(
+    short: LoadedBundle, schedule: str, arguments: dict[str, Any]
+):
+    """By its own key for an absolute number where it has one, and as a fraction elsewhere."""
+    absolute = {"min_lr": 2e-6, "final_fraction": None, "warmup_steps": 7, "warmup": None}
+    loaded = changed(short, schedule=schedule, **absolute)
+    for trainer in ("hf-trainer", "axolotl"):
+        written = settings(loaded, trainer)
+        assert (written["lr_scheduler_kwargs"], written["warmup_steps"]) == (arguments, 7)
+    written = settings(loaded, "megatron-lm")
+    assert (written["--min-lr"], written["--lr-warmup-iters"]) == (2e-6, 7)
+    written = settings(loaded, "torchtitan")
+    assert written["lr_scheduler.min_lr_factor"] == 0.0333333333333
+    assert written["lr_scheduler.warmup_steps"] == 7
 
 
 @pytest.mark.parametrize("recomputes", [False, True])
@@ -238,6 +281,12 @@ def test_a_warmup_that_starts_high_is_a_difference(
         plan = TRAINERS["hf-trainer"].make_export_plan(make_input(loaded, Path("/export")))
         stated = "lr" in {difference.fact for difference in plan.differences}
         assert stated == (differs and schedule == "wsd")
+    # The same end as an absolute number: 6e-5 of a fraction.
+    loaded = changed(
+        short, schedule="wsd-1-sqrt", final_fraction=None, min_lr=MAX_LR * final_fraction
+    )
+    plan = TRAINERS["hf-trainer"].make_export_plan(make_input(loaded, Path("/export")))
+    assert ("lr" in {difference.fact for difference in plan.differences}) == differs
 
 
 def test_megatron_is_given_the_dimensions_of_the_model(short: LoadedBundle):
@@ -287,7 +336,7 @@ def test_a_source_without_a_share_is_no_part_of_the_blend(short: LoadedBundle):
 
 def test_facts_are_those_of_the_recipe(short: LoadedBundle):
     facts = recipe_facts(changed(short, cross_documents=True).bundle)
-    assert facts["optimizer"] == [0.8, 0.99, 1e-8, 0.05]
+    assert facts["optimizer"] == [0.8, 0.99, 1e-6, 0.05]
     assert (facts["clip"], facts["seed"], facts["precision"]) == (0.5, 5, "fp32")
     assert (facts["attention"], facts["targets"]) == ("across", "across")
     assert facts["lr"][:2] == [0.0, pytest.approx(MAX_LR / 13)]
@@ -303,6 +352,21 @@ def test_numbers_are_written_to_twelve_digits():
 
 def test_the_size_of_the_mix_is_nine_bytes_per_token(short: LoadedBundle):
     # 100 · 512 · 8192 · 9 bytes.
-    assert "419,430,400 tokens to disk: 0.00377 TB" in mix_size_note(
+    assert "419,430,400 tokens to disk: 3.77 GB" in mix_size_note(
         make_input(short, Path("/export"))
     )
+
+
+@pytest.mark.parametrize(
+    ("count", "text"),
+    [
+        (9, "9 bytes"),
+        (92_160, "92.2 kB"),
+        (999_499, "999 kB"),
+        (999_999, "1 MB"),
+        (9_024_307_200_000, "9.02 TB"),
+        (5 * 10**18, "5e+03 PB"),
+    ],
+)
+def test_bytes_have_a_unit_in_which_they_are_read(count, text):
+    assert _readable_bytes(count) == text

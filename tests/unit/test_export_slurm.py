@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from sweepcp.config.site import Site, Slurm
+from sweepcp.config.site import Site
+from sweepcp.config.slurm import Slurm
 from sweepcp.errors import InvalidInput
 from sweepcp.export.export_plan import ExportInput
 from sweepcp.util.files import write_json
@@ -27,16 +28,22 @@ UNTIL_CANCELLED = 'until [ -e "$CALLS.cancelled" ]; do sleep 0.02; done; exit '
 class Job:
     """An exported job in a folder of its own."""
 
-    def __init__(self, loaded, folder: Path, trainer: str = "deepspeed") -> None:
-        self.out = folder / "out"
-        site = Site(slurm=Slurm(max_failures=2))
+    def __init__(
+        self,
+        loaded,
+        folder: Path,
+        trainer: str = "deepspeed",
+        out: Path | None = None,
+        site: Site = Site(slurm=Slurm(max_failures=2)),  # noqa: B008
+    ) -> None:
+        self.out = out or folder / "out"
         self.script = rendered(ExportInput(loaded, site, self.out), trainer, "slurm")["job.sbatch"]
         (folder / "bin").mkdir()
         for name, body in COMMANDS.items():
             path = folder / "bin" / name
             path.write_text(f"#!/bin/bash\n{body}\n")
             path.chmod(0o755)
-        self.out.mkdir()
+        self.out.mkdir(parents=True, exist_ok=True)
         (self.out / "job.sbatch").write_text(self.script)
         self.calls = folder / "calls"
         self.env = os.environ | {

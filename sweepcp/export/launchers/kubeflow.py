@@ -4,29 +4,36 @@ from typing import Any
 
 import yaml
 
-from sweepcp.config.site import Kubernetes
+from sweepcp.config.kubernetes import Kubernetes
+from sweepcp.errors import InvalidInput
 from sweepcp.export.export_plan import ExportInput, ExportPlan
 from sweepcp.export.launchers.kubernetes import (
-    annotations,
     env_entries,
+    job_metadata,
+    literal,
     node_resources,
+    pod_metadata,
+    pod_placement,
     pod_volumes,
     require_kubernetes,
     volume_mounts,
 )
 from sweepcp.export.launchers.shell import (
     process_environment,
+    quote_words,
     shutdown_timeout,
     torchrun_command,
     torchrun_restarts,
 )
 
 MANAGER = "sweepcp.export/job"
+REPLICATED_JOB = "node"
+"""Job of the training runtimes for torch whose pods train, and the container in them."""
 
 
 def render(export_input: ExportInput, plan: ExportPlan) -> dict[str, str]:
     """Return `trainjob.yaml`."""
-    kubernetes = require_kubernetes(export_input)
+    kubernetes = _require_kubernetes(export_input)
     patch = {
         "manager": MANAGER,
         "trainingRuntimeSpec": {
@@ -36,18 +43,14 @@ def render(export_input: ExportInput, plan: ExportPlan) -> dict[str, str]:
     job = {
         "apiVersion": "trainer.kubeflow.org/v1alpha1",
         "kind": "TrainJob",
-        "metadata": {
-            "name": export_input.job_name,
-            "namespace": kubernetes.namespace,
-            "annotations": annotations(export_input),
-        },
+        "metadata": job_metadata(export_input, kubernetes),
         "spec": {
             "runtimeRef": {"name": kubernetes.runtime},
             "trainer": _trainer(export_input, plan, kubernetes),
             "runtimePatches": [patch],
         },
     }
-    return {"trainjob.yaml": yaml.safe_dump(job, sort_keys=False, width=120)}
+    return {"trainjob.yaml": yaml.safe_dump(job, sort_keys=False, width=120, allow_unicode=True)}
 
 
 def restart_policy(_export_input: ExportInput, plan: ExportPlan) -> str:
@@ -57,7 +60,27 @@ def restart_policy(_export_input: ExportInput, plan: ExportPlan) -> str:
 
 def start_command(export_input: ExportInput) -> str:
     """Return the command that starts the run."""
-    return f"kubectl apply -f {export_input.out}/trainjob.yaml"
+    return quote_words(["kubectl", "apply", "-f", f"{export_input.out}/trainjob.yaml"])
+
+
+def _require_kubernetes(export_input: ExportInput) -> Kubernetes:
+    """Return the site's Kubernetes section, or raise `InvalidInput`."""
+    # JobSet refuses a name with which the name of a pod has more than 63 characters, 5 random ones
+    # at its end included (`ValidateCreate` of pkg/webhooks/jobset_webhook.go).
+    suffix = f"-{REPLICATED_JOB}-0-{export_input.bundle.target.hardware.nodes - 1}-abcde"
+    kubernetes = require_kubernetes(
+        export_input,
+        longest=63 - len(suffix),
+        because=f"because the names of pods add {suffix!r} and have at most 63",
+    )
+    if kubernetes.priority_class_name is not None:
+        raise InvalidInput(
+            key="kubernetes.priority_class_name",
+            found=kubernetes.priority_class_name,
+            rule="a TrainJob cannot state the PriorityClass of its pods",
+            fix="state it in the training runtime, and remove it here",
+        )
+    return kubernetes
 
 
 def _trainer(export_input: ExportInput, plan: ExportPlan, kubernetes: Kubernetes) -> dict[str, Any]:
@@ -68,8 +91,8 @@ def _trainer(export_input: ExportInput, plan: ExportPlan, kubernetes: Kubernetes
     variables = process_environment(export_input, plan) | shutdown_timeout(export_input)
     trainer = {
         "image": kubernetes.image,
-        "command": [python],
-        "args": arguments,
+        "command": [literal(python)],
+        "args": [literal(argument) for argument in arguments],
         "env": env_entries(export_input, kubernetes, variables),
         "numNodes": hardware.nodes,
         "numProcPerNode": hardware.per_node,
@@ -80,9 +103,11 @@ def _trainer(export_input: ExportInput, plan: ExportPlan, kubernetes: Kubernetes
 
 
 def _node_patch(export_input: ExportInput, kubernetes: Kubernetes) -> dict[str, Any]:
-    pod = {
+    spec = {
         "terminationGracePeriodSeconds": export_input.site.grace,
+        **pod_placement(kubernetes),
         "volumes": pod_volumes(kubernetes),
-        "containers": [{"name": "node", "volumeMounts": volume_mounts(kubernetes)}],
+        "containers": [{"name": REPLICATED_JOB, "volumeMounts": volume_mounts(kubernetes)}],
     }
-    return {"name": "node", "template": {"spec": {"template": {"spec": pod}}}}
+    pod = pod_metadata(kubernetes) | {"spec": spec}
+    return {"name": REPLICATED_JOB, "template": {"spec": {"template": pod}}}

@@ -6,17 +6,30 @@ from typing import Any
 
 import yaml
 
-from sweepcp.config.site import Kubernetes
-from sweepcp.export.export_plan import ExportInput, ExportPlan
+from sweepcp.config.kubernetes import Kubernetes
+from sweepcp.config.safe_text import PLAIN_PATH_PATTERN
+from sweepcp.errors import InvalidInput
+from sweepcp.export.export_plan import ExportInput, ExportPlan, python_literal
 from sweepcp.export.launchers.kubernetes import (
-    annotations,
     env_entries,
+    job_metadata,
     node_resources,
+    pod_metadata,
+    pod_placement,
     pod_volumes,
     require_kubernetes,
     volume_mounts,
 )
-from sweepcp.export.launchers.shell import MAX_RESTARTS, RENDEZVOUS_PORT, process_environment
+from sweepcp.export.launchers.shell import (
+    MAX_RESTARTS,
+    RENDEZVOUS_PORT,
+    process_environment,
+    quote_words,
+)
+
+LONGEST_NAME = 47
+"""KubeRay names the cluster of a job with 6 more characters, and the services of the cluster with
+10 more, of at most 63 (`MaxRayJobNameLength` of ray-operator/controllers/ray/utils/constant.go)."""
 
 SCRIPT = Template("""\
 import os
@@ -73,19 +86,19 @@ if __name__ == "__main__":
 def render(export_input: ExportInput, plan: ExportPlan) -> dict[str, str]:
     """Return `ray_train.py`, and `rayjob.yaml` if the site has Kubernetes."""
     script = SCRIPT.substitute(
-        command=json.dumps(list(plan.command)),
+        command=f"[{', '.join(map(python_literal, plan.command))}]",
         final=json.dumps([3] if plan.starts_sweepcp else []),
         port=RENDEZVOUS_PORT,
         workers=export_input.bundle.target.hardware.world_size,
         gpu=export_input.on_gpu,
-        job=json.dumps(export_input.job_name),
-        storage=json.dumps(f"{export_input.out}/ray"),
+        job=python_literal(export_input.job_name),
+        storage=python_literal(f"{export_input.out}/ray"),
         restarts=MAX_RESTARTS,
     )
     files = {"ray_train.py": script}
     if export_input.site.kubernetes is not None:
-        job = _ray_job(export_input, plan, require_kubernetes(export_input))
-        files["rayjob.yaml"] = yaml.safe_dump(job, sort_keys=False, width=120)
+        job = _ray_job(export_input, plan, _require_kubernetes(export_input))
+        files["rayjob.yaml"] = yaml.safe_dump(job, sort_keys=False, width=120, allow_unicode=True)
     return files
 
 
@@ -101,23 +114,39 @@ def restart_policy(export_input: ExportInput, plan: ExportPlan) -> str:
 def start_command(export_input: ExportInput) -> str:
     """Return the command that starts the run."""
     if export_input.site.kubernetes is not None:
-        return f"kubectl apply -f {export_input.out}/rayjob.yaml"
+        return quote_words(["kubectl", "apply", "-f", f"{export_input.out}/rayjob.yaml"])
     return _script_command(export_input)
 
 
 def _script_command(export_input: ExportInput) -> str:
-    return f"{export_input.site.python} {export_input.out}/ray_train.py"
+    return quote_words([export_input.site.python, f"{export_input.out}/ray_train.py"])
+
+
+def _require_kubernetes(export_input: ExportInput) -> Kubernetes:
+    """Return the site's Kubernetes section, or raise `InvalidInput`."""
+    kubernetes = require_kubernetes(
+        export_input,
+        longest=LONGEST_NAME,
+        because="because KubeRay adds 16 to it and Kubernetes allows 63",
+    )
+    # KubeRay splits the entrypoint into words, `ray job submit` joins them, and a shell on the head
+    # splits them again: no quotes are right for all of these.
+    for key, path in (("--out", str(export_input.out)), ("python", export_input.site.python)):
+        if not PLAIN_PATH_PATTERN.fullmatch(f"/{path}"):
+            raise InvalidInput(
+                key=key,
+                found=path,
+                rule=f"in a RayJob, a path that matches {PLAIN_PATH_PATTERN.pattern}",
+                fix="name a path without spaces and special characters",
+            )
+    return kubernetes
 
 
 def _ray_job(export_input: ExportInput, plan: ExportPlan, kubernetes: Kubernetes) -> dict[str, Any]:
     return {
         "apiVersion": "ray.io/v1",
         "kind": "RayJob",
-        "metadata": {
-            "name": export_input.job_name,
-            "namespace": kubernetes.namespace,
-            "annotations": annotations(export_input),
-        },
+        "metadata": job_metadata(export_input, kubernetes),
         "spec": {
             "entrypoint": _script_command(export_input),
             "backoffLimit": MAX_RESTARTS,
@@ -167,10 +196,12 @@ def _container(
 def _pod_template(
     export_input: ExportInput, kubernetes: Kubernetes, container: dict[str, Any]
 ) -> dict[str, Any]:
-    return {
-        "spec": {
-            "terminationGracePeriodSeconds": export_input.site.grace,
-            "containers": [container],
-            "volumes": pod_volumes(kubernetes),
-        }
+    spec = {
+        "terminationGracePeriodSeconds": export_input.site.grace,
+        **pod_placement(kubernetes),
+        "containers": [container],
+        "volumes": pod_volumes(kubernetes),
     }
+    if kubernetes.priority_class_name is not None:
+        spec["priorityClassName"] = kubernetes.priority_class_name
+    return pod_metadata(kubernetes) | {"spec": spec}

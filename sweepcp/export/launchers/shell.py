@@ -1,7 +1,7 @@
 """Shell scripts and commands: quoting, environment variables, torchrun."""
 
 import shlex
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from sweepcp.export.export_plan import ExportInput, ExportPlan, ShellVariable
 
@@ -26,6 +26,22 @@ def option_lines(words: Iterable[str]) -> str:
         else:
             groups.append([word])
     return " \\\n    ".join(quote_words(group) for group in groups)
+
+
+def quote_glob(path: str) -> str:
+    """Return a path whose `*` the shell expands, and of which it changes nothing else."""
+    return "*".join(shlex.quote(part) if part else "" for part in path.split("*"))
+
+
+def setup_block(lines: Sequence[str]) -> str:
+    """Return a site's own shell code between lines that mark it; nothing without any."""
+    if not lines:
+        return ""
+    # sbatch reads options up to the first command. The shell code must not add any, and not leave
+    # an option of the shell behind with which the script would end early.
+    begin = ": # Shell code of the site file follows."
+    end = "# End of the shell code of the site file.\nset +e"
+    return "\n".join([begin, *lines, end]) + "\n"
 
 
 def process_environment(export_input: ExportInput, plan: ExportPlan) -> dict[str, str]:

@@ -1,10 +1,11 @@
 """SkyPilot: a task for `sky jobs launch`, which recovers the job on other machines."""
 
+import re
 from typing import Any
 
 import yaml
 
-from sweepcp.config.site import SkyPilot
+from sweepcp.config.skypilot import SkyPilot
 from sweepcp.errors import InvalidInput
 from sweepcp.export.export_plan import ExportInput, ExportPlan, ShellVariable
 from sweepcp.export.launchers.shared_storage import check_shared_paths
@@ -13,11 +14,14 @@ from sweepcp.export.launchers.shell import (
     RENDEZVOUS_PORT,
     option_lines,
     process_environment,
+    quote_words,
     shutdown_timeout,
     torchrun_command,
     torchrun_restarts,
 )
 
+NAME_PATTERN = re.compile(r"[a-zA-Z0-9]+([._-]{1,2}[a-zA-Z0-9]+)*")
+"""`_VALID_NAME_REGEX` of sky/task.py."""
 HEAD_ADDRESS = ShellVariable('$(echo "$SKYPILOT_NODE_IPS" | head -n 1)')
 
 
@@ -48,11 +52,16 @@ def render(export_input: ExportInput, plan: ExportPlan) -> dict[str, str]:
         "volumes": {skypilot.mount: skypilot.volume},
         "envs": process_environment(export_input, plan) | shutdown_timeout(export_input),
     }
+    if skypilot.file_mounts:
+        task["file_mounts"] = dict(skypilot.file_mounts)
     if export_input.site.secrets:
         # Without values: `sky jobs launch --secret NAME` takes them from the environment.
         task["secrets"] = dict.fromkeys(export_input.site.secrets)
+    if skypilot.setup:
+        task["setup"] = "\n".join(skypilot.setup) + "\n"
     task["run"] = f"set -euo pipefail\nexec {command}\n"
-    return {"task.yaml": yaml.dump(task, Dumper=_BlockDumper, sort_keys=False, width=200)}
+    text = yaml.dump(task, Dumper=_BlockDumper, sort_keys=False, width=200, allow_unicode=True)
+    return {"task.yaml": text}
 
 
 def restart_policy(_export_input: ExportInput, plan: ExportPlan) -> str:
@@ -65,8 +74,8 @@ def restart_policy(_export_input: ExportInput, plan: ExportPlan) -> str:
 
 def start_command(export_input: ExportInput) -> str:
     """Return the command that starts the run."""
-    secrets = "".join(f" --secret {name}" for name in export_input.site.secrets)
-    return f"sky jobs launch {export_input.out}/task.yaml{secrets}"
+    secrets = [word for name in export_input.site.secrets for word in ("--secret", name)]
+    return quote_words(["sky", "jobs", "launch", f"{export_input.out}/task.yaml", *secrets])
 
 
 def _require_skypilot(export_input: ExportInput) -> SkyPilot:
@@ -86,6 +95,13 @@ def _require_skypilot(export_input: ExportInput) -> SkyPilot:
             rule="the GPU's name in SkyPilot",
             fix="add a name that `sky show-gpus` lists, such as `gpu: H100`",
         )
+    if not NAME_PATTERN.fullmatch(export_input.job_name):
+        raise InvalidInput(
+            key="job" if export_input.site.job else "name",
+            found=export_input.job_name,
+            rule="a name of SkyPilot: letters and digits, with at most two of `._-` between them",
+            fix="set `job:` in the site file",
+        )
     check_shared_paths(export_input, skypilot.mount)
     return skypilot
 
@@ -94,9 +110,16 @@ def _resources(export_input: ExportInput, skypilot: SkyPilot) -> dict[str, Any]:
     resources: dict[str, Any] = {"job_recovery": {"max_restarts_on_errors": MAX_RESTARTS}}
     if skypilot.infra is not None:
         resources["infra"] = skypilot.infra
+    if skypilot.any_of:
+        resources["any_of"] = [{"infra": infra} for infra in skypilot.any_of]
+    if skypilot.use_spot:
+        resources["use_spot"] = True
     if export_input.on_gpu:
         per_node = export_input.bundle.target.hardware.per_node
         resources["accelerators"] = f"{skypilot.gpu}:{per_node}"
+    for name in ("cpus", "memory", "disk_size"):
+        if (amount := getattr(skypilot, name)) is not None:
+            resources[name] = amount
     if skypilot.image is not None:
         resources["image_id"] = f"docker:{skypilot.image}"
     return resources

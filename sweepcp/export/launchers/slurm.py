@@ -1,22 +1,31 @@
 """Slurm: a batch script that saves and requeues itself at its time limit and on preemption."""
 
+import re
 import shlex
 from string import Template
 
 from sweepcp.config.site import Site
+from sweepcp.config.slurm import time_limit
 from sweepcp.errors import InvalidInput
 from sweepcp.export.export_plan import ExportInput, ExportPlan, ShellVariable
 from sweepcp.export.launchers.shell import (
     export_lines,
     option_lines,
     process_environment,
+    quote_glob,
+    quote_words,
+    setup_block,
     shutdown_timeout,
     torchrun_command,
 )
 
-SRUN = ("srun", "--kill-on-bad-exit=1")
+MAX_SIGNAL_SECONDS = 65535
+"""Of `--signal`, as the manual of sbatch states."""
+COUNT_PATTERN = re.compile(r"[0-9]{1,9}")
+PLAIN_VALUE_PATTERN = re.compile(r"[A-Za-z0-9_.:/,=@%+&|*()\[\]-]+")
+"""Values that sbatch reads as they are; others are quoted."""
 SCRIPT = Template("""\
-set -uo pipefail
+${setup}set -uo pipefail
 $exports
 step=
 leaving=
@@ -111,33 +120,36 @@ def render(export_input: ExportInput, plan: ExportPlan) -> dict[str, str]:
     per node.
     """
     _check_time(export_input.site)
+    wrapper = export_input.site.slurm.wrapper
     starts_sweepcp = plan.starts_sweepcp
     variables = process_environment(export_input, plan)
     per_node = export_input.bundle.target.hardware.per_node
+    tasks_per_node = per_node if starts_sweepcp else 1
+    cpus_per_task = _cpus_per_task(export_input, devices=per_node // tasks_per_node)
+    srun = _srun_words(export_input.site, cpus_per_task)
     if starts_sweepcp:
-        tasks_per_node = per_node
-        start = option_lines([*SRUN, export_input.site.python, *plan.command])
+        start = option_lines([*srun, *wrapper, export_input.site.python, *plan.command])
     else:
-        tasks_per_node = 1
         variables |= shutdown_timeout(export_input)
-        start = _torchrun_per_node(export_input, plan)
-    devices_per_task = per_node // tasks_per_node
+        start = _torchrun_per_node(export_input, plan, srun)
     options = _sbatch_options(
-        export_input, tasks_per_node=tasks_per_node, devices_per_task=devices_per_task
+        export_input, tasks_per_node=tasks_per_node, cpus_per_task=cpus_per_task
     )
-    ended, started = f"{export_input.run_folder}/ended.json", f"{export_input.out}/started"
+    ended = shlex.quote(f"{export_input.run_folder}/ended.json")
+    started = shlex.quote(f"{export_input.out}/started")
     script = SCRIPT.substitute(
+        setup=setup_block(export_input.site.slurm.setup),
         exports=export_lines(export_input, variables),
         master="" if starts_sweepcp else RENDEZVOUS,
         start=start,
         started=started,
         recorded=RECORDED.substitute(ended=ended, started=started) if starts_sweepcp else "",
         final=FINAL if starts_sweepcp else "",
-        checkpoint=plan.complete_checkpoint,
-        failures=f"{export_input.out}/failures",
+        checkpoint=quote_glob(plan.complete_checkpoint),
+        failures=shlex.quote(f"{export_input.out}/failures"),
         most=export_input.site.slurm.max_failures,
     )
-    header = "\n".join(f"#SBATCH --{option}" for option in options)
+    header = "\n".join(_directive(name, value) for name, value in options.items())
     return {"job.sbatch": f"{header}\n\n{script}"}
 
 
@@ -153,7 +165,7 @@ def restart_policy(export_input: ExportInput, plan: ExportPlan) -> str:
 
 def start_command(export_input: ExportInput) -> str:
     """Return the command that starts the run."""
-    return f"sbatch {export_input.out}/job.sbatch"
+    return quote_words(["sbatch", f"{export_input.out}/job.sbatch"])
 
 
 def _check_time(site: Site) -> None:
@@ -162,52 +174,121 @@ def _check_time(site: Site) -> None:
     The signal to save comes `grace` seconds before the limit. A job that gets it while it is still
     loading saves nothing, is requeued, and so on for ever.
     """
-    if site.slurm.time is None:
-        return
-    days, _, clock = site.slurm.time.rpartition("-")
-    hours, minutes, seconds = map(int, clock.split(":"))
-    limit = ((int(days or 0) * 24 + hours) * 60 + minutes) * 60 + seconds
-    if limit < 2 * site.grace:
+    if site.grace > MAX_SIGNAL_SECONDS:
         raise InvalidInput(
-            key="slurm.time",
-            found=site.slurm.time,
-            rule=f"at least twice the `grace` of {site.grace} s in which a job saves before its "
-            "time limit, so that it also has time to train",
-            fix="raise the time, or lower `grace`",
+            key="grace",
+            found=site.grace,
+            rule=f"at most {MAX_SIGNAL_SECONDS} s, with which Slurm's `--signal` can come early",
+            fix="lower it",
         )
+    limits = {
+        "slurm.time": site.slurm.time,
+        "slurm.options.time-min": site.slurm.options.get("time-min"),
+    }
+    for key, time in limits.items():
+        limit = time_limit(time) if time is not None else None
+        if limit is not None and limit < 2 * site.grace:
+            raise InvalidInput(
+                key=key,
+                found=time,
+                rule=f"at least twice the `grace` of {site.grace} s in which a job saves before "
+                "its time limit, so that it also has time to train",
+                fix="raise the time, or lower `grace`",
+            )
 
 
-def _torchrun_per_node(export_input: ExportInput, plan: ExportPlan) -> str:
+def _cpus_per_task(export_input: ExportInput, *, devices: int) -> int | None:
+    """Return the CPUs of a task that has this number of devices, or None if nothing is stated."""
+    per_gpu = export_input.site.slurm.cpus_per_gpu
+    return None if per_gpu is None else per_gpu * devices
+
+
+def _srun_words(site: Site, cpus_per_task: int | None) -> list[str]:
+    """Return the srun with its options."""
+    # With `--export=NONE` of sbatch, srun would start the processes without what this script sets.
+    words = ["srun", "--kill-on-bad-exit=1", "--export=ALL"]
+    if cpus_per_task is not None:
+        # From Slurm 22.05 on, srun does not take it over from sbatch.
+        words.append(f"--cpus-per-task={cpus_per_task}")
+    return words + [
+        f"--{name}={value}" if value else f"--{name}" for name, value in site.slurm.srun.items()
+    ]
+
+
+def _torchrun_per_node(export_input: ExportInput, plan: ExportPlan, srun: list[str]) -> str:
     nodes = export_input.bundle.target.hardware.nodes
     node_options = ["--nnodes", str(nodes), "--node-rank", ShellVariable("$SLURM_NODEID")]
     node_options += ["--master-addr", ShellVariable("$MASTER_ADDR")]
     node_options += ["--master-port", ShellVariable("$MASTER_PORT")]
     # No restarts by torchrun: the script requeues the job, which counts its failures.
     torchrun = torchrun_command(export_input, plan, node_options, max_restarts=0)
-    inner = shlex.quote("exec " + option_lines(torchrun))
-    command = " ".join([*SRUN, f"bash -c {inner}"])
+    inner = "exec " + option_lines([*export_input.site.slurm.wrapper, *torchrun])
     # The node's id is only known to the shell that srun starts there.
-    return f"# shellcheck disable=SC2016\n{command}"
+    return f"# shellcheck disable=SC2016\n{quote_words(srun)} bash -c {shlex.quote(inner)}"
 
 
 def _sbatch_options(
-    export_input: ExportInput, *, tasks_per_node: int, devices_per_task: int
-) -> list[str]:
+    export_input: ExportInput, *, tasks_per_node: int, cpus_per_task: int | None
+) -> dict[str, str]:
+    """Return the options of sbatch; a flag has an empty value."""
     slurm, hardware = export_input.site.slurm, export_input.bundle.target.hardware
-    options = [f"job-name={export_input.job_name}", f"nodes={hardware.nodes}"]
-    options.append(f"ntasks-per-node={tasks_per_node}")
-    if export_input.on_gpu:
-        options.append(f"gres=gpu:{hardware.per_node}")
-    if slurm.cpus_per_gpu is not None:
-        options.append(f"cpus-per-task={slurm.cpus_per_gpu * devices_per_task}")
+    given = dict(slurm.options)
+    options = {"job-name": export_input.job_name, "nodes": str(hardware.nodes)}
+    options["ntasks-per-node"] = str(tasks_per_node)
+    options |= _gpu_option(export_input, given)
+    if cpus_per_task is not None:
+        options["cpus-per-task"] = str(cpus_per_task)
     for name in ("partition", "account", "qos", "time"):
         value = getattr(slurm, name)
         if value is not None:
-            options.append(f"{name}={value}")
-    options += [
-        f"output={export_input.out}/slurm-%j.log",
-        "open-mode=append",
-        "requeue",
-        f"signal=B:USR1@{export_input.site.grace}",
-    ]
-    return options
+            options[name] = value
+    # In a file name, %% is a % that begins no replacement symbol.
+    folder = str(export_input.out).replace("%", "%%")
+    options["output"] = f"{folder}/slurm-%j.log"
+    options |= {"open-mode": "append", "requeue": "", "signal": f"B:USR1@{export_input.site.grace}"}
+    return options | given
+
+
+def _gpu_option(export_input: ExportInput, given: dict[str, str]) -> dict[str, str]:
+    """Take the GPUs out of the given options, check them, and return the option that asks for them.
+
+    Raises:
+        InvalidInput: Their number is not that of the target.
+    """
+    per_node = export_input.bundle.target.hardware.per_node if export_input.on_gpu else 0
+    if "gpus-per-node" in given:
+        counts = [entry.rpartition(":")[2] for entry in given["gpus-per-node"].split(",")]
+        _check_gpus("gpus-per-node", given["gpus-per-node"], counts, per_node)
+        return {"gpus-per-node": given.pop("gpus-per-node")}
+    entries = given.pop("gres", "").split(",") if "gres" in given else []
+    gpus = [entry.split(":") for entry in entries if entry.split(":")[0] == "gpu"]
+    if gpus:
+        # `gpu` and `gpu:a100` are one GPU.
+        counts = [words[-1] if COUNT_PATTERN.fullmatch(words[-1]) else "1" for words in gpus]
+        _check_gpus("gres", ",".join(entries), counts, per_node)
+    elif per_node:
+        entries.insert(0, f"gpu:{per_node}")
+    return {"gres": ",".join(entries)} if entries else {}
+
+
+def _check_gpus(name: str, value: str, counts: list[str], per_node: int) -> None:
+    if not all(map(COUNT_PATTERN.fullmatch, counts)) or sum(map(int, counts)) != per_node:
+        raise InvalidInput(
+            key=f"slurm.options.{name}",
+            found=value,
+            rule=f"{per_node} GPUs per node, as the `hardware` of the target states",
+            fix="correct the number, or promote to a target with other hardware",
+        )
+
+
+def _directive(name: str, value: str) -> str:
+    """Return a line that sbatch reads as an option with exactly this value; a flag if it is empty.
+
+    sbatch ends a value at white space and at #, removes quotes, and takes the character after a
+    backslash as it is, inside quotes, too (`_get_argument` of src/sbatch/opt.c).
+    """
+    if not value:
+        return f"#SBATCH --{name}"
+    if not PLAIN_VALUE_PATTERN.fullmatch(value):
+        value = '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'
+    return f"#SBATCH --{name}={value}"

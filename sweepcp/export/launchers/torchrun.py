@@ -6,6 +6,7 @@ from sweepcp.export.launchers.shell import (
     export_lines,
     option_lines,
     process_environment,
+    quote_words,
     shutdown_timeout,
     torchrun_command,
     torchrun_restarts,
@@ -41,5 +42,5 @@ def restart_policy(_export_input: ExportInput, plan: ExportPlan) -> str:
 def start_command(export_input: ExportInput) -> str:
     """Return the command that starts the run."""
     nodes = export_input.bundle.target.hardware.nodes
-    command = f"bash {export_input.out}/run.sh"
+    command = quote_words(["bash", f"{export_input.out}/run.sh"])
     return command if nodes == 1 else f"{command}  # on each of {nodes} nodes, with MASTER_ADDR set"
