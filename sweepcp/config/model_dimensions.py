@@ -1,11 +1,16 @@
 """The dimensions of a Llama-like model: its parameters and cost per token, without its weights."""
 
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
-from sweepcp.config.types import PositiveFloat, PositiveInt
-from sweepcp.config.validation import ConfigModel
+from sweepcp.config.types import PositiveFloat
+from sweepcp.config.validation import ConfigModel, validate
+from sweepcp.errors import InvalidInput
+
+MAX_SIZE, MAX_LAYERS, MAX_PARAMETERS = 2**31 - 1, 10_000, 10**16
+"""Beyond what a model can have; larger numbers are mistakes."""
+Size = Annotated[int, Field(ge=1, le=MAX_SIZE)]
 
 LLAMA3_ROPE = {
     "low_freq_factor": 1.0,
@@ -21,15 +26,24 @@ class ModelDimensions(ConfigModel):
     """What decides size and cost, named as in a transformers configuration."""
 
     model_type: str = "llama"
-    hidden_size: PositiveInt
-    num_hidden_layers: PositiveInt
-    num_attention_heads: PositiveInt
-    num_key_value_heads: PositiveInt
-    intermediate_size: PositiveInt
-    vocab_size: PositiveInt
-    max_position_embeddings: PositiveInt
+    """The architecture."""
+    hidden_size: Size
+    """Size of the residual stream."""
+    num_hidden_layers: Annotated[int, Field(ge=1, le=MAX_LAYERS)]
+    """Number of layers."""
+    num_attention_heads: Size
+    """Query heads per layer."""
+    num_key_value_heads: Size
+    """Key and value heads per layer."""
+    intermediate_size: Size
+    """Inner size of the MLP."""
+    vocab_size: Size
+    """Number of token embeddings."""
+    max_position_embeddings: Size
+    """The longest sequence, in tokens."""
     tie_word_embeddings: bool = False
-    head_dim: PositiveInt | None = None
+    """Whether input and output embeddings are one tensor."""
+    head_dim: Size | None = None
     """By default hidden_size / num_attention_heads."""
     rope_theta: PositiveFloat | None = None
     """Base of the rotary position embeddings."""
@@ -37,9 +51,14 @@ class ModelDimensions(ConfigModel):
     """`default`: not scaled; `llama3`: as in Llama 3.1 (frequency factors 1 and 4, 8,192 original
     positions)."""
     rope_factor: PositiveFloat | None = None
+    """Factor of `llama3` scaling."""
     rms_norm_eps: PositiveFloat | None = None
-    parameters: PositiveInt | None = None
+    """Epsilon of the norms."""
+    parameters: Annotated[int, Field(ge=1, le=MAX_PARAMETERS)] | None = None
     """For model types other than llama and mistral, whose parameters are counted."""
+    text_parameters: Annotated[int, Field(ge=1, le=MAX_PARAMETERS)] | None = None
+    """Of `parameters`, those that compute on text; by default all. Others belong to the towers of
+    models that also read images or sound."""
 
     @model_validator(mode="after")
     def _check_countable(self) -> Self:
@@ -80,7 +99,7 @@ class ModelDimensions(ConfigModel):
         arXiv 2204.02311, appendix B). Recomputed activations do not count.
         """
         attention = 12.0 * self.num_hidden_layers * self.hidden_size * seq_len
-        return 6.0 * self.parameter_count + attention
+        return 6.0 * (self.text_parameters or self.parameter_count) + attention
 
 
 def dimensions_of(config: dict[str, Any], parameters: int | None = None) -> ModelDimensions | None:
@@ -93,6 +112,9 @@ def dimensions_of(config: dict[str, Any], parameters: int | None = None) -> Mode
     Returns:
         None if a required key is missing, or if `parameters` is missing for a model type whose
         parameters cannot be counted.
+
+    Raises:
+        InvalidInput: A value is not what the key holds. The error names no file.
     """
     dimensions: dict[str, Any] = {
         "num_key_value_heads": config.get("num_attention_heads"),
@@ -100,14 +122,14 @@ def dimensions_of(config: dict[str, Any], parameters: int | None = None) -> Mode
     }
     config = config | _rope_dimensions(config)
     for name in ModelDimensions.model_fields:
-        if name != "parameters" and config.get(name) is not None:
+        if name not in ("parameters", "text_parameters") and config.get(name) is not None:
             dimensions[name] = config[name]
     for name, field in ModelDimensions.model_fields.items():
         if field.is_required() and dimensions.get(name) is None:
             return None
     if parameters is None and dimensions.get("model_type", "") not in COUNTED_MODEL_TYPES:
         return None
-    return ModelDimensions(**dimensions, parameters=parameters)
+    return validate(ModelDimensions, dimensions | {"parameters": parameters}, "")
 
 
 def _rope_dimensions(config: dict[str, Any]) -> dict[str, Any]:
@@ -116,11 +138,19 @@ def _rope_dimensions(config: dict[str, Any]) -> dict[str, Any]:
     `rope_scaling` and `type` are older names of `rope_parameters` and `rope_type`.
     """
     rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    if not isinstance(rope, dict):
+        raise InvalidInput(
+            key="rope_parameters",
+            found=rope,
+            rule="the settings of the rotary position embeddings, a mapping",
+            fix="correct the configuration",
+        )
     rope_type = str(rope.get("rope_type", rope.get("type", "default")))
     if rope_type == "llama3" and any(rope.get(key) != value for key, value in LLAMA3_ROPE.items()):
         # No exporter can write such a model, so it must not pass for one of type llama3.
         rope_type = "llama3 with other factors"
     dimensions = {"rope_type": rope_type, "rope_factor": rope.get("factor")}
-    if rope_theta := rope.get("rope_theta", config.get("rope_theta")):
+    rope_theta = rope.get("rope_theta", config.get("rope_theta"))
+    if rope_theta is not None:
         dimensions["rope_theta"] = rope_theta
     return dimensions

@@ -12,5 +12,8 @@ class PublishedRecipe(TrainingMethod):
     assumptions: tuple[str, ...] = ()
     """What the publication does not state."""
     lr_fraction: PositiveFloat
+    """The max LR as a fraction of that of the base's own pretraining."""
     mixture: Mixture
+    """Share of the tokens of each source."""
     seed: int = 0
+    """Of the data order of a run with this recipe."""

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, Discriminator, Field, Tag, ValidationError, model_validator
 
-from sweepcp.config.recipe import Mixture, Recipe, SourceShare, TrainingSettings
+from sweepcp.config.recipe import RELATIVE_FIELDS, Mixture, Recipe, SourceShare, TrainingSettings
 from sweepcp.config.types import FiniteFloat, Role
 from sweepcp.config.validation import ConfigModel, describe_rule
 
@@ -24,8 +24,11 @@ class Range(ConfigModel):
     """
 
     low: FiniteFloat
+    """The lowest value."""
     high: FiniteFloat
+    """The highest value."""
     scale: Literal["linear", "log", "sqrt"] = "linear"
+    """Along which values are spread evenly."""
 
     @model_validator(mode="after")
     def _check_bounds(self) -> Self:
@@ -89,6 +92,7 @@ class Choices(ConfigModel):
     """One of a few values."""
 
     choices: tuple[Value, ...] = Field(min_length=1)
+    """The values."""
 
     def includes(self, value: Value) -> bool:
         """Return whether the choices include a value."""
@@ -115,14 +119,30 @@ class Space(ConfigModel):
     """
 
     lr_fraction: Axis
+    """Axis of the max LR, as a fraction of that of the base's own pretraining."""
     general_share: Axis
+    """Axis of the share of replay; the rest is domain text."""
     non_english_share: Axis | None = None
+    """Axis of the non-English share of the replay."""
     warmup: Axis | None = None
+    """Axis of the share of the steps over which the LR rises."""
+    warmup_steps: Axis | None = None
+    """Axis of the steps over which the LR rises, in place of `warmup`; values of a range are
+    rounded to whole steps."""
     schedule: Axis | None = None
+    """Axis of the LR schedule."""
     final_fraction: Axis | None = None
+    """Axis of the LR of the last step, as a fraction of the max LR."""
+    min_lr: Axis | None = None
+    """Axis of the LR of the last step, in place of `final_fraction`."""
     decay: Axis | None = None
+    """Axis of the share of the steps over which a `wsd` schedule falls."""
     weight_decay: Axis | None = None
+    """Axis of AdamW's weight decay."""
+    epsilon: Axis | None = None
+    """Axis of AdamW's epsilon."""
     clip: Axis | None = None
+    """Axis of the maximum norm of the gradient."""
     anchors: tuple[Point, ...] = ()
     """Points to try first, in this order; each names every axis."""
 
@@ -132,8 +152,21 @@ class Space(ConfigModel):
         names = [name for name in type(self).model_fields if name != "anchors"]
         return {name: axis for name in names if (axis := getattr(self, name)) is not None}
 
+    def bounds(self, name: str) -> tuple[float, float]:
+        """Return the lowest and the highest value of an axis over numbers."""
+        axis = self.axes[name]
+        if isinstance(axis, Range):
+            return axis.low, axis.high
+        values = [float(value) for value in axis.choices]
+        return min(values), max(values)
+
     @model_validator(mode="after")
     def _check_values(self) -> Self:
+        for absolute, relative in RELATIVE_FIELDS.items():
+            if {absolute, relative} <= self.axes.keys():
+                raise ValueError(
+                    f"{relative} and {absolute} exclude each other; fix: remove one of the axes"
+                )
         for name, axis in self.axes.items():
             values = [axis.low, axis.high] if isinstance(axis, Range) else axis.choices
             for value in values:
@@ -223,6 +256,11 @@ def recipe_at(
         non_english_share=values.pop("non_english_share", None),
     )
     fixed = {name: getattr(training, name) for name in TrainingSettings.model_fields}
+    for absolute, relative in RELATIVE_FIELDS.items():
+        if absolute in values:
+            fixed[relative] = None
+    if "warmup_steps" in values:
+        values["warmup_steps"] = round(values["warmup_steps"])
     return Recipe.model_validate(
         fixed | values | {"mixture": mixture, "tokens": tokens, "seed": seed}
     )
@@ -242,18 +280,21 @@ def _split_by_weight(share: float, sources: list[WeightedSource]) -> list[Source
 
 
 class _PointFields(BaseModel):
-    """Axes that are not fields of `TrainingSettings`."""
+    """Axes that are not fields of `TrainingSettings`, or of another type."""
 
     lr_fraction: float = Field(gt=0)
     general_share: float = Field(ge=0, le=1)
     non_english_share: float = Field(ge=0, le=1)
+    # A number like all values of axes; a recipe has whole steps.
+    warmup_steps: float = Field(ge=1, multiple_of=1)
 
 
 def _check_recipe_value(name: str, value: Value) -> None:
     """Raise `ValueError` if a recipe cannot have a value in a field."""
     model = _PointFields if name in _PointFields.model_fields else TrainingSettings
     # There is no recipe yet. Assigning to an unchecked instance checks this field alone.
-    instance = model.model_construct(seq_len=2, batch_tokens=2)
+    absent = {RELATIVE_FIELDS[name]: None} if name in RELATIVE_FIELDS else {}
+    instance = model.model_construct(seq_len=2, batch_tokens=2, **absent)
     try:
         model.__pydantic_validator__.validate_assignment(instance, name, value)
     except ValidationError as error:

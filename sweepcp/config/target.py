@@ -7,11 +7,14 @@ from pydantic import Field, model_validator
 
 from sweepcp.config.budget import TYPICAL_UTILISATION
 from sweepcp.config.model_dimensions import ModelDimensions
+from sweepcp.config.recipe import RELATIVE_FIELDS
 from sweepcp.config.types import (
     Fraction,
+    HubId,
     NonNegativeFloat,
     PositiveFloat,
     PositiveInt,
+    Revision,
     SafeName,
     WarmupFraction,
 )
@@ -29,8 +32,9 @@ class TargetModel(ConfigModel):
     """The base model of the run's trials."""
     path: str | None = None
     """A folder with config.json, safetensors and tokenizer, relative to the target file."""
-    hub: str | None = None
-    revision: str | None = None
+    hub: HubId | None = None
+    """A model hub's id."""
+    revision: Revision | None = None
     """Of `hub`: a commit, so that every rank and every resumed run loads the same model."""
     max_lr: PositiveFloat | None = None
     """The max LR of the model's own pretraining, which the recipe takes a fraction of."""
@@ -79,6 +83,7 @@ class TargetCorpus(ConfigModel):
     max_epochs: PositiveFloat = 4.0
     """The number of epochs above which `beyond_max_epochs` applies."""
     beyond_max_epochs: Literal["warn", "refuse"] = "refuse"
+    """What happens above it."""
 
     @model_validator(mode="after")
     def _check_tokens(self) -> Self:
@@ -94,7 +99,9 @@ class Hardware(ConfigModel):
     """The machines. Speeds, sizes and prices serve estimates only."""
 
     device: Literal["cuda", "cpu"] = "cuda"
+    """What processes compute on."""
     nodes: PositiveInt
+    """Number of machines."""
     per_node: PositiveInt
     """GPUs, or processes on CPUs, per node."""
     memory_gib: PositiveFloat | None = None
@@ -120,6 +127,7 @@ class ComputeSettings(ConfigModel):
     precision: Literal["fp32", "bf16"] = "bf16"
     """bf16: with fp32 master weights, and gradients summed in fp32."""
     attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
+    """Implementation of attention, as transformers names it."""
     recompute: bool = False
     """Activation checkpointing: keep only the input of each layer, and recompute its activations
     in the backward pass."""
@@ -135,7 +143,9 @@ class Parallelism(ConfigModel):
     """
 
     tensor: PositiveInt = 1
+    """Devices over which each tensor is divided."""
     pipeline: PositiveInt = 1
+    """Devices over which the layers are divided."""
 
     @property
     def devices_per_replica(self) -> int:
@@ -174,6 +184,7 @@ class SpikeRollback(ConfigModel):
     """A loss above this many times the median of the last `window` steps is a spike; so is one
     that is not finite."""
     window: Annotated[int, Field(ge=4)] = 64
+    """Steps whose median loss a spike is measured by."""
     at_most: PositiveInt = 3
     """Rollbacks; at the next spike the run stops as diverged."""
 
@@ -182,21 +193,35 @@ class Target(ConfigModel):
     """A target file. Paths in it are relative to the file."""
 
     name: SafeName
+    """Names the bundle."""
     model: TargetModel
+    """The model that is trained."""
     corpora: dict[str, TargetCorpus] | None = None
     """Source of the recipe → its corpus at this scale; by default those of the run."""
     tokens: PositiveInt
+    """Training tokens, a multiple of `batch_tokens`."""
     batch_tokens: PositiveInt
+    """Tokens per optimizer step, a multiple of `seq_len`."""
     seq_len: PositiveInt
+    """Tokens per sequence."""
     warmup: WarmupFraction | None = None
     """Share of the steps; by default the recipe's."""
+    warmup_steps: PositiveInt | None = None
+    """Steps, in place of `warmup`; by default the recipe's."""
     final_fraction: Fraction | None = None
     """LR of the last step as a fraction of the max LR; by default the recipe's."""
+    min_lr: PositiveFloat | None = None
+    """LR of the last step, in place of `final_fraction`; by default the recipe's."""
     hardware: Hardware
+    """The machines."""
     compute: ComputeSettings = ComputeSettings()
+    """How a step is computed."""
     parallelism: Parallelism = Parallelism()
+    """For exports to trainers that divide the model."""
     checkpoints: CheckpointSettings
+    """When checkpoints are written."""
     watch: HeldOutWatch
+    """Held-out loss during the run."""
     spikes: SpikeRollback | None = None
     """By default there is no rollback."""
     tracking: tuple[Tracker, ...] = ()
@@ -209,6 +234,16 @@ class Target(ConfigModel):
         Every device is one where `parallelism` is not used.
         """
         return self.hardware.world_size // self.parallelism.devices_per_replica
+
+    @model_validator(mode="after")
+    def _check_alternatives(self) -> Self:
+        for absolute, relative in RELATIVE_FIELDS.items():
+            if getattr(self, absolute) is not None and getattr(self, relative) is not None:
+                raise ValueError(
+                    f"{relative} and {absolute} exclude each other; "
+                    "fix: remove one, or set it to null"
+                )
+        return self
 
     @model_validator(mode="after")
     def _check_parallelism(self) -> Self:

@@ -8,6 +8,7 @@ from typing import Any
 
 from sweepcp.config.site import Site
 from sweepcp.errors import InvalidInput
+from sweepcp.models.files import read_model_json
 from sweepcp.models.randomness import format_settings, random_settings
 from sweepcp.promote.bundle import Bundle, LoadedBundle
 
@@ -73,12 +74,25 @@ class ExportInput:
             file = try_to_load_from_cache(model.hub, "config.json", revision=model.revision)
         if not isinstance(file, str | Path) or not Path(file).is_file():
             return {}
-        return random_settings(json.loads(Path(file).read_text(encoding="utf-8")))
+        return random_settings(read_model_json(Path(file)))
 
     @property
     def max_lr(self) -> float:
         """Max LR of the run: the recipe's LR fraction of the model's own max LR."""
         return round_to_12_digits(self.bundle.recipe.lr_fraction * self.bundle.model.max_lr)
+
+    @property
+    def final_factor(self) -> float:
+        """LR of the last step as a fraction of `max_lr`, for a schedule that falls."""
+        recipe = self.bundle.recipe
+        factor = recipe.final_factor(max_lr=self.bundle.model.max_lr)
+        return factor if recipe.min_lr is None else round_to_12_digits(factor)
+
+    @property
+    def final_lr(self) -> float:
+        """LR of the last step, for a schedule that falls."""
+        recipe = self.bundle.recipe
+        return recipe.min_lr or round_to_12_digits(self.max_lr * self.final_factor)
 
     @property
     def on_gpu(self) -> bool:
@@ -204,7 +218,8 @@ def accumulation_steps(export_input: ExportInput) -> int:
 
 def python_literal(value: Any) -> str:
     """Return a value as Python source, with strings in double quotes."""
-    return json.dumps(value) if isinstance(value, str) else repr(value)
+    # Escapes of JSON would be two characters for one above U+FFFF.
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, str) else repr(value)
 
 
 def round_to_12_digits(number: float) -> float:

@@ -62,7 +62,7 @@ def recipe_facts(bundle: Bundle) -> dict[str, Any]:
     """
     recipe, target = bundle.recipe, bundle.target
     max_lr = bundle.model.max_lr
-    lr_before = 0.0 if recipe.warmup_steps else recipe.lr_fraction * max_lr
+    lr_before = 0.0 if recipe.warmup_length else recipe.lr_fraction * max_lr
     lr_per_step = [recipe.lr(step, max_lr=max_lr) for step in range(1, recipe.steps + 1)]
     across_or_within = "across" if recipe.cross_documents else "within"
     return {
@@ -71,7 +71,7 @@ def recipe_facts(bundle: Bundle) -> dict[str, Any]:
         "batch": recipe.batch_tokens,
         "seq_len": recipe.seq_len,
         "shares": {p.source: p.share for p in recipe.mixture.portions},
-        "optimizer": [*recipe.betas, 1e-8, recipe.weight_decay],
+        "optimizer": [*recipe.betas, recipe.epsilon, recipe.weight_decay],
         "decayed": "matrices",
         "clip": recipe.clip,
         "dropout": 0.0,

@@ -3,15 +3,16 @@
 from typing import Any
 
 from sweepcp.config.recipe import Recipe
+from sweepcp.config.schedule import WSD_SCHEDULES
 from sweepcp.export.export_plan import (
     Difference,
     ExportInput,
     ShellVariable,
     accumulation_steps,
-    round_to_12_digits,
     zero_config_of,
 )
 
+BYTE_UNITS = ("bytes", "kB", "MB", "GB", "TB", "PB")
 MIX_BYTES_PER_TOKEN = 9
 """Token id and label as int32, attention mask as int8; see `sweepcp.data.materialize`."""
 
@@ -21,30 +22,33 @@ def complete_checkpoint(export_input: ExportInput) -> str:
     return f"{export_input.checkpoint_folder}/checkpoint-*/trainer_state.json"
 
 
-def scheduler_arguments(recipe: Recipe, max_lr: float) -> tuple[str, dict[str, Any]]:
+def scheduler_arguments(export_input: ExportInput) -> tuple[str, dict[str, Any]]:
     """Return transformers' name of the schedule, and its arguments besides warmup and length."""
+    recipe = export_input.bundle.recipe
     if recipe.schedule == "cosine":
-        return "cosine_with_min_lr", {"min_lr_rate": recipe.final_fraction}
+        if recipe.min_lr is not None:
+            return "cosine_with_min_lr", {"min_lr": recipe.min_lr}
+        return "cosine_with_min_lr", {"min_lr_rate": export_input.final_factor}
     if recipe.schedule == "linear":
-        final_lr = round_to_12_digits(max_lr * recipe.final_fraction)
-        return "polynomial", {"lr_end": final_lr, "power": 1.0}
-    if recipe.schedule == "wsd":
+        return "polynomial", {"lr_end": export_input.final_lr, "power": 1.0}
+    if recipe.schedule in WSD_SCHEDULES:
         return "warmup_stable_decay", {
             "num_decay_steps": recipe.decay_steps,
-            "min_lr_ratio": recipe.final_fraction,
-            "decay_type": "linear",
+            "min_lr_ratio": export_input.final_factor,
+            "decay_type": "1-sqrt" if recipe.schedule == "wsd-1-sqrt" else "linear",
         }
     return "constant_with_warmup", {}
 
 
-def schedule_differences(recipe: Recipe) -> tuple[Difference, ...]:
-    """Return the difference of transformers' wsd schedule, whose warmup starts above 0."""
-    warmup = recipe.warmup_steps
+def schedule_differences(export_input: ExportInput) -> tuple[Difference, ...]:
+    """Return the difference of transformers' wsd schedules, whose warmup starts above 0."""
+    recipe, final_factor = export_input.bundle.recipe, export_input.final_factor
+    warmup = recipe.warmup_length
     # min_lr_ratio raises the start of the warmup, too. Up to the LR of the recipe's second step the
     # first step is within the tolerance of `is_same_lr`.
-    if recipe.schedule != "wsd" or not warmup or recipe.final_fraction <= 2 / warmup:
+    if recipe.schedule not in WSD_SCHEDULES or not warmup or final_factor <= 2 / warmup:
         return ()
-    start = f"the final fraction, {recipe.final_fraction:g} of the max LR"
+    start = f"the final fraction, {final_factor:g} of the max LR"
     return (Difference("lr", f"the warmup starts at {start}"),)
 
 
@@ -53,7 +57,7 @@ def adamw_arguments(recipe: Recipe) -> dict[str, Any]:
     return {
         "adam_beta1": recipe.betas[0],
         "adam_beta2": recipe.betas[1],
-        "adam_epsilon": 1e-8,
+        "adam_epsilon": recipe.epsilon,
         "weight_decay": recipe.weight_decay,
         "max_grad_norm": recipe.clip,
     }
@@ -62,7 +66,7 @@ def adamw_arguments(recipe: Recipe) -> dict[str, Any]:
 def training_arguments(export_input: ExportInput) -> dict[str, Any]:
     """Return the run's `TrainingArguments`, for trainers that pass them through unchanged."""
     recipe, target = export_input.bundle.recipe, export_input.bundle.target
-    scheduler, scheduler_kwargs = scheduler_arguments(recipe, export_input.max_lr)
+    scheduler, scheduler_kwargs = scheduler_arguments(export_input)
     return {
         "output_dir": export_input.checkpoint_folder,
         "max_steps": recipe.steps,
@@ -71,7 +75,7 @@ def training_arguments(export_input: ExportInput) -> dict[str, Any]:
         "learning_rate": export_input.max_lr,
         "lr_scheduler_type": scheduler,
         "lr_scheduler_kwargs": scheduler_kwargs,
-        "warmup_steps": recipe.warmup_steps,
+        "warmup_steps": recipe.warmup_length,
         "optim": "adamw_torch_fused",
         **adamw_arguments(recipe),
         "bf16": target.compute.precision == "bf16",
@@ -112,8 +116,17 @@ def mix_command(export_input: ExportInput, rows: str) -> tuple[str, ...]:
 def mix_size_note(export_input: ExportInput) -> str:
     """Return the note on the disk space of the mix."""
     tokens = export_input.bundle.recipe.tokens
-    terabytes = MIX_BYTES_PER_TOKEN * tokens / 1e12
+    size = _readable_bytes(MIX_BYTES_PER_TOKEN * tokens)
     return (
-        f"prepare.sh writes the run's {tokens:,} tokens to disk: {terabytes:.3g} TB, "
+        f"prepare.sh writes the run's {tokens:,} tokens to disk: {size}, "
         "plus the same amount of temporary space."
     )
+
+
+def _readable_bytes(count: int) -> str:
+    """Return a number of bytes in the unit in which it has one to three digits before the point."""
+    power = min((len(str(count)) - 1) // 3, len(BYTE_UNITS) - 1)
+    # Three significant digits of 999,999 bytes are 1e+03 kB.
+    if float(f"{count / 1000**power:.3g}") >= 1000 and power + 1 < len(BYTE_UNITS):
+        power += 1
+    return f"{count / 1000**power:.3g} {BYTE_UNITS[power]}"

@@ -4,16 +4,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from sweepcp.config.budget import PUBLISHED_OVERRUN
-from sweepcp.config.recipe import Recipe
+from sweepcp.config.recipe import RELATIVE_FIELDS, Recipe, TrainingMethod
 from sweepcp.config.target import Target
 from sweepcp.config.types import COMMIT
 from sweepcp.models.files import model_identity, read_shards
 from sweepcp.promote.bundle import CorpusPlan, Memory, Model
 from sweepcp.promote.candidate import Candidate
 from sweepcp.runs.run_folder import Run
-
-OVERRIDABLE_FIELDS = ("warmup", "final_fraction")
-"""Fields of a recipe that a target may change."""
 
 
 def transfer_assumptions(
@@ -38,6 +35,7 @@ def transfer_assumptions(
     return [
         *_scale_assumptions(candidate, recipe, model, corpora),
         *_override_assumptions(candidate, target),
+        *_absolute_assumptions(candidate, model, recipe),
         *_corpus_assumptions(corpora),
         *_model_and_hardware_assumptions(model, target, memory),
     ]
@@ -84,10 +82,49 @@ def _scale_assumptions(
 
 def _override_assumptions(candidate: Candidate, target: Target) -> Iterator[str]:
     """Yield the fields of the recipe that the target changes."""
-    for name in OVERRIDABLE_FIELDS:
-        before, after = getattr(candidate.method, name), getattr(target, name)
-        if after is not None and after != before:
-            yield f"{name}: {before:g} in the recipe, changed to {after:g} by the target"
+    for absolute, relative in RELATIVE_FIELDS.items():
+        before = _stated(candidate.method, absolute, relative)
+        after = _stated(target, absolute, relative)
+        if after is None or after == before or before is None:
+            continue
+        (old_name, old), (new_name, new) = before, after
+        replacement = f"{new:g}" if new_name == old_name else f"{new_name} {new:g}"
+        yield f"{old_name}: {old:g} in the recipe, changed to {replacement} by the target"
+
+
+def _stated(
+    settings: TrainingMethod | Target, absolute: str, relative: str
+) -> tuple[str, float] | None:
+    """Return the name and the value of the one of two alternatives that is stated."""
+    for name in (absolute, relative):
+        value: float | None = getattr(settings, name)
+        if value is not None:
+            return name, value
+    return None
+
+
+def _absolute_assumptions(candidate: Candidate, model: Model, recipe: Recipe) -> Iterator[str]:
+    """Yield the numbers of the recipe that do not stretch with the run and its max LR."""
+    warmup_steps, min_lr = candidate.method.warmup_steps, candidate.method.min_lr
+    if warmup_steps is not None and recipe.warmup_steps == warmup_steps:
+        in_trial = ""
+        if candidate.proxy is not None:
+            trial_steps = candidate.proxy.tokens // candidate.proxy.batch_tokens
+            in_trial = f"{warmup_steps / trial_steps:.3g} of the {trial_steps:,} steps of a trial, "
+        yield (
+            f"warmup_steps: {warmup_steps:,} is carried over unchanged: {in_trial}"
+            f"{warmup_steps / recipe.steps:.3g} of the {recipe.steps:,} steps of the full run"
+        )
+    if min_lr is not None and recipe.min_lr == min_lr:
+        in_trial = ""
+        if candidate.run is not None:
+            trial_max_lr = candidate.lr_fraction * candidate.run.experiment.base.max_lr
+            in_trial = f"{min_lr / trial_max_lr:.3g} of the trial's max LR {trial_max_lr:.4g}, "
+        max_lr = recipe.lr_fraction * model.max_lr
+        yield (
+            f"min_lr: {min_lr:g} is carried over unchanged: {in_trial}"
+            f"{min_lr / max_lr:.3g} of the full run's max LR {max_lr:.4g}"
+        )
 
 
 def _corpus_assumptions(corpora: tuple[CorpusPlan, ...]) -> Iterator[str]:

@@ -1,7 +1,7 @@
 """The recipe to promote: that of a trial of a run, or of a publication."""
 
 from dataclasses import dataclass
-from pathlib import Path
+from typing import Any
 
 from sweepcp.config.base_model import BaseSpec
 from sweepcp.config.published_recipe import PublishedRecipe
@@ -10,7 +10,12 @@ from sweepcp.config.suites import MemberSpec, Suites
 from sweepcp.config.target import TargetCorpus
 from sweepcp.config.validation import validate
 from sweepcp.config.yaml_files import find_config_file, read_yaml
-from sweepcp.corpora.provenance import base_model_of_run, check_tasks_of_run, stores_of_run
+from sweepcp.corpora.provenance import (
+    base_items,
+    base_model_of_run,
+    check_tasks_of_run,
+    stores_of_run,
+)
 from sweepcp.errors import InvalidInput
 from sweepcp.promote.bundle import Lineage, ProxyResult
 from sweepcp.runs.caveats import caveats_of
@@ -37,12 +42,25 @@ class Candidate:
     run: Run | None
     """None for a published recipe."""
 
-    @property
-    def metrics(self) -> Path | None:
-        """The metrics file of the trial; None for a published recipe."""
+    def read_steps(self) -> list[dict[str, Any]]:
+        """Read the metrics of the trial; none for a published recipe.
+
+        Raises:
+            InvalidInput: The metrics file is corrupt, or has not all of its steps.
+        """
         if self.run is None:
-            return None
-        return self.run.trial_folder(str(self.lineage.trial)) / "metrics.jsonl"
+            return []
+        trial_id = str(self.lineage.trial)
+        steps, expected = self.run.read_steps(trial_id), self.run.by_id[trial_id].recipe.steps
+        if len(steps) != expected:
+            raise InvalidInput(
+                file=self.run.trial_folder(trial_id) / "metrics.jsonl",
+                key="the lines",
+                found=len(steps),
+                rule=f"the {expected} steps of the trial",
+                fix="restore the file from a backup, or promote another trial",
+            )
+        return steps
 
 
 def candidate_from_run(run: Run, trial_id: str | None) -> Candidate:
@@ -192,6 +210,7 @@ def _done_trial(run: Run, trial_id: str) -> Trial:
 
 def _proxy_result(run: Run, trial: Trial) -> ProxyResult:
     """Return the size and the scores of a done trial."""
+    base_items(run)
     assert trial.scorecard is not None
     assert run.base is not None
     recipe, scores = trial.recipe, trial.scorecard.report

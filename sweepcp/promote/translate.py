@@ -5,8 +5,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from sweepcp.config.base_model import BaseSpec
-from sweepcp.config.model_dimensions import ModelDimensions, dimensions_of
-from sweepcp.config.recipe import Recipe, SourceShare, TrainingMethod
+from sweepcp.config.lr_checks import check_min_lr, check_warmup_steps
+from sweepcp.config.recipe import RELATIVE_FIELDS, Recipe, SourceShare, TrainingMethod
 from sweepcp.config.suites import MIN_HELD_OUT, MemberSpec, Suites
 from sweepcp.config.target import Target, TargetCorpus
 from sweepcp.config.validation import validate
@@ -15,8 +15,9 @@ from sweepcp.data.stream import tokens_by_source
 from sweepcp.data.token_store import TokenStore
 from sweepcp.errors import InvalidInput, located
 from sweepcp.models.base import tokenizer_id
-from sweepcp.models.files import count_elements, model_fingerprint, read_config, read_shards
-from sweepcp.promote.assumptions import OVERRIDABLE_FIELDS, transfer_assumptions
+from sweepcp.models.dimensions import read_dimensions
+from sweepcp.models.files import model_fingerprint, read_shards
+from sweepcp.promote.assumptions import transfer_assumptions
 from sweepcp.promote.bundle import FORMAT, Bundle, CorpusPlan, Model, write_bundle
 from sweepcp.promote.candidate import (
     Candidate,
@@ -27,7 +28,8 @@ from sweepcp.promote.candidate import (
 from sweepcp.promote.estimates import estimate_expense, estimate_memory
 from sweepcp.runs.run_folder import Run
 from sweepcp.runs.trial import package_versions
-from sweepcp.util.files import check_is_new, file_sha256
+from sweepcp.util.files import file_sha256
+from sweepcp.util.paths import check_new_folder, user_path
 
 SCALED_FIELDS = ("tokens", "batch_tokens", "seq_len")
 """Fields of a recipe that the target decides."""
@@ -46,10 +48,10 @@ def promote(candidate: Candidate, target: Target, *, file: Path, out: Path) -> B
         InvalidInput: The full run is impossible: the processes do not divide the batch, a sequence
             is longer than the model takes, a source exceeds its epoch limit or has no corpus.
     """
-    check_is_new(out)
+    check_new_folder(out, key="--out")
     with located(file):
         model = _resolve_model(target, candidate.run, file)
-        recipe = _translate_recipe(candidate, target, file)
+        recipe = _translate_recipe(candidate, target, base_max_lr=model.max_lr, file=file)
         _check_batch(recipe, target)
         _check_sequence_length(recipe, model)
         corpora = _plan_corpora(candidate, target, recipe, model, file)
@@ -80,7 +82,7 @@ def promote(candidate: Candidate, target: Target, *, file: Path, out: Path) -> B
         commit=_git_commit(),
         made=datetime.now(UTC).isoformat(timespec="seconds"),
     )
-    write_bundle(bundle, out, proxy_metrics=candidate.metrics)
+    write_bundle(bundle, out, proxy_steps=candidate.read_steps())
     return bundle
 
 
@@ -126,43 +128,45 @@ def _model_of_run(run: Run | None) -> Model:
 
 def _read_model(folder: Path, *, max_lr: float) -> Model:
     """Return the model in a folder, without loading its weights."""
-    shards = read_shards(folder)
-    parameters = count_elements(shards)
-    dimensions = dimensions_of(read_config(folder), parameters)
-    if dimensions is None:
-        fields = ModelDimensions.model_fields.items()
-        required = ", ".join(name for name, field in fields if field.is_required())
-        raise InvalidInput(
-            found=str(folder),
-            rule=f"a config.json with {required}",
-            fix="use a model whose configuration has these keys",
-        )
+    dimensions = read_dimensions(folder)
     return Model(
         path=str(folder),
         hub=None,
         revision=None,
         max_lr=max_lr,
         shape=dimensions,
-        parameters=parameters,
-        fingerprint=model_fingerprint(folder, shards),
+        parameters=dimensions.parameter_count,
+        fingerprint=model_fingerprint(folder, read_shards(folder)),
     )
 
 
-def _translate_recipe(candidate: Candidate, target: Target, file: Path) -> Recipe:
+def _translate_recipe(
+    candidate: Candidate, target: Target, *, base_max_lr: float, file: Path
+) -> Recipe:
     """Return the recipe with the target's length, batch and sequences.
 
-    LR fraction, shares and seed are unchanged; warmup and final fraction too, unless the target
-    states them. Both are fractions of the run, so that the schedule stretches with it.
+    LR fraction, shares and seed are unchanged; warmup and the LR of the last step too, unless the
+    target states them. Where they are fractions of the run, the schedule stretches with it.
+
+    Args:
+        candidate: The recipe before translation.
+        target: The target of the full run.
+        base_max_lr: The max LR of the target model's own pretraining.
+        file: The target's file.
     """
     content = {name: getattr(candidate.method, name) for name in TrainingMethod.model_fields}
-    for name in OVERRIDABLE_FIELDS:
-        if getattr(target, name) is not None:
-            content[name] = getattr(target, name)
+    for absolute, relative in RELATIVE_FIELDS.items():
+        stated = {name: getattr(target, name) for name in (absolute, relative)}
+        if stated != {absolute: None, relative: None}:
+            content |= stated
     for name in SCALED_FIELDS:
         content[name] = getattr(target, name)
     content["lr_fraction"] = candidate.lr_fraction
     content["seed"] = candidate.seed
     content["mixture"] = candidate.mixture.model_dump(mode="json")
+    steps = target.tokens // target.batch_tokens
+    check_warmup_steps(content["warmup_steps"], steps=steps)
+    check_min_lr(content["min_lr"], lr_fraction=candidate.lr_fraction, base_max_lr=base_max_lr)
     return validate(Recipe, content, file)
 
 
@@ -358,21 +362,22 @@ def _with_absolute_checkpoints(target: Target, folder: Path) -> Target:
     """Return the target with an absolute checkpoint folder, if it names one."""
     if target.checkpoints.folder is None:
         return target
-    path = _resolve_path(target.checkpoints.folder, folder)
+    with located("", "checkpoints.folder"):
+        path = _resolve_path(target.checkpoints.folder, folder)
     checkpoints = target.checkpoints.model_copy(update={"folder": str(path)})
     return target.model_copy(update={"checkpoints": checkpoints})
 
 
 def _resolve_path(path: str, folder: Path) -> Path:
     """Return an absolute path; a relative one is relative to `folder`."""
-    return (folder / Path(path).expanduser()).resolve()
+    return user_path(path, folder=folder).resolve()
 
 
 def _git_commit() -> str | None:
     """Return the commit of the working directory, or None if that is not a git work tree."""
     command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     try:
-        result = subprocess.run(command, capture_output=True, text=True, check=False)
+        result = subprocess.run(command, capture_output=True, encoding="utf-8", check=False)
     except OSError:
         return None
     return result.stdout.strip() or None

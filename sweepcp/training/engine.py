@@ -77,6 +77,7 @@ def build_adamw(model: nn.Module, recipe: Recipe) -> torch.optim.AdamW:
         [group for group in groups if group["params"]],
         lr=0.0,
         betas=recipe.betas,
+        eps=recipe.epsilon,
         weight_decay=recipe.weight_decay,
         fused=True,
     )

@@ -1,19 +1,23 @@
 """Pretraining of a small base, for experiments that have no base model at hand."""
 
 import os
-import shutil
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from sweepcp.config.base_model import PretrainSpec
 from sweepcp.config.recipe import Mixture, Recipe, SourceShare
 from sweepcp.data.stream import MixtureStream
 from sweepcp.data.token_store import TokenStore
-from sweepcp.errors import located
+from sweepcp.errors import InvalidInput, located
 from sweepcp.models.architecture import build_model
 from sweepcp.models.loading import default_device
 from sweepcp.models.randomness import make_deterministic
@@ -21,6 +25,7 @@ from sweepcp.training.engine import PlainEngine
 from sweepcp.training.isolation import check_isolation
 from sweepcp.training.loop import StepMetrics, run_training
 from sweepcp.training.process_group import ProcessGroup
+from sweepcp.util.temporary import temporary_folder
 
 
 def pretrain_base(
@@ -76,17 +81,43 @@ def pretraining_recipe(spec: PretrainSpec, stores: list[TokenStore]) -> Recipe:
     )
 
 
+def model_config_of(spec: PretrainSpec, tokenizer: PreTrainedTokenizerBase) -> PretrainedConfig:
+    """Return the configuration of the model that a spec describes.
+
+    Raises:
+        InvalidInput: transformers does not know it, it is not that of a causal LM, or it states
+            other special tokens than the tokenizer.
+    """
+    settings = {"vocab_size": len(tokenizer)} | spec.config
+    model_type = settings.pop("model_type")
+    for key in ("bos_token_id", "eos_token_id", "pad_token_id"):
+        token = getattr(tokenizer, key)
+        if settings.get(key) not in (None, token):
+            rule = f"{token}, that of the tokenizer"
+            raise InvalidInput(key=key, found=settings[key], rule=rule, fix="remove it")
+        settings[key] = token
+    try:
+        config: PretrainedConfig = AutoConfig.for_model(model_type, **settings)
+    # A configuration checks its values by errors of many types.
+    except Exception as error:
+        raise _unknown_model(" ".join(str(error).split())) from None
+    if type(config) not in AutoModelForCausalLM._model_mapping:
+        raise _unknown_model(str(model_type))
+    make_deterministic(config)
+    return config
+
+
+def _unknown_model(found: str) -> InvalidInput:
+    return InvalidInput(
+        found=found,
+        rule="the configuration of a causal language model that transformers implements",
+        fix="correct model_type or the value",
+    )
+
+
 def _initialize_model(spec: PretrainSpec, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
     """Build the model of a spec with random weights that its seed determines."""
-    settings = dict(spec.config)
-    config = AutoConfig.for_model(
-        settings.pop("model_type"),
-        **{"vocab_size": len(tokenizer)} | settings,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
-    make_deterministic(config)
+    config = model_config_of(spec, tokenizer)
     torch.manual_seed(spec.seed)
     device = default_device()
     if device.type == "cpu":
@@ -98,17 +129,15 @@ def _initialize_model(spec: PretrainSpec, tokenizer: PreTrainedTokenizerBase) ->
 
 def _save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    work = Path(tempfile.mkdtemp(dir=path.parent, prefix=".building-"))
-    try:
+    with temporary_folder(path.parent, path.name) as work:
         # With the model's own tensors rather than those of older checkpoints, from which some
         # architectures compute them: a full run reads its shards of them.
         model.save_pretrained(work, save_original_format=False)
         tokenizer.save_pretrained(work)
         # A folder that is not empty cannot be replaced: then another process has saved the same
         # base in the meantime, and that one is kept.
-        work.replace(path)
-    except OSError:
-        if not (path / "config.json").exists():
-            raise
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
+        try:
+            work.replace(path)
+        except OSError:
+            if not (path / "config.json").exists():
+                raise

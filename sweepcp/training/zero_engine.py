@@ -22,20 +22,22 @@ from transformers.integrations.deepspeed import prevent_arange_dtype_change
 
 from sweepcp.config.recipe import Recipe
 from sweepcp.data.stream import Batch
-from sweepcp.errors import located
+from sweepcp.errors import WorkLost, located
 from sweepcp.models.architecture import build_model, read_model_config
 from sweepcp.models.checkpoint import MatchedTensor, match_tensors
 from sweepcp.models.files import SafetensorsFile, read_config
 from sweepcp.models.randomness import format_settings, random_settings
 from sweepcp.training.engine import build_adamw, token_losses
 from sweepcp.training.isolation import check_isolation
-from sweepcp.training.process_group import ProcessGroup, set_rendezvous_environment
+from sweepcp.training.launcher import LaunchedProcess, set_rendezvous_environment
+from sweepcp.training.process_group import ProcessGroup
 from sweepcp.training.sharded_weights import (
     read_weights,
     refuse_converted,
     shard_range,
     write_weights,
 )
+from sweepcp.util.environment import set_home_for_libraries
 from sweepcp.util.parallel import threads_per_rank
 
 logger = logging.getLogger(__name__)
@@ -48,23 +50,37 @@ def join_process_group(device: str) -> ProcessGroup:
     if device == "cpu":
         # DeepSpeed chooses its accelerator when it is imported.
         os.environ["DS_ACCELERATOR"] = "cpu"
+    set_home_for_libraries()
     import deepspeed
 
     torch.set_num_threads(threads_per_rank())
     # DeepSpeed calls collectives by names that torch has deprecated.
     warnings.filterwarnings("ignore", message=".*deprecated.*", module="torch.distributed")
-    set_rendezvous_environment()
-    rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    process = set_rendezvous_environment()
+    rank, world_size = process.rank, process.world_size
     if device == "cpu":
         # `init_distributed` asks this table whether it can compile its shared-memory collectives.
         # Filling the table runs compilers for every op of DeepSpeed, and gloo needs none of them.
         deepspeed.ops.__compatible_ops__ = {}
-        deepspeed.init_distributed("gloo")
+        _meet(process, "gloo")
         return ProcessGroup(rank=rank, world_size=world_size, device=torch.device("cpu"))
-    local = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+    local = torch.device("cuda", process.gpu_index(torch.cuda.device_count()) or 0)
     torch.cuda.set_device(local)
-    deepspeed.init_distributed("nccl")
+    _meet(process, "nccl")
     return ProcessGroup(rank=rank, world_size=world_size, device=local)
+
+
+def _meet(process: LaunchedProcess, backend: str) -> None:
+    import deepspeed
+
+    try:
+        deepspeed.init_distributed(backend)
+    except (torch.distributed.DistStoreError, torch.distributed.DistNetworkError) as error:
+        place = f"MASTER_ADDR {os.environ['MASTER_ADDR']}, MASTER_PORT {os.environ['MASTER_PORT']}"
+        raise WorkLost(
+            f"the {process.world_size} processes of the run did not meet at {place} "
+            f"({str(error).splitlines()[0]})"
+        ) from error
 
 
 class ZeroEngine:

@@ -33,6 +33,10 @@ def test_id_depends_on_every_field_and_survives_a_file():
         {"mixture": mixture(0.4)},
         {"seed": 1},
         {"warmup": 0.2},
+        {"warmup_steps": 1},
+        {"min_lr": 1e-5},
+        {"epsilon": 1e-7},
+        {"schedule": "wsd-1-sqrt"},
         {"cross_documents": True},
     ]
     ids = {first.id} | {recipe(**change).id for change in changes}
@@ -40,7 +44,20 @@ def test_id_depends_on_every_field_and_survives_a_file():
 
 
 def test_id_is_the_same_in_every_version():
+    """Fields that came later have no part in it where they have their default."""
     assert recipe().id == "b42b00abc4bdc2d7"
+    assert recipe(warmup_steps=None, min_lr=None, epsilon=1e-8).id == "b42b00abc4bdc2d7"
+    later = {"warmup_steps", "min_lr", "epsilon"}
+    assert not later & recipe().model_dump(mode="json").keys()
+    assert later <= recipe(warmup_steps=2, min_lr=1e-6, epsilon=1e-6).model_dump().keys()
+
+
+def test_absolute_numbers_stand_in_place_of_relative_ones_and_survive_a_file():
+    made = recipe(warmup_steps=2, min_lr=1e-5, epsilon=1e-6)
+    assert (made.warmup, made.final_fraction) == (None, None)
+    assert (made.warmup_steps, made.min_lr, made.epsilon) == (2, 1e-5, 1e-6)
+    assert Recipe.model_validate_json(made.model_dump_json()) == made
+    assert (recipe().warmup, recipe(warmup_steps=2).final_fraction) == (0.1, 0.1)
 
 
 @pytest.mark.parametrize(
@@ -50,6 +67,13 @@ def test_id_is_the_same_in_every_version():
         ({"batch_tokens": 10}, "use 8"),
         ({"lr_fraction": 0.0}, "greater than 0"),
         ({"seq_len": 1}, "greater than or equal to 2"),
+        ({"warmup": 0.1, "warmup_steps": 2}, "warmup and warmup_steps exclude each other"),
+        ({"final_fraction": 0.1, "min_lr": 1e-5}, "final_fraction and min_lr exclude each other"),
+        ({"warmup": None}, "warmup or warmup_steps is stated"),
+        ({"warmup_steps": 10}, "10 is not below the 10 steps"),
+        ({"warmup_steps": 0}, "greater than or equal to 1"),
+        ({"min_lr": 0.0}, "greater than 0"),
+        ({"epsilon": 0.0}, "greater than 0"),
     ],
 )
 def test_an_invalid_recipe_is_refused_with_the_fix(changes: dict[str, object], message: str):
@@ -77,7 +101,7 @@ def test_steps_of_warmup_and_decay_are_those_of_the_learning_rate(
     warmup: float, decay: float, expected: tuple[int, int]
 ):
     made = recipe(schedule="wsd", warmup=warmup, decay=decay, final_fraction=0.5, lr_fraction=1.0)
-    assert (made.warmup_steps, made.decay_steps) == expected
+    assert (made.warmup_length, made.decay_steps) == expected
     lr = [made.lr(step, max_lr=1.0) for step in range(1, 11)]
     warmup_steps, decay_steps = expected
     assert lr[:warmup_steps] == [step / warmup_steps for step in range(1, warmup_steps + 1)]

@@ -35,11 +35,14 @@ def read_folder(folder: Path, record: dict[str, Any]) -> dict[str, Any]:
     """Read `llama_factory.yaml` and `ds_config.json`."""
     import yaml
     from llamafactory.hparams.parser import get_train_args
+    from llamafactory.train.trainer_utils import create_custom_scheduler
 
     content = yaml.safe_load((folder / "llama_factory.yaml").read_text(encoding="utf-8"))
     model, data, args, tuning, _ = get_train_args(dict(content))
     if tuning.stage != "pt" or tuning.finetuning_type != "full" or not args.do_train:
         raise ValueError(f"{tuning.stage} of {tuning.finetuning_type} weights is no pretraining")
+    # What its trainer does to the schedule's arguments before transformers builds the schedule.
+    create_custom_scheduler(args, args.max_steps)
     world_size = record["nodes"] * record["per_node"]
     zero_settings, deepspeed = read_deepspeed(args.deepspeed, world_size)
     reads_mix = data.tokenized_path == f"{folder}/mix" and not data.streaming

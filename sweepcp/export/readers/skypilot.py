@@ -28,7 +28,10 @@ def read_folder(folder: Path, record: dict[str, Any]) -> dict[str, Any]:
     # `sky jobs launch --secret` fills in the values before it parses the task.
     secrets = dict.fromkeys(content.get("secrets") or {}, "from the environment")
     task = sky.Task.from_yaml_config(content | {"secrets": secrets})
-    (resources,) = task.resources
+    # With `any_of`, there is one for each infrastructure; they differ in nothing else.
+    resources = next(iter(task.resources))
+    if {str(r.accelerators) for r in task.resources} != {str(resources.accelerators)}:
+        raise ValueError("infrastructures with different GPUs")
     image = resources.image_id and next(iter(resources.image_id.values()))
     settings = {
         "name": task.name,
@@ -36,6 +39,11 @@ def read_folder(folder: Path, record: dict[str, Any]) -> dict[str, Any]:
         "gpus": sum((resources.accelerators or {}).values()),
         "image": image,
         "mounts": sorted(task.volumes or {}),
+        "use_spot": resources.use_spot,
+        "cpus": resources.cpus,
+        "memory": resources.memory,
+        "setup": task.setup,
+        "envs": task.envs,
         "secrets": sorted(task.secrets),
         "recovery": resources.job_recovery,
         "run": task.run,

@@ -70,7 +70,7 @@ def make_export_plan(export_input: ExportInput) -> ExportPlan:
 def _differences(export_input: ExportInput) -> tuple[Difference, ...]:
     recipe = export_input.bundle.recipe
     differences = [
-        *schedule_differences(recipe),
+        *schedule_differences(export_input),
         *tracking_differences(export_input, TRACKERS),
         *dropout_differences(_nested(export_input.random_settings)),
         Difference(
@@ -95,7 +95,7 @@ def _nested(settings: dict[str, float]) -> dict[str, float]:
 def _config(export_input: ExportInput) -> dict[str, Any]:
     bundle, target = export_input.bundle, export_input.bundle.target
     recipe = bundle.recipe
-    scheduler, scheduler_kwargs = scheduler_arguments(recipe, export_input.max_lr)
+    scheduler, scheduler_kwargs = scheduler_arguments(export_input)
     content: dict[str, Any] = {"base_model": export_input.model}
     if bundle.model.revision is not None:
         content["revision_of_model"] = bundle.model.revision
@@ -119,7 +119,7 @@ def _config(export_input: ExportInput) -> dict[str, Any]:
         "learning_rate": export_input.max_lr,
         "lr_scheduler": scheduler,
         "lr_scheduler_kwargs": scheduler_kwargs,
-        "warmup_steps": recipe.warmup_steps,
+        "warmup_steps": recipe.warmup_length,
         "optimizer": "adamw_torch_fused",
         **adamw_arguments(recipe),
         "bf16": target.compute.precision == "bf16",

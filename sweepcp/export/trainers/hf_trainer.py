@@ -180,7 +180,7 @@ def make_export_plan(export_input: ExportInput) -> ExportPlan:
         },
         command=(f"{export_input.out}/train.py",),
         settings=arguments | flatten_settings("ds_config.json", zero_config) | constants,
-        differences=schedule_differences(bundle.recipe),
+        differences=schedule_differences(export_input),
         notes=(*monitoring_notes(export_input), *dropout_notes(export_input)),
         env={} if export_input.on_gpu else {"DS_ACCELERATOR": "cpu"},
         saves_on_term=True,

@@ -5,6 +5,7 @@ from typing import Any
 
 import yaml
 
+from sweepcp.config.schedule import WSD_SCHEDULES
 from sweepcp.export.export_plan import (
     Difference,
     ExportInput,
@@ -19,6 +20,7 @@ from sweepcp.export.transformers_keys import (
     mix_command,
     mix_size_note,
     schedule_differences,
+    scheduler_arguments,
     training_arguments,
 )
 
@@ -51,7 +53,7 @@ def make_export_plan(export_input: ExportInput) -> ExportPlan:
 def _differences(export_input: ExportInput) -> tuple[Difference, ...]:
     recipe = export_input.bundle.recipe
     common = (
-        *schedule_differences(recipe),
+        *schedule_differences(export_input),
         *dropout_differences(export_input.random_settings),
     )
     ignored = (
@@ -66,6 +68,19 @@ def _differences(export_input: ExportInput) -> tuple[Difference, ...]:
         Difference("attention", "documents attend to earlier documents in their sequence"),
         Difference("targets", f"{first_token}; {ignored}"),
     )
+
+
+def _schedule_arguments(export_input: ExportInput) -> dict[str, Any]:
+    """Return a wsd schedule with the steps that hold the max LR, and nothing for the others.
+
+    Where they are not stated, LLaMA-Factory sets them to a third of those after the warmup.
+    """
+    recipe = export_input.bundle.recipe
+    if recipe.schedule not in WSD_SCHEDULES:
+        return {}
+    _, arguments = scheduler_arguments(export_input)
+    held = recipe.steps - recipe.warmup_length - recipe.decay_steps
+    return {"lr_scheduler_kwargs": arguments | {"num_stable_steps": held}}
 
 
 def _arguments(export_input: ExportInput) -> dict[str, Any]:
@@ -86,6 +101,7 @@ def _arguments(export_input: ExportInput) -> dict[str, Any]:
         "disable_shuffling": True,
         **training_arguments(export_input),
         "deepspeed": f"{export_input.out}/ds_config.json",
+        **_schedule_arguments(export_input),
         "average_tokens_across_devices": True,
         "seed": recipe.seed,
         "save_strategy": "steps",

@@ -13,13 +13,14 @@ from sweepcp.export.export_plan import (
     dropout_notes,
     monitoring_notes,
     python_literal,
-    round_to_12_digits,
     tracking_differences,
 )
 
 Arguments = dict[str, str | int | float | bool | list[str]]
-LR_DECAY_STYLES = {"cosine": "cosine", "linear": "linear", "wsd": "WSD", "constant": "constant"}
-"""Schedule of a recipe → `--lr-decay-style`."""
+LR_DECAY_STYLES = {"cosine": "cosine", "linear": "linear", "constant": "constant"}
+"""Schedule of a recipe → `--lr-decay-style`, which is WSD for the others."""
+WSD_DECAY_STYLES = {"wsd": "linear", "wsd-1-sqrt": "minus_sqrt"}
+"""Schedule of a recipe → `--lr-wsd-decay-style`."""
 SCRIPT = Template("""\
 import runpy
 import sys
@@ -165,22 +166,22 @@ def _data_arguments(export_input: ExportInput) -> Arguments:
 
 def _training_arguments(export_input: ExportInput) -> Arguments:
     bundle, recipe = export_input.bundle, export_input.bundle.recipe
-    final_fraction = 1.0 if recipe.schedule == "constant" else recipe.final_fraction
+    constant = recipe.schedule == "constant"
     arguments: Arguments = {
         "--train-iters": recipe.steps,
         "--micro-batch-size": bundle.target.compute.micro_batch,
         "--global-batch-size": recipe.sequences,
         "--calculate-per-token-loss": True,
         "--lr": export_input.max_lr,
-        "--min-lr": round_to_12_digits(export_input.max_lr * final_fraction),
-        "--lr-decay-style": LR_DECAY_STYLES[recipe.schedule],
+        "--min-lr": export_input.max_lr if constant else export_input.final_lr,
+        "--lr-decay-style": LR_DECAY_STYLES.get(recipe.schedule, "WSD"),
         "--lr-decay-iters": recipe.steps,
-        "--lr-warmup-iters": recipe.warmup_steps,
+        "--lr-warmup-iters": recipe.warmup_length,
         "--lr-warmup-init": 0.0,
         "--optimizer": "adam",
         "--adam-beta1": recipe.betas[0],
         "--adam-beta2": recipe.betas[1],
-        "--adam-eps": 1e-8,
+        "--adam-eps": recipe.epsilon,
         "--weight-decay": recipe.weight_decay,
         "--clip-grad": recipe.clip,
         "--seed": recipe.seed,
@@ -189,9 +190,10 @@ def _training_arguments(export_input: ExportInput) -> Arguments:
 
 
 def _wsd_arguments(recipe: Recipe) -> Arguments:
-    if recipe.schedule != "wsd":
+    if recipe.schedule not in WSD_DECAY_STYLES:
         return {}
-    return {"--lr-wsd-decay-style": "linear", "--lr-wsd-decay-iters": recipe.decay_steps}
+    style = WSD_DECAY_STYLES[recipe.schedule]
+    return {"--lr-wsd-decay-style": style, "--lr-wsd-decay-iters": recipe.decay_steps}
 
 
 def _system_arguments(export_input: ExportInput) -> Arguments:

@@ -4,7 +4,6 @@ import re
 from string import Template
 from typing import Any
 
-from sweepcp.config.recipe import Recipe
 from sweepcp.errors import InvalidInput
 from sweepcp.export.export_plan import (
     ExportInput,
@@ -27,6 +26,8 @@ FLAVORS = {
 
 As in `torchtitan.models.llama3`.
 """
+DECAY_TYPES = {"cosine": "cosine", "wsd-1-sqrt": "sqrt"}
+"""Schedule of a recipe → `decay_type`, which is linear for the others."""
 NORM_PARAMETERS = r"(^|.*\.)(attention_norm|ffn_norm|norm)\.weight$"
 MODULE = Template('''\
 from collections.abc import Iterator
@@ -201,7 +202,7 @@ def _settings(export_input: ExportInput) -> dict[str, Any]:
         "dump_folder": export_input.checkpoint_folder,
         "dataloader.bundle": str(export_input.loaded.path),
         "dataloader.bundle_hash": export_input.loaded.id,
-        **_schedule_settings(bundle.recipe),
+        **_schedule_settings(export_input),
         **_training_settings(export_input),
         **_checkpoint_settings(export_input),
         "metrics.enable_tensorboard": True,
@@ -213,7 +214,7 @@ def _settings(export_input: ExportInput) -> dict[str, Any]:
 def _optimizer_settings(export_input: ExportInput) -> dict[str, Any]:
     """Return AdamW's settings: norms without weight decay first, as the first match counts."""
     recipe = export_input.bundle.recipe
-    adamw = {"lr": export_input.max_lr, "betas": list(recipe.betas), "eps": 1e-8}
+    adamw = {"lr": export_input.max_lr, "betas": list(recipe.betas), "eps": recipe.epsilon}
     groups = {
         NORM_PARAMETERS: adamw | {"weight_decay": 0.0},
         ".*": adamw | {"weight_decay": recipe.weight_decay},
@@ -227,14 +228,15 @@ def _optimizer_settings(export_input: ExportInput) -> dict[str, Any]:
     return settings
 
 
-def _schedule_settings(recipe: Recipe) -> dict[str, Any]:
+def _schedule_settings(export_input: ExportInput) -> dict[str, Any]:
+    recipe = export_input.bundle.recipe
     # None: the LR decays over all steps after the warmup.
-    decay_ratio = {"wsd": recipe.decay, "constant": 0.0}.get(recipe.schedule)
+    decay_ratio = {"wsd": recipe.decay, "wsd-1-sqrt": recipe.decay, "constant": 0.0}
     return {
-        "lr_scheduler.warmup_steps": recipe.warmup_steps,
-        "lr_scheduler.decay_ratio": decay_ratio,
-        "lr_scheduler.decay_type": "cosine" if recipe.schedule == "cosine" else "linear",
-        "lr_scheduler.min_lr_factor": recipe.final_fraction,
+        "lr_scheduler.warmup_steps": recipe.warmup_length,
+        "lr_scheduler.decay_ratio": decay_ratio.get(recipe.schedule),
+        "lr_scheduler.decay_type": DECAY_TYPES.get(recipe.schedule, "linear"),
+        "lr_scheduler.min_lr_factor": export_input.final_factor,
     }
 
 
