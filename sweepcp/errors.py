@@ -7,6 +7,8 @@ from typing import Self
 
 SHOWN_CHARACTERS = 200
 """Longer values are cut in messages."""
+MAX_PATH = 4096
+"""Longer names of files are cut, too; none exists."""
 
 
 class InvalidInput(Exception):
@@ -30,10 +32,12 @@ class InvalidInput(Exception):
 
     def __str__(self) -> str:
         found = repr(str(self.found) if isinstance(self.found, PurePath) else self.found)
-        if len(found) > SHOWN_CHARACTERS:
-            found = found[: SHOWN_CHARACTERS - 3] + "..."
-        where = ": ".join(part for part in (self.file, self.key) if part)
-        return f"{where}\n  found: {found}\n  rule:  {self.rule}\n  fix:   {self.fix}"
+        parts = (_one_line(self.file, MAX_PATH), _one_line(self.key, SHOWN_CHARACTERS))
+        where = ": ".join(part for part in parts if part)
+        return (
+            f"{where}\n  found: {_one_line(found, SHOWN_CHARACTERS)}"
+            f"\n  rule:  {_one_line(self.rule)}\n  fix:   {_one_line(self.fix)}"
+        )
 
     def within(self, file: object, key: str = "") -> Self:
         """Return the error with `file` if it names none, and its key below `key`."""
@@ -45,6 +49,16 @@ class InvalidInput(Exception):
             rule=self.rule,
             fix=self.fix,
         )
+
+
+def _one_line(text: str, limit: int = 5 * SHOWN_CHARACTERS) -> str:
+    """Return a text cut to a limit, with escapes for line ends, control characters and the like."""
+    if len(text) > limit:
+        text = text[: limit - 3] + "..."
+    if text.isprintable():
+        return text
+    shown = (c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    return "".join(shown)
 
 
 def _rebuild(file: str, key: str, found: object, rule: str, fix: str) -> InvalidInput:
@@ -68,6 +82,13 @@ def located(file: object, key: str = "") -> Iterator[None]:
 
 class BaseNotScored(Exception):
     """The base model cannot be loaded or scored, so trials have no reference; exit status 1."""
+
+
+class WorkLost(Exception):
+    """Processes that a command needs were lost or did not start; exit status 1.
+
+    The same command resumes.
+    """
 
 
 class Diverged(Exception):

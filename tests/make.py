@@ -151,7 +151,25 @@ def write_store(
     np.array(tokens, dtype="<u2").tofile(path / "train.bin")
     with (path / "train.idx").open("wb") as file:
         write_index(file, np.dtype("<u2"), len(documents), lambda: [lengths])
-    write_json(path / "store.json", {"train": {"tokens": int(lengths.sum())}})
+    (path / "held_out.jsonl").touch()
+    for split, count in (("train", len(documents)), ("held_out", 0)):
+        np.arange(count, dtype="<u8").tofile(path / f"{split}.hashes")
+    size = 2 * len(tokens)
+    counts = {"documents": len(documents), "bytes": size, "covered": size, "tokens": len(tokens)}
+    record: dict[str, object] = {
+        "format": 4,
+        "fingerprint": "",
+        "tokenizer": "",
+        "records": len(documents),
+        "left_out": {},
+        "bad": 0,
+        "examples": [],
+        "used_keys": {},
+        "near_duplicates": 0,
+        "train": counts,
+        "held_out": {"documents": 0, "bytes": 0, "covered": 0},
+    }
+    write_json(path / "store.json", record)
     update_store(path, {})
     return TokenStore(path, name, fraction)
 
@@ -217,7 +235,9 @@ def write_corpora(folder: Path, model: Path) -> dict[str, TokenStore]:
         store = write_store(folder, name, documents)
         held_out = ["".join(map(chr, letters(60))) for _ in range(24)]
         jsonl(store.path / "held_out.jsonl", list(held_out))
-        meta: dict[str, object] = {"tokenizer": tokenizer, "held_out": {"documents": len(held_out)}}
+        np.arange(24, dtype="<u8").tofile(store.path / "held_out.hashes")
+        counts = {"documents": 24, "bytes": 24 * 60, "covered": 24 * 60}
+        meta: dict[str, object] = {"tokenizer": tokenizer, "held_out": counts}
         update_store(store.path, meta)
         # A new object: `meta` is cached.
         stores[name] = TokenStore(store.path, name)

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Self
 from pydantic import Field, field_validator, model_validator
 
 from sweepcp.config.recipe import TrainingSettings, check_shares, nearest_multiple
-from sweepcp.config.types import Fraction, PositiveFloat, PositiveInt
+from sweepcp.config.types import Fraction, HubId, PositiveFloat, PositiveInt, Revision
 from sweepcp.config.validation import ConfigModel
 
 
@@ -20,8 +20,11 @@ class PretrainSpec(ConfigModel):
     mixture: Annotated[dict[str, Fraction], Field(min_length=1)]
     """Source → share of the tokens; sums to 1."""
     tokens: PositiveInt
+    """Tokens that the base is pretrained on, a multiple of `training.batch_tokens`."""
     training: TrainingSettings
+    """How its pretraining steps."""
     seed: int = 0
+    """Of its initial weights and of the order of its data."""
 
     @field_validator("mixture")
     @classmethod
@@ -31,7 +34,7 @@ class PretrainSpec(ConfigModel):
 
     @model_validator(mode="after")
     def _check_config_and_tokens(self) -> Self:
-        if "model_type" not in self.config:
+        if not isinstance(self.config.get("model_type"), str):
             raise ValueError(
                 "a transformers configuration names its model_type; fix: add `model_type: llama`"
             )
@@ -50,9 +53,9 @@ class BaseSpec(ConfigModel):
 
     path: str | None = None
     """A folder with config.json, safetensors and tokenizer, relative to the experiment file."""
-    hub: str | None = None
+    hub: HubId | None = None
     """A model hub's id, such as `HuggingFaceTB/SmolLM2-135M`."""
-    revision: str | None = None
+    revision: Revision | None = None
     """Of `hub`: a commit, tag or branch. Name a commit, so that every worker and every resumed
     search loads the same model."""
     pretrain: PretrainSpec | None = None

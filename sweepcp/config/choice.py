@@ -12,7 +12,9 @@ class ScalarWeights(ConfigModel):
     """How much one per cent of each scalar counts."""
 
     domain: PositiveFloat
+    """Of the domain scalar."""
     general: PositiveFloat
+    """Of the general scalar."""
 
 
 class ReferencePoint(ConfigModel):
@@ -22,7 +24,9 @@ class ReferencePoint(ConfigModel):
     """
 
     domain: FiniteFloat = -10.0
+    """In %. The sampler is told this score of a diverged trial."""
     general: FiniteFloat = -50.0
+    """In %. The sampler is told this score of a diverged trial."""
 
 
 class ChoiceRule(ConfigModel):

@@ -7,6 +7,7 @@ from pydantic import Field
 from sweepcp.config.base_model import BaseSpec
 from sweepcp.config.budget import Budget
 from sweepcp.config.choice import ChoiceRule, ReferencePoint
+from sweepcp.config.json_schema import described_schema
 from sweepcp.config.recipe import Recipe, TrainingSettings
 from sweepcp.config.source import Source
 from sweepcp.config.space import Point, Space, WeightedSource, recipe_at
@@ -28,12 +29,14 @@ class ChoiceSection(ChoiceRule):
     """The rule of choice, and the hypervolume's reference point."""
 
     reference: ReferencePoint = ReferencePoint()
+    """The hypervolume's reference point."""
 
 
 class TargetBudget(ConfigModel):
     """The full run that trials stand for, as far as repetition of the sources is concerned."""
 
     tokens: PositiveInt
+    """Tokens of the full run."""
     source_tokens: dict[str, PositiveInt] = Field(default_factory=dict)
     """Source → its training tokens there, where the target's corpus is larger than the one here."""
     match_repetition: bool = False
@@ -45,17 +48,25 @@ class Experiment(ConfigModel):
     """An experiment file. Paths in it are relative to the file."""
 
     name: SafeName
+    """Names the run folder: `runs/<name>` by default."""
     seed: int = 0
     """Of the proposals and of every trial's data order."""
     base: BaseSpec
+    """The model that every trial starts from."""
     sources: Annotated[tuple[Source, ...], Field(min_length=1)]
+    """The corpora."""
     suites: Suites
+    """What trials are scored on."""
     space: Space
     """Inline, or the name or path of a search space file."""
     training: TrainingSection
+    """What trials have in common."""
     budget: Budget
+    """How many trials run, and on what."""
     target: TargetBudget | None = None
+    """The full run that trials stand for, to compare how often each source is read."""
     choose: ChoiceSection
+    """How one trial of the front is chosen."""
 
     def weighted_sources(self, source_tokens: dict[str, float]) -> list[WeightedSource]:
         """Return the sources with their weights: as stated, or their training tokens."""
@@ -87,7 +98,7 @@ class Experiment(ConfigModel):
 
 def json_schema() -> dict[str, Any]:
     """Return the JSON schema of experiment files, for editors."""
-    schema = Experiment.model_json_schema()
+    schema = described_schema(Experiment)
     # `parse_experiment` replaces the name of a search space file by the file's content.
     schema["properties"]["space"] = {"anyOf": [schema["properties"]["space"], {"type": "string"}]}
     return {"$schema": "https://json-schema.org/draft/2020-12/schema"} | schema

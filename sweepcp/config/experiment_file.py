@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from sweepcp.config.experiment import Experiment
+from sweepcp.config.lr_checks import check_learning_rates
 from sweepcp.config.overrides import attributed_to_overrides, parse_override, set_key
 from sweepcp.config.recipe import nearest_multiple
 from sweepcp.config.source import Source
-from sweepcp.config.space import Range, Space
+from sweepcp.config.space import Space
 from sweepcp.config.validation import validate
 from sweepcp.config.yaml_files import find_config_file, read_yaml
 from sweepcp.errors import InvalidInput, located
@@ -32,14 +33,21 @@ def parse_experiment(path: Path, overrides: Sequence[str] = ()) -> Experiment:
     for override in overrides:
         key, value = parse_override(override)
         if key.startswith("space."):
-            _inline_space(content, path.parent)
+            _inline_space(content, path)
         set_key(content, key, value)
-    _inline_space(content, path.parent)
-    with attributed_to_overrides(overrides):
+    with attributed_to_overrides(overrides, _source_names(content)):
+        _inline_space(content, path)
         experiment = validate(Experiment, content, path)
         with located(path):
             _check_sections(experiment)
     return experiment
+
+
+def _source_names(content: dict[str, Any]) -> list[object]:
+    """Return the names of the sources of a content that may have any form."""
+    sources = content.get("sources")
+    items = sources if isinstance(sources, list) else []
+    return [item.get("name") if isinstance(item, dict) else None for item in items]
 
 
 def _check_sections(experiment: Experiment) -> None:
@@ -55,14 +63,16 @@ def _check_sections(experiment: Experiment) -> None:
             rule=f"a multiple of training.batch_tokens ({batch_tokens})",
             fix=f"use {nearest_multiple(tokens, unit=batch_tokens)}",
         )
+    check_learning_rates(experiment)
 
 
-def _inline_space(content: dict[str, Any], folder: Path) -> None:
-    """Replace the name of a search space file by the file's content."""
+def _inline_space(content: dict[str, Any], file: Path) -> None:
+    """Replace the name of a search space file, in the experiment in `file`, by its content."""
     name = content.get("space")
     if not isinstance(name, str):
         return
-    path = find_config_file(name, kind="search_spaces", key="space", folder=folder)
+    with located(file):
+        path = find_config_file(name, kind="search_spaces", key="space", folder=file.parent)
     space = read_yaml(path)
     # Validated here, too, so that errors name this file and a line in it.
     validate(Space, space, path)
@@ -130,7 +140,7 @@ def _searched_groups(experiment: Experiment) -> dict[str, list[Source]]:
     """Return the sources among which the space splits a share, by a description of the group."""
     domain = [source for source in experiment.sources if source.role == "domain"]
     general = [source for source in experiment.sources if source.role == "general"]
-    lowest, highest = _bounds(experiment.space, "general_share")
+    lowest, highest = experiment.space.bounds("general_share")
     groups = {}
     if lowest < 1:
         groups["of role domain"] = domain
@@ -142,11 +152,3 @@ def _searched_groups(experiment: Experiment) -> dict[str, list[Source]]:
             groups["of role general and language en"] = english
             groups["of role general and another language than en"] = others
     return groups
-
-
-def _bounds(space: Space, name: str) -> tuple[float, float]:
-    axis = space.axes[name]
-    if isinstance(axis, Range):
-        return axis.low, axis.high
-    values = [float(value) for value in axis.choices]
-    return min(values), max(values)

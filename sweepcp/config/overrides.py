@@ -4,26 +4,27 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from sweepcp.config.yaml_files import parse_yaml
-from sweepcp.errors import InvalidInput
+from sweepcp.config.yaml_values import MAX_LEVELS, parse_yaml
+from sweepcp.errors import SHOWN_CHARACTERS, InvalidInput
 
 
 def parse_override(override: str) -> tuple[str, Any]:
     """Split `a.b=value`, with a value in YAML, into the dotted key and the value.
 
     Raises:
-        InvalidInput: There is no key, or the value is not valid YAML.
+        InvalidInput: There is no key, a part of it is empty, or the value is not valid YAML.
     """
     key, equals, text = override.partition("=")
-    if not equals or not key:
+    parts = key.split(".")
+    if not equals or not all(parts) or not key.isprintable() or len(parts) > MAX_LEVELS:
         raise InvalidInput(
             file="--set",
             key="--set",
             found=override,
-            rule="key=value, such as budget.trials=8",
-            fix="add the `=`",
+            rule="key=value, such as budget.trials=8, with names between the points",
+            fix="correct the key" if equals else "add the `=`",
         )
-    return key, parse_yaml(text, f"--set {override}")
+    return key, parse_yaml(text, _option(override), tuple(parts))
 
 
 def set_key(content: dict[str, Any], key: str, value: Any) -> None:
@@ -32,17 +33,25 @@ def set_key(content: dict[str, Any], key: str, value: Any) -> None:
     Sections that are missing are added. Items of lists are addressed by index, or by their `name`.
 
     Raises:
-        InvalidInput: A list has no such item.
+        InvalidInput: A list has no such item, or a part of the key is a single value.
     """
     *parents, last = key.split(".")
     section: Any = content
-    for part in parents:
+    for depth, part in enumerate(parents, start=1):
         if isinstance(section, list):
             section = section[_item_index(section, part, key=key)]
         else:
-            if not isinstance(section.get(part), dict | list):
+            if section.get(part) is None:
                 section[part] = {}
             section = section[part]
+        if not isinstance(section, dict | list):
+            raise InvalidInput(
+                file=f"--set {key}",
+                key=key,
+                found=section,
+                rule=f"a key of a section or list; {'.'.join(parents[:depth])} is a single value",
+                fix="correct the key, or set the whole section to a mapping",
+            )
     if isinstance(section, list):
         section[_item_index(section, last, key=key)] = value
     else:
@@ -50,16 +59,23 @@ def set_key(content: dict[str, Any], key: str, value: Any) -> None:
 
 
 @contextmanager
-def attributed_to_overrides(overrides: Sequence[str]) -> Iterator[None]:
-    """Name the override, in place of the file, in an `InvalidInput` of a key that it has set."""
+def attributed_to_overrides(overrides: Sequence[str], names: Sequence[object]) -> Iterator[None]:
+    """Name the override, in place of the file, in an `InvalidInput` of a key that it has set.
+
+    Args:
+        overrides: `a.b=value`, in the order in which they were applied.
+        names: The names of the experiment's sources, which stand for indices in keys.
+    """
     try:
         yield
     except InvalidInput as error:
+        found_at = _with_source_name(error.key, names)
         last_by_key = {override.partition("=")[0]: override for override in overrides}
         for key, override in last_by_key.items():
-            if _is_same_or_below(key, other=error.key) or _is_same_or_below(error.key, other=key):
+            set_at = _with_source_name(key, names)
+            if _is_same_or_below(set_at, found_at) or _is_same_or_below(found_at, set_at):
                 raise InvalidInput(
-                    file=f"--set {override}",
+                    file=_option(override),
                     key=error.key,
                     found=error.found,
                     rule=error.rule,
@@ -68,8 +84,22 @@ def attributed_to_overrides(overrides: Sequence[str]) -> Iterator[None]:
         raise
 
 
-def _is_same_or_below(key: str, *, other: str) -> bool:
-    return f"{key}.".startswith(f"{other}.")
+def _option(override: str) -> str:
+    """Return an override as messages name it."""
+    shown = override[:SHOWN_CHARACTERS]
+    return f"--set {shown}" if shown == override else f"--set {shown}..."
+
+
+def _with_source_name(key: str, names: Sequence[object]) -> list[str]:
+    """Return the parts of a key, with the name of a source in place of its index."""
+    parts = key.split(".")
+    if parts[0] == "sources" and len(parts) > 1 and parts[1] in map(str, range(len(names))):
+        parts[1] = str(names[int(parts[1])])
+    return parts
+
+
+def _is_same_or_below(key: list[str], other: list[str]) -> bool:
+    return key[: len(other)] == other
 
 
 def _item_index(items: list[Any], part: str, *, key: str) -> int:
@@ -83,6 +113,8 @@ def _item_index(items: list[Any], part: str, *, key: str) -> int:
         file=f"--set {key}",
         key=key,
         found=part,
-        rule=f"an item of the list, by index or name: {', '.join(names)}",
-        fix="name one of them",
+        rule=f"an item of the list, by index or name: {', '.join(names)}"
+        if names
+        else "an item of the list, which is empty",
+        fix="name one of them" if names else "set the whole list",
     )

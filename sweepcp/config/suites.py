@@ -83,7 +83,9 @@ class Suites(ConfigModel):
     """
 
     domain: Annotated[tuple[MemberSpec, ...], Field(min_length=1)]
+    """Members that measure what is learned."""
     general: Annotated[tuple[MemberSpec, ...], Field(min_length=1)]
+    """Members that measure what is forgotten."""
 
     @model_validator(mode="after")
     def _check_distinct(self) -> Self:

@@ -3,19 +3,18 @@
 import difflib
 import json
 import typing
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic_core import ErrorDetails
 
+from sweepcp.config.safe_text import SecretFound
+from sweepcp.config.yaml_files import line_of
+from sweepcp.config.yaml_values import DOCUMENT, KeyPath, is_number
 from sweepcp.errors import InvalidInput
 
 M = TypeVar("M", bound=BaseModel)
-KeyPath = tuple[int | str, ...]
-"""Keys of mappings and indices of lists, from the document down."""
 BOUNDS = {
     "greater_than_equal": "{number} of at least {ge:g}",
     "greater_than": "{number} above {gt:g}",
@@ -62,29 +61,59 @@ def validate(model: type[M], content: Any, file: object) -> M:
     """
     try:
         # Strict mode accepts a list where a tuple is declared only if the input is JSON.
-        return model.model_validate_json(json.dumps(content, default=str))
+        return model.model_validate_json(json.dumps(content))
     except ValidationError as error:
-        problems = error.errors(include_url=False)
-    raise _invalid_input(model, problems, file)
+        problems = [
+            problem
+            for problem in error.errors(include_url=False)
+            # A default that depends on another field, which is among the problems itself.
+            if problem["type"] != "default_factory_not_called"
+        ]
+    raise _invalid_input(model, problems, content, file)
 
 
 def _invalid_input(
-    model: type[BaseModel], problems: list[ErrorDetails], file: object
+    model: type[BaseModel], problems: list[ErrorDetails], content: Any, file: object
 ) -> InvalidInput:
     problem = min(problems, key=lambda candidate: candidate["type"] != "extra_forbidden")
-    # Pydantic puts the tags of unions and the names of validators among the keys.
-    path = tuple(key for key in problem["loc"] if not str(key).startswith(("function-", "<")))
-    line = _line_of(file, path)
+    path = _path_in_content(problem, content)
+    line = line_of(file, path) if isinstance(file, Path) else None
+    same = [other for other in problems if _path_in_content(other, content) == path]
     rule, fix = _rule_and_fix(model, problem, path)
-    if len(problems) > 1:
-        fix += f" ({len(problems) - 1} more after this one)"
+    if len(same) > 1 and all(other["type"] in RULES for other in same):
+        # A union has a problem for each of its types.
+        rule = " or ".join(dict.fromkeys(map(describe_rule, same)))
+    if len(same) < len(problems):
+        fix += f" ({len(problems) - len(same)} more after this one)"
     return InvalidInput(
         file=f"{file}:{line}" if line else file,
         key=_format_key(path),
-        found=None if problem["type"] == "missing" else problem["input"],
+        found=_shown_value(problem),
         rule=rule,
         fix=fix,
     )
+
+
+def _shown_value(problem: ErrorDetails) -> Any:
+    """Return the value that a message shows: none where it is missing, and no secret."""
+    if problem["type"] == "missing":
+        return None
+    if isinstance(problem.get("ctx", {}).get("error"), SecretFound):
+        return "(not shown)"
+    return problem["input"]
+
+
+def _path_in_content(problem: ErrorDetails, content: Any) -> KeyPath:
+    """Return the keys of a problem, without the tags and names that pydantic puts among them."""
+    path: list[int | str] = []
+    for number, key in enumerate(problem["loc"], start=1):
+        is_missing = problem["type"] == "missing" and number == len(problem["loc"])
+        has_key = isinstance(content, dict) and key in content
+        has_index = isinstance(content, list) and isinstance(key, int) and key < len(content)
+        if is_missing or has_key or has_index:
+            path.append(key)
+            content = None if is_missing else content[key]
+    return tuple(path)
 
 
 def _rule_and_fix(model: type[BaseModel], problem: ErrorDetails, path: KeyPath) -> tuple[str, str]:
@@ -97,6 +126,8 @@ def _rule_and_fix(model: type[BaseModel], problem: ErrorDetails, path: KeyPath) 
         return "a required key", f"add `{_format_key(path)}: ...`"
     if kind in ("float_type", "int_type") and _is_quoted_number(value):
         return "a number, not text", f"write `{path[-1]}: {value}` without quotes"
+    if kind in ("int_type", "int_from_float") and isinstance(value, float) and value.is_integer():
+        return "an integer", f"write `{path[-1]}: {int(value)}`"
     if kind == "value_error":
         # Validators of this package raise ValueError("<rule>; fix: <fix>").
         rule, _, fix = message.removeprefix("Value error, ").partition("; fix: ")
@@ -118,13 +149,7 @@ def describe_rule(problem: ErrorDetails) -> str:
 
 
 def _is_quoted_number(value: Any) -> bool:
-    if not isinstance(value, str):
-        return False
-    try:
-        float(value)
-    except ValueError:
-        return False
-    return True
+    return isinstance(value, str) and is_number(value)
 
 
 def _suggest_key(model: type[BaseModel], path: KeyPath) -> str:
@@ -134,7 +159,7 @@ def _suggest_key(model: type[BaseModel], path: KeyPath) -> str:
 
 
 def _format_key(path: KeyPath) -> str:
-    return ".".join(str(key) for key in path) or "the document"
+    return ".".join(str(key) for key in path) or DOCUMENT
 
 
 def _known_keys(model: type[BaseModel], path: KeyPath) -> list[str]:
@@ -163,32 +188,3 @@ def _plain_types(annotation: Any) -> set[Any]:
     if not arguments:
         return {annotation}
     return set().union(*map(_plain_types, arguments))
-
-
-def _line_of(file: object, path: KeyPath) -> int | None:
-    """Return the line of the last key of `path` that occurs in a YAML file.
-
-    None if `file` is no file, or if none of the keys occurs in it, as with an override.
-    """
-    yaml_file = Path(str(file))
-    if not yaml_file.is_file():
-        return None
-    node = yaml.compose(yaml_file.read_text(encoding="utf-8"), yaml.SafeLoader)
-    line = None
-    for key in path:
-        entry = _find_entry(node, key)
-        if entry is None:
-            return line
-        start, node = entry
-        line = start.start_mark.line + 1
-    return line
-
-
-def _find_entry(node: yaml.Node | None, key: int | str) -> tuple[yaml.Node, yaml.Node] | None:
-    """Return the node with which an entry begins, and the node of its value."""
-    if isinstance(node, yaml.MappingNode):
-        entries: Sequence[tuple[yaml.Node, yaml.Node]] = node.value
-        return next((entry for entry in entries if entry[0].value == str(key)), None)
-    if isinstance(node, yaml.SequenceNode) and isinstance(key, int) and key < len(node.value):
-        return node.value[key], node.value[key]
-    return None

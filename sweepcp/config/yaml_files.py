@@ -1,14 +1,19 @@
-"""Reading of YAML files that people write, safely and strictly."""
+"""Files that people write: where they are, and their content."""
 
-import re
-from collections.abc import Hashable
+import difflib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from sweepcp.errors import InvalidInput
+from sweepcp.config.yaml_values import DOCUMENT, KeyPath, compose_yaml, parse_yaml
+from sweepcp.errors import InvalidInput, located
 from sweepcp.util.files import shipped_folder
+from sweepcp.util.paths import check_input_file, describe_kind, user_path
+
+MAX_BYTES = 1 << 20
+"""Larger files are not written by hand, and take a minute to parse."""
 
 
 def find_config_file(name: str, *, kind: str, key: str, folder: Path | None = None) -> Path:
@@ -23,42 +28,38 @@ def find_config_file(name: str, *, kind: str, key: str, folder: Path | None = No
     Raises:
         InvalidInput: There is no such file.
     """
-    path = (folder or Path.cwd()) / Path(name).expanduser()
+    with located("", key):
+        path = user_path(name, folder=folder or Path.cwd())
     if path.is_file():
         return path
     shipped = {file.stem: file for file in shipped_folder(kind).glob("*.yaml")}
     if name in shipped:
         return shipped[name]
+    similar = difflib.get_close_matches(name, shipped, n=1)
     raise InvalidInput(
-        file=path,
+        file="" if folder else path,
         key=key,
-        found=name,
+        found=f"{name}: {describe_kind(path)}" if path.exists() else name,
         rule=f"the path of a file, or one of: {', '.join(sorted(shipped))}",
-        fix="correct the path",
+        fix=f"did you mean {similar[0]}?" if similar else "correct the path",
     )
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
     """Read a YAML file that must hold a mapping.
 
+    Returns:
+        Its content: text without NUL, 64-bit integers, finite numbers, booleans, None, lists, and
+        mappings with keys of text.
+
     Raises:
         InvalidInput: The file cannot be read, or holds something else.
     """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InvalidInput(
-            file=path,
-            key="the file",
-            found=str(error),
-            rule="a readable UTF-8 YAML file",
-            fix="correct the path, make the file readable, or save it as UTF-8",
-        ) from None
-    content = parse_yaml(text, path)
+    content = parse_yaml(_read_text(path), path)
     if not isinstance(content, dict):
         raise InvalidInput(
             file=path,
-            key="the document",
+            key=DOCUMENT,
             found=content,
             rule="a mapping of keys to values",
             fix="write `key: value` lines",
@@ -66,66 +67,53 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return content
 
 
-def parse_yaml(text: str, file: object) -> Any:
-    """Return the content of one YAML document; `file` is where it comes from, for messages.
+def line_of(file: Path, keys: KeyPath) -> int | None:
+    """Return the line of the last of nested keys and indices that occurs in a YAML file.
 
-    Raises:
-        InvalidInput: It is not valid YAML, or has a duplicate key. The error names the line.
+    None if the file cannot be read any more, or if none of them occurs in it, as with an override.
     """
     try:
-        return yaml.load(text, _StrictLoader)
-    except yaml.MarkedYAMLError as error:
-        raise _syntax_error(error, file) from None
-    except yaml.YAMLError as error:
-        raise InvalidInput(
-            file=file,
-            key="the document",
-            found=str(error),
-            rule="valid YAML",
-            fix="save it as UTF-8 text",
-        ) from None
+        node = compose_yaml(_read_text(file), file)
+    except InvalidInput:
+        return None
+    line = None
+    for key in keys:
+        entry = _find_entry(node, key)
+        if entry is None:
+            return line
+        start, node = entry
+        line = start.start_mark.line + 1
+    return line
 
 
-def _syntax_error(error: yaml.MarkedYAMLError, file: object) -> InvalidInput:
-    problem = error.problem or "not valid YAML"
-    line = error.problem_mark.line + 1 if error.problem_mark else None
-    key = f"line {line}" if line else "the document"
-    fix = "correct the line and its indentation"
-    if problem.startswith("duplicate key"):
-        key = problem.split("'")[1]
-        fix = "remove one of the two"
-    return InvalidInput(
-        file=f"{file}:{line}" if line else file,
-        key=key,
-        found=problem,
-        rule="one valid YAML mapping, with each key once",
-        fix=fix,
-    )
+def _find_entry(node: yaml.Node | None, key: int | str) -> tuple[yaml.Node, yaml.Node] | None:
+    """Return the node with which an entry begins, and the node of its value."""
+    if isinstance(node, yaml.MappingNode):
+        entries: Sequence[tuple[yaml.Node, yaml.Node]] = node.value
+        return next((entry for entry in entries if entry[0].value == key), None)
+    if isinstance(node, yaml.SequenceNode) and isinstance(key, int) and key < len(node.value):
+        return node.value[key], node.value[key]
+    return None
 
 
-class _StrictLoader(yaml.SafeLoader):
-    """Safe YAML that refuses duplicate keys and reads `1e-4` as a number."""
-
-    # The signature is PyYAML's, with its positional boolean.
-    def construct_mapping(
-        self,
-        node: yaml.MappingNode,
-        deep: bool = False,  # noqa: FBT001, FBT002
-    ) -> dict[Hashable, Any]:
-        seen: set[Any] = set()
-        for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
-            if key in seen:
-                raise yaml.MarkedYAMLError(
-                    problem=f"duplicate key {key!r}", problem_mark=key_node.start_mark
-                )
-            seen.add(key)
-        return super().construct_mapping(node, deep)
-
-
-# PyYAML follows YAML 1.1, in which a number in scientific notation needs a point and a sign.
-_StrictLoader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(\d[\d_]*\.?\d*|\.\d+)[eE][-+]?\d+$"),
-    list("-+0123456789."),
-)
+def _read_text(path: Path) -> str:
+    """Return the text of a file, refusing what is no regular file, too large, or not UTF-8."""
+    with located(path, "the file"):
+        check_input_file(path)
+        try:
+            with path.open("rb") as file:
+                data = file.read(MAX_BYTES + 1)
+            text = data.decode("utf-8-sig")
+        except OSError as error:
+            rule, fix = "a file that can be read", "correct its permissions"
+            raise InvalidInput(found=error.strerror, rule=rule, fix=fix) from None
+        except UnicodeDecodeError as error:
+            line = data.count(b"\n", 0, error.start) + 1
+            found = f"byte 0x{data[error.start]:02x} in line {line}"
+            rule, fix = "UTF-8 text", "save the file as UTF-8"
+            raise InvalidInput(found=found, rule=rule, fix=fix) from None
+        if len(data) > MAX_BYTES:
+            found = f"more than {MAX_BYTES:,} bytes"
+            rule = f"a file that people write, of at most {MAX_BYTES:,} bytes"
+            raise InvalidInput(found=found, rule=rule, fix="check the path: is it a corpus?")
+    return text

@@ -14,24 +14,29 @@ complete checkpoint.
 import logging
 import os
 import shutil
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
+from pydantic import Field
 from safetensors import safe_open
 from safetensors.torch import save_file
 
 from sweepcp.errors import InvalidInput
+from sweepcp.models.files import read_safetensors_header
 from sweepcp.training.process_group import ProcessGroup
 from sweepcp.training.sharded_weights import shard_range
 from sweepcp.util.files import file_sha256, write_json, write_text
-from sweepcp.util.records import Record, read_record
+from sweepcp.util.records import Record, read_record, read_text
 
 NO_CHECKPOINT = "step-0"
 """Content of `latest` before the first checkpoint."""
+NO_TENSOR = "nothing"
+"""Tensor in the file of a rank that has no shards."""
 
 State = Iterable[tuple[str, int, torch.Tensor]]
 """Name, elements of the whole tensor, and this rank's shard of every tensor."""
@@ -43,9 +48,10 @@ class RunProgress(Record):
     """How far a run has got: `manifest.json` of a checkpoint."""
 
     format: int = 1
+    """Version of the format."""
     bundle: str
     """Id of the bundle."""
-    step: int
+    step: Annotated[int, Field(ge=0)]
     """Optimizer steps taken."""
     tokens: dict[str, int]
     """Source → tokens fed to the model."""
@@ -70,7 +76,9 @@ def initialize_checkpoints(folder: Path) -> None:
         InvalidInput: There are checkpoints: a run never starts over beside them.
     """
     pointer = folder / "latest"
-    text = pointer.read_text(encoding="utf-8").strip() if pointer.exists() else NO_CHECKPOINT
+    text = NO_CHECKPOINT
+    if pointer.exists():
+        text = read_text(pointer, fix="restore the file from a backup, or remove it").strip()
     if _complete_checkpoints(folder) or text != NO_CHECKPOINT:
         raise InvalidInput(
             file=folder,
@@ -94,7 +102,7 @@ def save_checkpoint(
         group: The ranks.
         keep: Complete checkpoints that are kept; older ones are removed.
     """
-    checkpoint = folder / f"step-{progress.step:08d}"
+    checkpoint = folder / _folder_name(progress.step)
     if group.is_first:
         # What was left of a checkpoint that was not completed, perhaps by more ranks.
         shutil.rmtree(checkpoint, ignore_errors=True)
@@ -107,7 +115,7 @@ def save_checkpoint(
             shards[name] = shard.detach().cpu().contiguous()
     file = checkpoint / _rank_file(group.rank)
     # safetensors refuses a file without tensors, which the last ranks may have to write.
-    save_file(shards or {"nothing": torch.zeros(1)}, file)
+    save_file(shards or {NO_TENSOR: torch.zeros(1)}, file)
     with file.open("rb") as written:
         os.fsync(written.fileno())
     # Gathering the hashes waits for all ranks: none writes after the manifest.
@@ -153,11 +161,7 @@ def find_checkpoint(
             newest,
         )
     for checkpoint in reversed(existing):
-        progress = read_record(
-            RunProgress,
-            checkpoint / "manifest.json",
-            fix=f"restore the file from a backup, or remove {checkpoint}",
-        )
+        progress = _read_manifest(checkpoint)
         if progress.bundle != bundle_id:
             raise InvalidInput(
                 file=checkpoint,
@@ -168,6 +172,7 @@ def find_checkpoint(
             )
         damaged = _first_damaged(checkpoint, progress, group)
         if not damaged:
+            _check_sizes(checkpoint, progress)
             return checkpoint, progress
         logger.warning("%s is damaged (%s); using the checkpoint before it", checkpoint, damaged)
     raise InvalidInput(
@@ -214,13 +219,59 @@ def _complete_checkpoints(folder: Path) -> list[Path]:
     return sorted(path.parent for path in folder.glob("step-*/manifest.json"))
 
 
+def _read_manifest(checkpoint: Path) -> RunProgress:
+    file = checkpoint / "manifest.json"
+    fix = f"restore the file from a backup, or remove {checkpoint}"
+    progress = read_record(RunProgress, file, fix=fix)
+    files = {_rank_file(rank) for rank in range(len(progress.files))}
+    if progress.ranks != len(progress.files) or files != set(progress.files):
+        raise InvalidInput(
+            file=file,
+            key="files",
+            found=sorted(progress.files),
+            rule=f"one file for each of the {progress.ranks} ranks",
+            fix=fix,
+        )
+    if checkpoint.name != _folder_name(progress.step):
+        raise InvalidInput(
+            file=file,
+            key="step",
+            found=progress.step,
+            rule=f"the step of {checkpoint.name}",
+            fix=fix,
+        )
+    return progress
+
+
+def _check_sizes(checkpoint: Path, progress: RunProgress) -> None:
+    """Raise `InvalidInput` unless the files of all ranks hold the tensors of the manifest."""
+    sizes: Counter[str] = Counter()
+    for rank in range(progress.ranks):
+        for tensor in read_safetensors_header(checkpoint / _rank_file(rank)).tensors:
+            sizes[tensor.name] += tensor.size
+    del sizes[NO_TENSOR]
+    if sizes != progress.sizes:
+        different = sorted(sizes.items() ^ progress.sizes.items())[:1]
+        raise InvalidInput(
+            file=checkpoint / "manifest.json",
+            key="sizes",
+            found=different,
+            rule="the elements of the tensors in the files of the ranks",
+            fix=f"restore the file from a backup, or remove {checkpoint}",
+        )
+
+
+def _folder_name(step: int) -> str:
+    return f"step-{step:08d}"
+
+
 def _read_pointer(pointer: Path, newest: str) -> str:
-    text = pointer.read_text(encoding="utf-8").strip() if pointer.is_file() else ""
+    text = read_text(pointer, fix=f"write `{newest}` into it").strip() if pointer.exists() else ""
     if not text:
         raise InvalidInput(
             file=pointer,
             key="the pointer",
-            found="empty" if pointer.is_file() else "missing",
+            found="empty" if pointer.exists() else "missing",
             rule="the name of a checkpoint; a run does not start over by itself",
             fix=f"write `{newest}` into it to resume from there",
         )

@@ -14,9 +14,10 @@ import signal
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import numpy as np
+from pydantic import Field
 
 from sweepcp.errors import Alarmed, Diverged, InvalidInput, Stopped
 from sweepcp.runs.trial import numeric_versions
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
 SIGNALS = (signal.SIGTERM, signal.SIGUSR2)
 """What a scheduler sends before it takes a node away. The run saves a checkpoint and ends with exit
 status 128 + signal."""
+RUN_FILE = "run.json"
+REMOVE_ENDING = "remove the file to resume from the last checkpoint"
 FINISHED, FAILED, INVALID, DIVERGED = 0, 1, 2, 3
 """Exit statuses. 3 is also that of an alarm: another start would end in the same way."""
 RUN_FILES = ("base.json", "ended.json", "metrics.jsonl", "items.json", "scorecard.json")
@@ -41,9 +44,10 @@ class RunRecord(Record):
     """`run.json`: the bundle that the run belongs to."""
 
     format: Literal[1] = 1
+    """Version of the format."""
     bundle: str
     """Id of the bundle."""
-    versions: tuple[dict[str, str], ...]
+    versions: Annotated[tuple[dict[str, str], ...], Field(min_length=1)]
     """Versions of the packages that the numbers depend on: those that the run began with, and those
     of every start at which they had changed."""
     continued: tuple[int, ...] = ()
@@ -54,6 +58,7 @@ class Ending(Record):
     """`ended.json`: how the last start of the run ended."""
 
     format: Literal[1] = 1
+    """Version of the format."""
     bundle: str
     """Id of the bundle."""
     status: int
@@ -61,6 +66,7 @@ class Ending(Record):
     step: int | None
     """The step at which it ended; None before the first one."""
     reason: str
+    """Why it ended, in words; `finished` if it is complete."""
 
 
 def package_versions() -> dict[str, str]:
@@ -103,8 +109,8 @@ def is_owned(out: Path, bundle_id: str) -> bool:
     Raises:
         InvalidInput: The folder holds the run of another bundle, or files of an unknown one.
     """
-    path, fix = out / "run.json", "name another --out"
-    if not path.exists():
+    fix = "name another --out"
+    if not (out / RUN_FILE).exists():
         for name in RUN_FILES:
             if (out / name).exists():
                 raise InvalidInput(
@@ -115,8 +121,7 @@ def is_owned(out: Path, bundle_id: str) -> bool:
                     fix=f"{fix}, or restore run.json",
                 )
         return False
-    record = read_record(RunRecord, path, fix=f"restore the file from a backup, or {fix}")
-    check_bundle(path, record.bundle, bundle_id=bundle_id, fix=fix)
+    check_bundle(out / RUN_FILE, _read_record(out).bundle, bundle_id=bundle_id, fix=fix)
     return True
 
 
@@ -138,9 +143,8 @@ def read_final_ending(
     path = out / "ended.json"
     if not is_owned(out, bundle_id) or not path.exists():
         return None
-    fix = "remove the file to resume from the last checkpoint"
-    ending = read_record(Ending, path, fix=fix)
-    check_bundle(path, ending.bundle, bundle_id=bundle_id, fix=fix)
+    ending = read_record(Ending, path, fix=REMOVE_ENDING)
+    check_bundle(path, ending.bundle, bundle_id=bundle_id, fix=REMOVE_ENDING)
     if ending.status not in (FINISHED, DIVERGED):
         return None
     asks = continue_after is not None and ending.status == DIVERGED
@@ -152,7 +156,7 @@ def read_final_ending(
 def claim_folder(out: Path, bundle_id: str) -> None:
     """Write run.json: from here on the folder is that of a run of the bundle."""
     record = RunRecord(bundle=bundle_id, versions=(package_versions(),))
-    write_json(out / "run.json", record.model_dump(mode="json"))
+    write_json(out / RUN_FILE, record.model_dump(mode="json"))
 
 
 def begin_attempt(out: Path, bundle_id: str) -> None:
@@ -167,7 +171,7 @@ def begin_attempt(out: Path, bundle_id: str) -> None:
         return
     record, now = _read_record(out), package_versions()
     if (out / "ended.json").exists():
-        ending = Ending.model_validate_json((out / "ended.json").read_bytes())
+        ending = read_record(Ending, out / "ended.json", fix=REMOVE_ENDING)
         if ending.status == DIVERGED and ending.step is not None:
             record = record.model_copy(update={"continued": (*record.continued, ending.step)})
     before = record.versions[-1]
@@ -177,12 +181,13 @@ def begin_attempt(out: Path, bundle_id: str) -> None:
     if changed:
         logger.warning("resuming with other versions: %s", ", ".join(changed))
         record = record.model_copy(update={"versions": (*record.versions, now)})
-    write_json(out / "run.json", record.model_dump(mode="json"))
+    write_json(out / RUN_FILE, record.model_dump(mode="json"))
     (out / "ended.json").unlink(missing_ok=True)
 
 
 def _read_record(out: Path) -> RunRecord:
-    return RunRecord.model_validate_json((out / "run.json").read_bytes())
+    fix = "restore the file from a backup, or name another --out"
+    return read_record(RunRecord, out / RUN_FILE, fix=fix)
 
 
 def record_ending(out: Path, ending: Ending) -> None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from sweepcp.config.types import COMMIT
 from sweepcp.corpora.identity import check_store, identify_tasks
+from sweepcp.corpora.permissions import check_permissions
 from sweepcp.data.token_store import TokenStore
 from sweepcp.errors import InvalidInput, located
 from sweepcp.full_run.ending import check_on_first_rank
@@ -22,6 +23,7 @@ from sweepcp.models.files import (
 )
 from sweepcp.promote.bundle import Bundle, CorpusPlan, LoadedBundle, Model
 from sweepcp.training.deepspeed_config import divides_batch, zero_config
+from sweepcp.training.launcher import launched_process
 from sweepcp.util.files import file_sha256
 
 if TYPE_CHECKING:
@@ -66,7 +68,8 @@ def check_content(bundle: LoadedBundle) -> None:
     hub model is checked by `fetch_model_files` instead.
 
     Raises:
-        InvalidInput: A store, the model or a task was changed.
+        InvalidInput: A store, the model or a task was changed, or a task runs code that nobody has
+            allowed on this machine.
     """
     content = bundle.bundle
     with located(bundle.path / "bundle.json"):
@@ -75,18 +78,21 @@ def check_content(bundle: LoadedBundle) -> None:
         if content.model.path is not None:
             _check_fingerprint(Path(content.model.path), content.model.fingerprint)
         _check_tasks(content)
+        check_permissions(content.suites, bundle.path / "bundle.json")
 
 
 def check_gpu(bundle: LoadedBundle) -> None:
-    """Raise `InvalidInput` if this process of a run on GPUs has none."""
+    """Raise `InvalidInput` if this process of a run on GPUs has none, or its launcher is wrong."""
     import torch
 
-    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
-    if bundle.bundle.target.hardware.device == "cuda" and torch.cuda.device_count() <= local_rank:
+    process = launched_process()
+    visible = torch.cuda.device_count()
+    on_gpu = bundle.bundle.target.hardware.device == "cuda"
+    if on_gpu and process.gpu_index(visible) is None:
         raise InvalidInput(
             file=bundle.path / "bundle.json",
             key="target.hardware.device",
-            found=f"{torch.cuda.device_count()} GPUs on {socket.gethostname()}",
+            found=f"{visible} GPUs on {socket.gethostname()}",
             rule="a GPU for each process",
             fix="start as many processes per node as it has GPUs, or promote to a target with "
             "`device: cpu`",

@@ -56,7 +56,7 @@ from sweepcp.scoring.scorecard import (
     ItemScores,
     Scorecard,
     check_splits,
-    compare_with_base,
+    compare_with_recorded,
     write_items,
 )
 from sweepcp.scoring.scorer import Scorer
@@ -67,6 +67,7 @@ from sweepcp.training.zero_engine import ZeroEngine, join_process_group
 from sweepcp.util.files import write_json, write_text
 from sweepcp.util.locks import exclusive_lock
 from sweepcp.util.records import Record, read_record
+from sweepcp.util.temporary import remove_abandoned
 
 logger = logging.getLogger(__name__)
 
@@ -75,6 +76,7 @@ class StepZeroRecord(Record):
     """`base.json` of a full run: the scores at step 0; a run that has it has begun."""
 
     format: Literal[2] = 2
+    """Version of the format."""
     bundle: str
     """Id of the bundle."""
     items: tuple[ItemScores, ...]
@@ -117,6 +119,8 @@ def full_run(bundle: LoadedBundle, out: Path, *, stop_file: Path | None = None) 
 
         def take_folder() -> None:
             stack.enter_context(exclusive_lock(out / "train.lock", rule))
+            for folder in (out, *out.glob("checkpoints")):
+                remove_abandoned(folder)
             begin_attempt(out, bundle.id)
 
         check_on_first_rank(group, take_folder)
@@ -356,7 +360,8 @@ class _FullRun:
 
     def _score_watched(self, step: int, base: list[ItemScores]) -> str:
         """Log the watched text against step 0; return an alarm, or an empty string."""
-        card = compare_with_base(trial=self.watcher.score_held_out(), base=base)
+        items = self.watcher.score_held_out()
+        card = compare_with_recorded(trial=items, base=base, file=self.out / "base.json")
         self.log.write_held_out(step, card)
         alarm = regression_alarm(step, card.report.general, self.target.watch.max_regression)
         if alarm:
@@ -369,7 +374,7 @@ class _FullRun:
         self.engine.save_weights(self.out / "model")
         logger.info("scoring both suites")
         items = self.scorer.score()
-        card = compare_with_base(trial=items, base=base)
+        card = compare_with_recorded(trial=items, base=base, file=self.out / "base.json")
         if self.group.is_first:
             write_items(self.out / "items.json", items)
             write_json(self.out / "scorecard.json", card.model_dump(mode="json"))

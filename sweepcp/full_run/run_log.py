@@ -11,11 +11,13 @@ from typing import Any
 
 import torch
 
+from sweepcp.errors import InvalidInput
 from sweepcp.promote.bundle import LoadedBundle
 from sweepcp.scoring.scorecard import Scorecard
 from sweepcp.training.loop import StepMetrics
 from sweepcp.training.process_group import ProcessGroup
 from sweepcp.util.files import write_text
+from sweepcp.util.records import read_json_lines
 
 SECONDS_BETWEEN_MESSAGES = 5.0
 """Between log messages about steps; files and trackers receive every step."""
@@ -48,16 +50,17 @@ class RunLog:
         self._step_began = time.perf_counter()
 
     def truncate(self, steps_done: int) -> None:
-        """Remove what was logged after step `steps_done`."""
+        """Remove what was logged after step `steps_done`.
+
+        Raises:
+            InvalidInput: A file of the log is corrupt.
+        """
         if not self.group.is_first:
             return
         for name in ("metrics.jsonl", "held_out.jsonl"):
             path = self.out / name
-            text = path.read_text(encoding="utf-8") if path.exists() else ""
-            # A process that was killed may have left half a line at the end.
-            lines = [line for line in text.splitlines(keepends=True) if line.endswith("\n")]
-            kept = [line for line in lines if json.loads(line)["step"] <= steps_done]
-            write_text(path, "".join(kept))
+            lines = _logged_lines(path) if path.exists() else []
+            write_text(path, "".join(line for step, line in lines if step <= steps_done))
 
     def write_step(self, metrics: StepMetrics) -> None:
         """Log the metrics of a step that has just ended."""
@@ -183,6 +186,21 @@ class RunLog:
             tracker.start()
             self._sinks.append(partial(_write_to_tracker, tracker))
             self._closers.append(tracker.finish)
+
+
+def _logged_lines(path: Path) -> list[tuple[int, str]]:
+    """Return step and line of what was logged in a file."""
+    fix = "correct or remove the line; the log is for reading, the state is in the checkpoints"
+    lines = []
+    # A process that was killed may have left half a line at the end.
+    for place, line, value in read_json_lines(path, fix=fix, complete=False):
+        step = value.get("step") if isinstance(value, dict) else None
+        if type(step) is not int:
+            raise InvalidInput(
+                file=place, key="step", found=value, rule="an object with a step", fix=fix
+            )
+        lines.append((step, line.decode("utf-8")))
+    return lines
 
 
 def proxy_loss(losses: tuple[float, ...], step: int, *, steps: int) -> float:

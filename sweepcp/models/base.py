@@ -1,16 +1,24 @@
 """The base model of an experiment: what can be read of it without loading its weights."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 from sweepcp.config.base_model import BaseSpec
 from sweepcp.config.model_dimensions import dimensions_of
-from sweepcp.config.types import COMMIT
+from sweepcp.config.types import COMMIT, is_hub_id
 from sweepcp.errors import InvalidInput, located
-from sweepcp.models.files import count_elements, read_config, read_shards, tokenizer_fingerprint
+from sweepcp.models.files import (
+    COPY_AGAIN,
+    check_layer_counts,
+    count_elements,
+    read_config,
+    read_model_json,
+    read_shards,
+    tokenizer_fingerprint,
+)
 from sweepcp.util.files import cache_dir
 from sweepcp.util.json_values import digest
+from sweepcp.util.paths import user_path
 
 FORMAT = 3
 """Version of the cache of pretrained bases; part of their cache keys."""
@@ -30,15 +38,21 @@ def resolve_base(base: BaseSpec, folder: Path) -> BaseSpec:
             code. The error names no file.
     """
     if base.pretrain is not None:
-        tokenizer = folder / Path(base.pretrain.tokenizer).expanduser()
+        with located(file="", key="base.pretrain.tokenizer"):
+            tokenizer = user_path(base.pretrain.tokenizer, folder=folder)
+            if not tokenizer.is_dir() and not is_hub_id(base.pretrain.tokenizer):
+                rule = f"`{BYTES}`, the id of a repository, or a folder (looked for {tokenizer})"
+                raise InvalidInput(found=base.pretrain.tokenizer, rule=rule, fix="correct the path")
+        with located(file="", key="base.pretrain.config"):
+            check_layer_counts(base.pretrain.config)
         if base.pretrain.tokenizer == BYTES or not tokenizer.is_dir():
             return base
         pretrain = base.pretrain.model_copy(update={"tokenizer": str(tokenizer.resolve())})
         return base.model_copy(update={"pretrain": pretrain})
     if base.path is None:
         return base
-    path = (folder / Path(base.path).expanduser()).resolve()
     with located(file="", key="base.path"):
+        path = user_path(base.path, folder=folder).resolve()
         read_shards(path)
         read_config(path)
     return base.model_copy(update={"path": str(path)})
@@ -50,9 +64,7 @@ def model_config(base: BaseSpec) -> dict[str, Any] | None:
         return base.pretrain.config
     if base.path is None:
         return None
-    text = (Path(base.path) / "config.json").read_text(encoding="utf-8")
-    config: dict[str, Any] = json.loads(text)
-    return config
+    return read_model_json(Path(base.path) / "config.json")
 
 
 def pin_base(base: BaseSpec) -> BaseSpec:
@@ -123,16 +135,47 @@ def language_config(base: BaseSpec) -> dict[str, Any]:
     """Return the settings of a base's language model; empty for one that is only on the hub.
 
     Models that read images, too, state them in a section of their own.
+
+    Raises:
+        InvalidInput: That is no section.
     """
     config = model_config(base) or {}
-    section: dict[str, Any] = config.get("text_config", {})
+    section = config.get("text_config") or {}
+    if not isinstance(section, dict):
+        rule = "the settings of the language model, a mapping"
+        raise _invalid_setting(base, "text_config", section, rule)
     return config | section
+
+
+def stated_size(base: BaseSpec, *keys: str) -> int | None:
+    """Return the first of some sizes that the configuration of a base states; None if none is.
+
+    Raises:
+        InvalidInput: It is no positive integer.
+    """
+    config = language_config(base)
+    for key in keys:
+        value = config.get(key)
+        if value is None:
+            continue
+        if type(value) is not int or value < 1:
+            raise _invalid_setting(base, key, value, "an integer of at least 1")
+        return value
+    return None
+
+
+def _invalid_setting(base: BaseSpec, key: str, found: object, rule: str) -> InvalidInput:
+    """Return the error of a value in the configuration of a base."""
+    if base.path is None:
+        fix = "correct it"
+        return InvalidInput(key=f"base.pretrain.config.{key}", found=found, rule=rule, fix=fix)
+    file = Path(base.path) / "config.json"
+    return InvalidInput(file=file, key=key, found=found, rule=rule, fix=COPY_AGAIN)
 
 
 def max_sequence_length(base: BaseSpec) -> int | None:
     """Return the longest sequence in tokens that a base takes, or None if that is not known."""
-    config = language_config(base)
-    return next((int(config[key]) for key in LENGTH_KEYS if key in config), None)
+    return stated_size(base, *LENGTH_KEYS)
 
 
 def count_parameters(base: BaseSpec) -> int | None:
@@ -148,7 +191,8 @@ def count_parameters(base: BaseSpec) -> int | None:
             return count_elements(read_shards(Path(base.path)))
     if base.pretrain is None:
         return None
-    dimensions = dimensions_of({"vocab_size": BYTE_VOCABULARY} | base.pretrain.config)
+    with located("", "base.pretrain.config"):
+        dimensions = dimensions_of({"vocab_size": BYTE_VOCABULARY} | base.pretrain.config)
     return dimensions.parameter_count if dimensions else None
 
 

@@ -6,7 +6,6 @@ the names that an architecture declares ignorable, tied weights), but where tran
 fills a tensor at random, this is an error.
 """
 
-import json
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
 
 from sweepcp.errors import InvalidInput
-from sweepcp.models.files import SafetensorsFile, TensorInfo
+from sweepcp.models.files import SafetensorsFile, TensorInfo, read_model_json
 
 DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 """Dtypes of weights, by safetensors' name: those that fp32 holds exactly."""
@@ -71,7 +70,7 @@ def match_tensors(shards: list[SafetensorsFile], model: PreTrainedModel) -> list
 
 
 def _check_config(folder: Path) -> None:
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config = read_model_json(folder / "config.json")
     if config.get("quantization_config"):
         raise InvalidInput(
             file=folder / "config.json",

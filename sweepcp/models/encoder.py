@@ -3,7 +3,7 @@
 from sweepcp.config.base_model import BaseSpec
 from sweepcp.data.encoding import Encoder, byte_encoder
 from sweepcp.errors import InvalidInput
-from sweepcp.models.base import language_config
+from sweepcp.models.base import stated_size
 
 
 def load_encoder(base: BaseSpec) -> Encoder:
@@ -20,8 +20,8 @@ def load_encoder(base: BaseSpec) -> Encoder:
         from sweepcp.models.loading import load_tokenizer, make_encoder
 
         encoder = make_encoder(load_tokenizer(base))
-    embeddings = language_config(base).get("vocab_size", encoder.vocab_size)
-    if encoder.vocab_size > embeddings:
+    embeddings = stated_size(base, "vocab_size")
+    if embeddings is not None and encoder.vocab_size > embeddings:
         raise InvalidInput(
             file=base.tokenizer,
             key="the tokenizer",

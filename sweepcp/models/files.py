@@ -4,15 +4,19 @@ A safetensors file is a u64 with the length of its header, the header as JSON (t
 shape, data_offsets), and the bytes of the tensors one after the other.
 """
 
-import json
 import math
+import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from sweepcp.errors import InvalidInput
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+
+from sweepcp.config.model_dimensions import MAX_LAYERS
+from sweepcp.errors import InvalidInput, located
 from sweepcp.util.file_hashes import content_hashes
-from sweepcp.util.json_values import digest
+from sweepcp.util.json_values import digest, parse_json
+from sweepcp.util.records import check_file, is_file, read_json_object
 
 INDEX = "model.safetensors.index.json"
 WEIGHT_PATTERNS = (
@@ -49,6 +53,32 @@ TOKENIZER_PATTERNS = (
 """Files from which the tokenizers of transformers are loaded."""
 NO_TOKEN_SETTINGS = ("chat_template", "name_or_path")
 """Keys of `tokenizer_config.json` that decide no token of a text."""
+LAYER_COUNT = re.compile(r"(layers?|blocks)$")
+DTYPE_BYTES = {
+    **dict.fromkeys(("BOOL", "U8", "I8", "F8_E5M2", "F8_E4M3"), 1),
+    **dict.fromkeys(("U16", "I16", "F16", "BF16"), 2),
+    **dict.fromkeys(("U32", "I32", "F32"), 4),
+    **dict.fromkeys(("U64", "I64", "F64"), 8),
+}
+"""Bytes per element, by safetensors' name."""
+REFUSED_SETTINGS = {
+    "auto_map": (
+        "a model that transformers itself implements; a model's own code is never run "
+        "(trust_remote_code is off)",
+        "use a model of transformers, or convert it to one and remove `auto_map`",
+    ),
+    "quantization_config": (
+        "weights that are not quantized: trials train all of them, and transformers imports other "
+        "packages to read quantized ones",
+        "use the model that this one was quantized from, or dequantise it and save it again",
+    ),
+    "transformers_weights": (
+        f"weights in {WEIGHTS}, or in the files of {INDEX}",
+        "rename the file of weights, and remove `transformers_weights`",
+    ),
+}
+"""Settings of `config.json` with which transformers runs or reads something else than is checked,
+with the rule that each breaks and the fix."""
 COPY_AGAIN = "copy it from its origin again"
 
 
@@ -80,42 +110,85 @@ class SafetensorsFile:
     """In the order of their bytes."""
 
 
+class TensorEntry(BaseModel):
+    """A tensor in the header of a safetensors file."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+    dtype: str
+    """As the format names it."""
+    shape: list[Annotated[int, Field(ge=0)]]
+    """Elements in each dimension."""
+    data_offsets: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=2, max_length=2)]
+    """Where its bytes begin and end, after the header."""
+
+
+_TENSOR_ENTRIES = TypeAdapter(dict[str, TensorEntry])
+
+
 def read_safetensors_header(path: Path) -> SafetensorsFile:
     """Read the header of a safetensors file.
 
     Raises:
         InvalidInput: The file is truncated or corrupt.
     """
+    check_file(path, fix=COPY_AGAIN)
+    size = path.stat().st_size
     with path.open("rb") as file:
         length = file.read(8)
-        header = file.read(int.from_bytes(length, "little")) if len(length) == 8 else b""
+        header_size = int.from_bytes(length, "little")
+        # A corrupt length may be beyond all memory.
+        header = file.read(header_size) if header_size <= size - 8 else b""
     try:
-        entries = json.loads(header)
-        entries.pop("__metadata__", None)
-        tensors = [_tensor_info(name, entry) for name, entry in entries.items()]
-        end = max((entry["data_offsets"][1] for entry in entries.values()), default=0)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        entries = _parse_header(header)
+    except ValueError as error:
         raise InvalidInput(
             file=path,
             key="the header",
             found=str(error),
-            rule="a safetensors file begins with a JSON header",
+            rule="a safetensors file begins with a JSON header of its tensors",
             fix=COPY_AGAIN,
         ) from None
-    size = 8 + len(header) + end
-    if path.stat().st_size != size:
+    tensors = [
+        TensorInfo(name, entry.dtype, tuple(entry.shape), entry.data_offsets[0])
+        for name, entry in entries.items()
+    ]
+    end = max((entry.data_offsets[1] for entry in entries.values()), default=0)
+    expected = 8 + len(header) + end
+    if size != expected:
         raise InvalidInput(
             file=path,
             key="the length",
-            found=path.stat().st_size,
-            rule=f"{size} bytes, according to its header",
+            found=size,
+            rule=f"{expected} bytes, according to its header",
             fix=COPY_AGAIN,
         )
     return SafetensorsFile(path, length + header, tuple(sorted(tensors, key=lambda t: t.first)))
 
 
-def _tensor_info(name: str, entry: dict[str, Any]) -> TensorInfo:
-    return TensorInfo(name, entry["dtype"], tuple(entry["shape"]), entry["data_offsets"][0])
+def _parse_header(header: bytes) -> dict[str, TensorEntry]:
+    """Return the tensors of a header, whose bytes lie one after the other.
+
+    Raises:
+        ValueError: It is no such header.
+    """
+    content = parse_json(header)
+    if not isinstance(content, dict):
+        raise ValueError("no JSON object")
+    content.pop("__metadata__", None)
+    try:
+        entries = _TENSOR_ENTRIES.validate_python(content)
+    except ValidationError as error:
+        problem = error.errors(include_url=False)[0]
+        key = ".".join(str(part) for part in problem["loc"])
+        raise ValueError(f"{key}: {problem['msg']}") from None
+    end = 0
+    for name, entry in sorted(entries.items(), key=lambda item: item[1].data_offsets):
+        first, last = entry.data_offsets
+        width = DTYPE_BYTES.get(entry.dtype)
+        if first != end or (width and last - first != width * math.prod(entry.shape)):
+            raise ValueError(f"{name}: its bytes are {first} to {last}")
+        end = last
+    return entries
 
 
 def read_shards(folder: Path) -> list[SafetensorsFile]:
@@ -125,7 +198,7 @@ def read_shards(folder: Path) -> list[SafetensorsFile]:
         InvalidInput: There is no model, a file is missing or corrupt, or the weights are not
             safetensors. Unless it is a file's own fault, the error names no file.
     """
-    if not (folder / "config.json").is_file():
+    if not is_file(folder / "config.json"):
         raise InvalidInput(
             found=str(folder),
             rule="a folder with config.json",
@@ -140,8 +213,7 @@ def read_shards(folder: Path) -> list[SafetensorsFile]:
             fix="remove the one that is not the model",
         )
     if index.is_file():
-        weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-        paths = [folder / name for name in sorted(set(weight_map.values()))]
+        paths = [folder / name for name in _indexed_files(index)]
         missing = [path.name for path in paths if not path.is_file()]
         if missing:
             raise InvalidInput(
@@ -154,6 +226,21 @@ def read_shards(folder: Path) -> list[SafetensorsFile]:
     else:
         raise _no_safetensors(folder)
     return [read_safetensors_header(path) for path in paths]
+
+
+def _indexed_files(index: Path) -> list[str]:
+    """Return the names of the files that an index names, sorted."""
+    weight_map = read_model_json(index).get("weight_map")
+    names = list(weight_map.values()) if isinstance(weight_map, dict) else []
+    if not names or not all(isinstance(name, str) and Path(name).name == name for name in names):
+        raise InvalidInput(
+            file=index,
+            key="weight_map",
+            found=weight_map,
+            rule="the name of a file in the same folder for each tensor",
+            fix=COPY_AGAIN,
+        )
+    return sorted(set(names))
 
 
 def _no_safetensors(folder: Path) -> InvalidInput:
@@ -183,17 +270,45 @@ def read_config(folder: Path) -> dict[str, Any]:
     """Read `config.json` of a model.
 
     Raises:
-        InvalidInput: The model brings its own code. The error names no file.
+        InvalidInput: The model brings its own code, or its weights are not those of its
+            safetensors. The error names no file.
     """
-    content: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    if content.get("auto_map"):
-        raise InvalidInput(
-            found=f"{folder}/config.json with auto_map",
-            rule="a model that transformers itself implements; a model's own code is never run "
-            "(trust_remote_code is off)",
-            fix="use a model of transformers, or convert it to one and remove `auto_map`",
-        )
+    content = read_model_json(folder / "config.json")
+    for key, (rule, fix) in REFUSED_SETTINGS.items():
+        if content.get(key):
+            raise InvalidInput(found=f"{folder}/config.json with {key}", rule=rule, fix=fix)
+    with located(folder / "config.json"):
+        check_layer_counts(content)
     return content
+
+
+def check_layer_counts(config: dict[str, Any]) -> None:
+    """Raise `InvalidInput` for a configuration of more layers than any model has.
+
+    Only to build its modules, without weights, would take all time and memory.
+    """
+    for key, value in config.items():
+        if isinstance(value, dict):
+            with located("", key):
+                check_layer_counts(value)
+        elif LAYER_COUNT.search(key) and isinstance(value, int) and value > MAX_LAYERS:
+            raise InvalidInput(
+                key=key,
+                found=value,
+                rule=f"at most {MAX_LAYERS:,} layers",
+                fix="use the model's own configuration",
+            )
+
+
+def read_model_json(path: Path) -> dict[str, Any]:
+    """Read a JSON file of a model: a configuration, an index or the settings of a tokenizer.
+
+    Infinities and NaN, which transformers writes, are kept.
+
+    Raises:
+        InvalidInput: The file is missing or damaged, or holds no JSON object.
+    """
+    return read_json_object(path, fix=COPY_AGAIN, finite=False)
 
 
 def count_elements(shards: list[SafetensorsFile]) -> int:
@@ -245,17 +360,11 @@ def tokenizer_fingerprint(folder: Path) -> str:
     config = folder / "config.json"
     if config.is_file():
         # transformers chooses the tokenizer's class by it where the tokenizer names none.
-        model_type = json.loads(config.read_text(encoding="utf-8")).get("model_type")
-        contents.append(model_type)
+        contents.append(read_model_json(config).get("model_type"))
     return digest(contents)
 
 
 def _tokenizer_settings(path: Path) -> Any:
     """Return the settings of a tokenizer without those that decide no token of a text."""
-    try:
-        settings = json.loads(path.read_text(encoding="utf-8"))
-        return {key: settings[key] for key in settings if key not in NO_TOKEN_SETTINGS}
-    except (ValueError, TypeError) as error:
-        raise InvalidInput(
-            file=path, key="the file", found=str(error), rule="a JSON object", fix=COPY_AGAIN
-        ) from None
+    settings = read_json_object(path, fix=COPY_AGAIN)
+    return {key: settings[key] for key in settings if key not in NO_TOKEN_SETTINGS}

@@ -23,7 +23,7 @@ from sweepcp.models.architecture import (
     supported_attention,
 )
 from sweepcp.models.checkpoint import SAVE_AGAIN, match_tensors
-from sweepcp.models.files import fetch_hub_model, read_shards
+from sweepcp.models.files import fetch_hub_model, read_config, read_shards
 
 # Workers load models while the driver's own progress is on the terminal.
 disable_progress_bar()
@@ -110,8 +110,8 @@ def load_model(model: str, *, revision: str | None, device: torch.device) -> Pre
         InvalidInput: Its files do not hold exactly the model's tensors.
     """
     folder = Path(model) if Path(model).is_dir() else fetch_hub_model(model, revision)
-    config = read_model_config(folder)
     check_model_files(folder)
+    config = read_model_config(folder)
     try:
         loaded_and_info: Any = AutoModelForCausalLM.from_pretrained(
             folder,
@@ -122,8 +122,13 @@ def load_model(model: str, *, revision: str | None, device: torch.device) -> Pre
             use_safetensors=True,
             output_loading_info=True,
         )
-    except RuntimeError as error:
-        raise _not_converted(folder, str(error)) from None
+    except torch.OutOfMemoryError:
+        raise
+    # What it cannot use in the files, transformers reports by errors of many types.
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno:
+            raise
+        raise _not_converted(folder, f"{type(error).__name__}: {error}") from None
     loaded, info = loaded_and_info
     # What is computed from several tensors of the files is known only now.
     problems = {kind: names for kind, names in info.items() if names}
@@ -140,6 +145,7 @@ def check_model_files(folder: Path) -> None:
         InvalidInput: They do not, see `match_tensors`.
     """
     with located(folder):
+        read_config(folder)
         shards = read_shards(folder)
         match_tensors(shards, empty_model(read_model_config(folder)))
 
@@ -147,8 +153,9 @@ def check_model_files(folder: Path) -> None:
 def _not_converted(folder: Path, found: str) -> InvalidInput:
     return InvalidInput(
         file=folder,
-        key="the weights",
+        key="the model",
         found=" ".join(found.split()),
-        rule="tensors that transformers can convert to the model's parameters, all of them",
+        rule="files that transformers can load: tensors that it can convert to the model's "
+        "parameters, all of them, and settings of generation",
         fix=f"copy the model from its origin again, or {SAVE_AGAIN}",
     )

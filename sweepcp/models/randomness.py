@@ -43,7 +43,7 @@ def random_settings(config: dict[str, Any]) -> dict[str, float]:
 
     Settings that the file leaves out count with transformers' default.
     """
-    model_type = config.get("model_type", "")
+    model_type = str(config.get("model_type", ""))
     stated = DEFAULTS.get(model_type, {}) | config
     found: dict[str, float] = {}
     for key, value in stated.items():

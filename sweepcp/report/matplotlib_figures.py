@@ -64,6 +64,7 @@ def save_image(chart: Chart, path: Path) -> None:
     metadata = {"Date": None} if path.suffix == ".svg" else None
     with mpl.rc_context({"svg.hashsalt": "sweepcp", "svg.fonttype": "path"}):
         try:
+            path.parent.mkdir(parents=True, exist_ok=True)
             matplotlib_figure(chart).savefig(path, dpi=160, metadata=metadata)
         except OSError as error:
             raise InvalidInput(
@@ -71,7 +72,7 @@ def save_image(chart: Chart, path: Path) -> None:
                 key="the image",
                 found=error.strerror,
                 rule="a file that can be written",
-                fix="create its folder, or name a file in another one",
+                fix="name another file",
             ) from None
 
 

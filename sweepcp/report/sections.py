@@ -7,6 +7,7 @@ from math import fsum
 import yaml
 
 from sweepcp.config.experiment import Experiment
+from sweepcp.config.recipe import RELATIVE_FIELDS
 from sweepcp.config.types import Role
 from sweepcp.report.labels import format_percent, format_scores
 from sweepcp.runs.caveats import caveats_of
@@ -17,8 +18,11 @@ from sweepcp.runs.uncertainty import RESAMPLES, FrontCertainty
 SHARED_SETTINGS = (
     "schedule",
     "warmup",
+    "warmup_steps",
     "final_fraction",
+    "min_lr",
     "weight_decay",
+    "epsilon",
     "clip",
     "batch_tokens",
     "seq_len",
@@ -201,10 +205,12 @@ def _rivals_text(certainty: FrontCertainty, chosen: str) -> str:
 
 def _shared_text(experiment: Experiment) -> str:
     settings = []
+    axes = experiment.space.axes
+    varied = {*axes, *(RELATIVE_FIELDS[name] for name in axes if name in RELATIVE_FIELDS)}
     for name in SHARED_SETTINGS:
-        if name in experiment.space.axes:
-            continue
         value = getattr(experiment.training, name)
+        if value is None or name in varied:
+            continue
         settings.append(f"{name} {value:,}" if isinstance(value, int) else f"{name} {value}")
     return ", ".join(settings)
 

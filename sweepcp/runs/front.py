@@ -17,7 +17,9 @@ class Choice(Record):
     """The trial that a rule chooses, with its scores in %; all None if no trial meets the rule."""
 
     rule: str
+    """The rule, in words."""
     id: str | None
+    """The chosen trial; None if no trial meets the rule."""
     nearest: str | None
     """The trial of least regression; only if no trial meets the rule."""
     domain: float | None
@@ -36,9 +38,11 @@ class Front(Record):
     ids: tuple[str, ...]
     """Trials in ascending order of domain gain."""
     choice: Choice
+    """The choice among them."""
     hypervolume: float
     """In %², above `reference`."""
     reference: dict[str, float]
+    """The hypervolume's reference point in %."""
 
 
 def pareto_front(trials: Sequence[Trial], rule: ChoiceRule, reference: ReferencePoint) -> Front:

@@ -8,12 +8,16 @@ trials/<id>/trial.json     the record of the trial; it is written last and finis
 front.json                 the front, and the choice by the experiment's rule
 """
 
+import errno
 import json
+import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -21,17 +25,24 @@ from pydantic import Field
 
 from sweepcp.config.choice import ChoiceRule
 from sweepcp.config.experiment import Experiment
+from sweepcp.config.recipe import Recipe
 from sweepcp.config.validation import validate
-from sweepcp.errors import InvalidInput
+from sweepcp.errors import InvalidInput, located
 from sweepcp.runs.front import Choice, Front, pareto_front
-from sweepcp.runs.trial import BaseRecord, Trial, TrialOutcome
-from sweepcp.scoring.scorecard import write_items
-from sweepcp.util.files import write_json, write_text
+from sweepcp.runs.trial import BaseRecord, StepRecord, Trial, TrialOutcome
+from sweepcp.scoring.scorecard import Scorecard, write_items
+from sweepcp.util.files import naming_errors, write_json, write_text
 from sweepcp.util.locks import exclusive_lock, is_locked
-from sweepcp.util.records import Record, read_record
+from sweepcp.util.records import Record, is_file, read_bytes, read_record, read_record_lines
+from sweepcp.util.temporary import remove_abandoned
 
+RECIPE_COLUMNS = tuple(name for name in Recipe.model_fields if name not in ("mixture", "betas"))
+"""Fields of a recipe that are columns of a table of trials."""
 EXPERIMENT_FILE = "experiment.json"
+TRIAL_FILE = "trial.json"
+METRICS_FILE = "metrics.jsonl"
 LOCK_FILE = "driver.lock"
+TRIAL_NAME = re.compile(r"\d{4,}")
 
 
 class RunIdentity(Record):
@@ -55,8 +66,11 @@ class ExperimentRecord(Record):
     """`experiment.json`: what the run was asked for, and on which data."""
 
     format: Literal[2] = 2
+    """Version of the format."""
     experiment: dict[str, Any]
+    """The experiment with every default."""
     identity: RunIdentity
+    """Hashes of all that the run's numbers depend on."""
 
 
 @dataclass(frozen=True)
@@ -140,10 +154,15 @@ class Run:
         """Read the metrics of a trial: step, LR, loss, gradient norm, tokens by source.
 
         A last line that is still being written is left out.
+
+        Raises:
+            InvalidInput: The file is corrupt.
         """
-        file = self.trial_folder(trial_id) / "metrics.jsonl"
-        text = file.read_text(encoding="utf-8") if file.exists() else ""
-        return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
+        file = self.trial_folder(trial_id) / METRICS_FILE
+        if not file.exists():
+            return []
+        steps = read_record_lines(StepRecord, file, fix=_trial_fix(file), complete=False)
+        return [step.model_dump(exclude_unset=True) for step in steps]
 
     def trial_rows(self) -> list[dict[str, Any]]:
         """Return one table row per finished trial.
@@ -167,15 +186,16 @@ def read_run(path: str | Path) -> Run:
     """
     folder = Path(path)
     experiment, identity = _read_experiment(folder / EXPERIMENT_FILE)
-    trial_files = sorted((folder / "trials").glob("*/trial.json"))
-    trials = sorted((_read_trial(file) for file in trial_files), key=lambda trial: trial.number)
     base_file = folder / "base.json"
+    base = _read_base(base_file) if base_file.exists() else None
+    trial_files = sorted((folder / "trials").glob(f"*/{TRIAL_FILE}"))
+    trials = [_read_trial(file, base) for file in trial_files]
     return Run(
         path=folder,
         experiment=experiment,
         identity=identity,
-        base=_read_base(base_file) if base_file.exists() else None,
-        trials=trials,
+        base=base,
+        trials=sorted(trials, key=lambda trial: trial.number),
         unfinished=_unfinished_trials(folder, {trial.id for trial in trials}),
         locked=is_locked(folder / LOCK_FILE),
         rule=experiment.choose,
@@ -195,39 +215,57 @@ class RunWriter:
 
     def write_base(self, base: BaseRecord) -> None:
         """Write the scores of the base model."""
+        self._check_present()
         write_text(self.path / "base.json", base.model_dump_json() + "\n")
 
     def begin_trial(self, trial_id: str) -> None:
-        """Make an empty folder for a trial and drop the files of an unfinished attempt at it."""
+        """Drop the files of an earlier attempt at a trial.
+
+        The record of an attempt that failed is kept until a new one replaces it.
+        """
         folder = self._trial_folder(trial_id)
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
+        if (folder / TRIAL_FILE).exists():
+            (folder / METRICS_FILE).unlink(missing_ok=True)
+        elif folder.exists():
+            shutil.rmtree(folder)
 
     def append_metrics(self, trial_id: str, rows: list[dict[str, Any]]) -> None:
         """Append optimizer steps to the metrics of a trial."""
-        file = self._trial_folder(trial_id) / "metrics.jsonl"
-        with file.open("a", encoding="utf-8") as stream:
+        self._check_present()
+        folder = self._trial_folder(trial_id)
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / METRICS_FILE
+        with naming_errors(path), path.open("a", encoding="utf-8") as stream:
             stream.writelines(json.dumps(row) + "\n" for row in rows)
 
     def write_trial(self, trial: Trial, outcome: TrialOutcome) -> None:
         """Write the results of a trial's items and then its record, which finishes the trial."""
+        self._check_present()
         folder = self._trial_folder(trial.id)
         if outcome.items:
             write_items(folder / "items.json", outcome.items)
-        write_json(folder / "trial.json", trial.model_dump(mode="json"))
+        write_json(folder / TRIAL_FILE, trial.model_dump(mode="json"))
 
     def write_front(self, front: Front) -> None:
         """Write the front and the choice."""
+        self._check_present()
         write_json(self.path / "front.json", front.model_dump(mode="json"))
 
     def _trial_folder(self, trial_id: str) -> Path:
         return self.path / "trials" / trial_id
+
+    def _check_present(self) -> None:
+        """Raise `FileNotFoundError` if the run was removed; writing would make another folder."""
+        if not (self.path / EXPERIMENT_FILE).exists():
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(self.path))
 
 
 @contextmanager
 def locked_run(path: Path) -> Iterator[RunWriter]:
     """Hold the run folder for writing. `InvalidInput` names the process that holds it already."""
     with exclusive_lock(path / LOCK_FILE, "one search at a time writes a run"):
+        for folder in (path, *path.glob("trials/*")):
+            remove_abandoned(folder)
         yield RunWriter(path)
 
 
@@ -247,7 +285,7 @@ def _trial_row(trial: Trial, *, on_front: bool, chosen: bool) -> dict[str, Any]:
         "reported_general_se": card.report.general_se if card else None,
         "on_front": on_front,
         "chosen": chosen,
-        **trial.recipe.model_dump(mode="json", exclude={"mixture", "betas"}),
+        **{name: getattr(trial.recipe, name) for name in RECIPE_COLUMNS},
         "domain_share": trial.recipe.domain_share,
         "general_share": trial.recipe.general_share,
         **{f"share:{share.source}": share.share for share in trial.recipe.mixture.portions},
@@ -259,7 +297,7 @@ def _trial_row(trial: Trial, *, on_front: bool, chosen: bool) -> dict[str, Any]:
 
 def _read_experiment(file: Path) -> tuple[Experiment, RunIdentity]:
     """Read the experiment and the hashes of what its numbers depend on."""
-    if not file.is_file():
+    if not is_file(file):
         raise InvalidInput(
             file=file,
             key="the run folder",
@@ -278,23 +316,68 @@ def _read_base(file: Path) -> BaseRecord:
     )
 
 
-def _read_trial(file: Path) -> Trial:
-    return read_record(
-        Trial,
-        file,
-        fix=f"restore the file from a backup, or remove {file.parent} to run the trial again",
-    )
+def _read_trial(file: Path, base: BaseRecord | None) -> Trial:
+    trial = read_record(Trial, file, fix=_trial_fix(file))
+    folder = file.parent.name
+    if trial.id != folder:
+        raise InvalidInput(
+            file=file,
+            key="id",
+            found=trial.id,
+            rule=f"{folder}, as the folder of the trial is called",
+            fix="rename the folder, or move it out of the run if it is a copy",
+        )
+    if base is not None and trial.scorecard is not None:
+        with located(file):
+            _check_items(trial.scorecard, base, fix=_trial_fix(file))
+    return trial
+
+
+def _check_items(card: Scorecard, base: BaseRecord, *, fix: str) -> None:
+    """Raise `InvalidInput` unless a trial was scored on the items of the base."""
+    expected = [(member.name, member.unit, len(member.document)) for member in base.items]
+    halves = zip(card.select.members, card.report.members, strict=False)
+    found = [(one.name, one.unit, one.items + other.items) for one, other in halves]
+    for number, (ours, theirs) in enumerate(zip_longest(found, expected)):
+        if ours != theirs:
+            raise InvalidInput(
+                key=f"scorecard.members.{number}",
+                found=ours,
+                rule=f"{theirs}: name, unit and number of items as in base.json",
+                fix=fix,
+            )
+
+
+def _trial_fix(file: Path) -> str:
+    return f"restore the file from a backup, or remove {file.parent} to run the trial again"
 
 
 def _unfinished_trials(folder: Path, finished: set[str]) -> dict[str, int]:
-    """Return the steps that each started, unfinished trial has logged."""
-    folders = [path for path in sorted((folder / "trials").glob("*")) if path.is_dir()]
-    return {
-        path.name: _count_lines(path / "metrics.jsonl")
-        for path in folders
-        if path.name not in finished
-    }
+    """Return the steps that each started, unfinished trial has logged.
+
+    What is not called like a trial is not read.
+    """
+    trials = folder / "trials"
+    if trials.exists():
+        _check_folder(trials)
+    steps = {}
+    for path in sorted(trials.glob("*")):
+        if TRIAL_NAME.fullmatch(path.name) and path.name not in finished:
+            _check_folder(path)
+            steps[path.name] = _count_lines(path / METRICS_FILE)
+    return steps
+
+
+def _check_folder(path: Path) -> None:
+    if not path.is_dir():
+        raise InvalidInput(
+            file=path,
+            key="the folder",
+            found="no folder",
+            rule="a folder, as `sweepcp search` makes it",
+            fix="restore it from a backup, or remove what is in its place",
+        )
 
 
 def _count_lines(file: Path) -> int:
-    return file.read_bytes().count(b"\n") if file.exists() else 0
+    return read_bytes(file, fix=_trial_fix(file)).count(b"\n") if file.exists() else 0

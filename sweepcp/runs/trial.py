@@ -2,11 +2,12 @@
 
 from importlib.metadata import version
 from platform import python_version
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import ConfigDict, Field, model_validator
 
 from sweepcp.config.recipe import Recipe
+from sweepcp.config.types import Role
 from sweepcp.errors import InvalidInput
 from sweepcp.scoring.scorecard import ItemScores, Scorecard
 from sweepcp.util.records import Record
@@ -23,49 +24,95 @@ class Cost(Record):
     """What a trial used. Seconds are wall-clock time on its worker."""
 
     train_seconds: float
+    """Of training."""
     score_seconds: float
+    """Of scoring."""
     tokens: int
+    """Training tokens."""
     tokens_per_second: float
+    """Of training."""
     worker: str
     """Host, device and number of threads."""
+
+
+class StepRecord(Record):
+    """A line of `metrics.jsonl`, see `sweepcp.training.loop.StepMetrics`.
+
+    That of a full run has further keys, which nothing reads. Charts show what is not finite as a
+    gap.
+    """
+
+    model_config = ConfigDict(extra="ignore", allow_inf_nan=True)
+    step: int
+    """Counted from 1."""
+    lr: float
+    """The learning rate of the step."""
+    loss: float
+    """Nats per target token, before the step."""
+    grad_norm: float
+    """Before clipping."""
+    tokens: dict[str, int]
+    """Source → tokens fed to the model so far."""
+    losses: dict[Role, float] = Field(default_factory=dict)
+    """Role → nats per target token."""
 
 
 class TrialOutcome(Record):
     """What a worker reports when a trial ends, whatever its status."""
 
     status: Status
+    """How it ended."""
     reason: str | None = None
     """Why the trial has no score; None if it is done."""
     items: tuple[ItemScores, ...] = ()
+    """Its scores, item by item."""
     tokens_by_source: dict[str, int] = Field(default_factory=dict)
     """Counted in the batches that the model was trained on."""
     epochs_by_source: dict[str, float] = Field(default_factory=dict)
+    """Source → how often it was read."""
     cost: Cost | None = None
+    """What it used."""
     versions: dict[str, str] = Field(default_factory=dict)
+    """Versions of Python and of the packages of the worker."""
 
 
 class Trial(Record):
     """`trials/<id>/trial.json`. Written last and atomically, it marks the trial as finished."""
 
     format: Literal[2] = 2
+    """Version of the format."""
     id: str
-    number: int
+    """Name of its folder: the number with four digits."""
+    number: Annotated[int, Field(ge=0)]
+    """Counted from 0 in the order in which trials are proposed."""
     status: Status
+    """`done`, `stopped`, `diverged` or `failed`; only `done` trials have scores."""
     reason: str | None
+    """Why it has no score; None if it is done."""
+    retries: int = 0
+    """How often it was started again from its first step, because its worker was lost."""
     proposed_by: Proposer
+    """`anchor`, `quasi-random` or `tpe`."""
     point: dict[str, float | str]
     """The point of the search space from which the recipe was made."""
     recipe: Recipe
+    """The recipe that was trained."""
     recipe_id: str
+    """Hash of the recipe."""
     domain: float | None
     """Relative change on the domain suite in %, on the selection half; None unless done."""
     general: float | None
     """The same on the general suite."""
     scorecard: Scorecard | None
+    """Its scores against the base, on both halves."""
     tokens_by_source: dict[str, int]
+    """Source → tokens that it was trained on."""
     epochs_by_source: dict[str, float]
+    """Source → how often it was read."""
     cost: Cost | None
+    """What it used."""
     versions: dict[str, str]
+    """Versions of Python and of the packages of the worker."""
     finished: str
     """UTC, ISO 8601."""
 
@@ -76,10 +123,15 @@ class Trial(Record):
         return lines[-1].strip() if lines else ""
 
     @model_validator(mode="after")
-    def _scored_when_done(self) -> "Trial":
-        scored = (self.domain, self.general, self.scorecard)
-        if (self.status == "done") != all(score is not None for score in scored):
+    def _check_consistent(self) -> "Trial":
+        if self.id != id_of_trial(self.number):
+            raise ValueError(f"trial {self.number} has the id {id_of_trial(self.number)}")
+        card = self.scorecard
+        scores = (card.select.domain, card.select.general) if card else (None, None)
+        if (self.status == "done") != (card is not None):
             raise ValueError("a trial has scores if and only if it is done")
+        if (self.domain, self.general) != scores:
+            raise ValueError("the scores of a trial are those of the selection half")
         return self
 
 
@@ -87,16 +139,27 @@ class BaseRecord(Record):
     """`base.json`: the base model and its scores at step 0, before any training."""
 
     format: Literal[2] = 2
+    """Version of the format."""
     model: str
+    """Folder or hub id of the base."""
     parameters: int
+    """Its number of parameters."""
     max_lr: float
+    """The max LR of its own pretraining."""
     items: tuple[ItemScores, ...]
+    """Its scores, item by item."""
     notes: tuple[str, ...] = ()
     """What the worker found when it prepared the suites, for example contexts that were cut."""
     environment: dict[str, str]
     """What the scores depend on besides files: `device` (`cpu` or `cuda`), `precision` (`fp32` or
     `bf16`), `prompts` (a hash of those of the tasks) and the versions of `NUMERIC_PACKAGES`."""
     versions: dict[str, str]
+    """Versions of Python and of the packages of the worker."""
+
+
+def id_of_trial(number: int) -> str:
+    """Return the id of a trial, which is also the name of its folder."""
+    return f"{number:04d}"
 
 
 def package_versions() -> dict[str, str]:

@@ -10,10 +10,19 @@ from typing import Literal, TypeVar
 import numpy as np
 from pydantic import ConfigDict
 
+from sweepcp.errors import InvalidInput, located
 from sweepcp.runs.front import choose_point, front_indices, is_within_bound
 from sweepcp.runs.run_folder import Run
 from sweepcp.runs.trial import Trial
-from sweepcp.scoring.scorecard import CONTINUOUS, ItemScores, Split, Unit, in_select_split
+from sweepcp.scoring.scorecard import (
+    CONTINUOUS,
+    ItemScores,
+    Split,
+    Unit,
+    check_range,
+    check_splits,
+    in_select_split,
+)
 from sweepcp.util.records import Record, read_record
 
 RESAMPLES = 500
@@ -27,6 +36,7 @@ class MeasuredItems(Record):
     """
 
     model_config = ConfigDict(extra="ignore")
+    name: str
     unit: Unit
     amount: list[float]
 
@@ -66,10 +76,10 @@ def estimate_certainty(run: Run) -> FrontCertainty | None:
         done trial are missing: the front is then not known.
     """
     done = run.done
-    amounts = _read_amounts(run, done)
-    if not done or amounts is None:
+    amounts = _read_amounts(run, done) if done else None
+    if amounts is None:
         return None
-    base = _continuous_members(run.base.items) if run.base else []
+    base = _base_members(run)
     on_front, chosen = np.zeros(len(done)), np.zeros(len(done))
     no_choice = 0
     for scores in resampled_scores(amounts, base, "select", np.random.default_rng(0)):
@@ -173,16 +183,47 @@ def _read_amounts(run: Run, trials: Sequence[Trial]) -> list[np.ndarray] | None:
     """Read the bits of the items of n trials: an array of shape (n, items) per continuous member.
 
     None if the items of a trial are missing.
+
+    Raises:
+        InvalidInput: They are corrupt, or are not the items of the base.
     """
+    files = [run.trial_folder(trial.id) / "items.json" for trial in trials]
+    if not all(file.exists() for file in files):
+        return None
+    expected = [(member.name, len(member.amount)) for member in _base_members(run)]
     rows = []
-    for trial in trials:
-        file = run.trial_folder(trial.id) / "items.json"
-        if not file.exists():
-            return None
+    for file in files:
         fix = f"restore the file from a backup, or remove {file.parent} to run the trial again"
         members = _continuous_members(read_record(MeasuredRecord, file, fix=fix).members)
+        found = [(member.name, len(member.amount)) for member in members]
+        if found != expected:
+            raise InvalidInput(
+                file=file,
+                key="members",
+                found=found,
+                rule=f"the continuous members of base.json and their numbers of items: {expected}",
+                fix=fix,
+            )
+        for member in members:
+            with located(file):
+                check_range(member.name, member.amount)
         rows.append([np.array(member.amount) for member in members])
     return [np.stack(member) for member in zip(*rows, strict=True)]
+
+
+def _base_members(run: Run) -> list[ItemScores]:
+    """Return the continuous members of the base, with which the trials were compared."""
+    if run.base is None:
+        raise InvalidInput(
+            file=run.path / "base.json",
+            key="the file",
+            found="missing",
+            rule="the scores of the base, which the trials were compared with",
+            fix="restore the file from a backup, or resume the search: it scores the base again",
+        )
+    with located(run.path / "base.json"):
+        check_splits(run.base.items)
+    return _continuous_members(run.base.items)
 
 
 def _continuous_members(members: Sequence[M]) -> list[M]:

@@ -10,10 +10,12 @@ import hashlib
 import json
 import logging
 import os
+import re
 import time
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 from sweepcp.errors import InvalidInput
@@ -21,6 +23,7 @@ from sweepcp.util.files import cache_dir, write_text
 from sweepcp.util.parallel import usable_cores
 
 logger = logging.getLogger(__name__)
+SHA256 = re.compile(r"[0-9a-f]{64}")
 CLOCK_TICK_NS = 20_000_000
 """File systems state times to within this: a file that was written twice in it looks unchanged."""
 Stamps = tuple[int, int, int]
@@ -44,7 +47,7 @@ def content_hashes(paths: Sequence[Path]) -> list[str]:
     Raises:
         InvalidInput: A file is missing or cannot be read. The error names no file.
     """
-    files = [path.resolve() for path in paths]
+    files = [Path(os.path.realpath(path)) for path in paths]
     hashes = _cached_hashes(files)
     missing = [file for file in dict.fromkeys(files) if file not in hashes]
     pool = ThreadPoolExecutor(usable_cores())
@@ -66,7 +69,7 @@ def _finished(reading: dict[Path, Future[FileEntry]]) -> dict[Path, FileEntry]:
 
 def cached_hashes(paths: Sequence[Path]) -> list[str] | None:
     """Return `content_hashes` without reading a file; None if one would have to be read."""
-    files = [path.resolve() for path in paths]
+    files = [Path(os.path.realpath(path)) for path in paths]
     hashes = _cached_hashes(files)
     return [hashes[file] for file in files] if set(files) <= set(hashes) else None
 
@@ -81,8 +84,10 @@ def _cached_hashes(files: Iterable[Path]) -> dict[Path, str]:
         entries = _read_entries(_cache_file(folder))
         for file in members & {folder / name for name in entries}:
             stamps, sha256 = entries[file.name]
-            if stamps == _stamps(file.stat()):
-                hashes[file] = sha256
+            # A file that was removed since is reported where it is read.
+            with suppress(OSError):
+                if stamps == _stamps(file.stat()):
+                    hashes[file] = sha256
     return hashes
 
 
@@ -123,13 +128,13 @@ def _read_entries(path: Path) -> dict[str, FileEntry]:
     """Return the cached entries of a folder, by file name; none if the cache is corrupt."""
     try:
         content = json.loads(path.read_bytes())
-        entries = {}
-        for name, ((size, modified, changed), sha256) in content.items():
-            bytes.fromhex(sha256)
-            entries[name] = ((size, modified, changed), sha256)
-    except (OSError, ValueError, TypeError, AttributeError):
+        return {
+            name: ((size, modified, changed), sha256)
+            for name, ((size, modified, changed), sha256) in content.items()
+            if SHA256.fullmatch(sha256)
+        }
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError):
         return {}
-    return entries
 
 
 def _cache_file(folder: Path) -> Path:

@@ -3,16 +3,19 @@
 import hashlib
 import json
 import os
-import shutil
-import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 from sweepcp.errors import InvalidInput
+from sweepcp.util.paths import check_new_folder, check_output_folder, user_path
+from sweepcp.util.temporary import remove_abandoned, temporary_file, temporary_folder
 
 PACKAGE = Path(__file__).parents[1]
+UMASK = os.umask(0o077)
+"""Permissions that new files are not to have. They can be read only by setting them."""
+os.umask(UMASK)
 
 
 def cache_dir() -> Path:
@@ -21,8 +24,33 @@ def cache_dir() -> Path:
     It is `$SWEEPCP_CACHE`, or `~/.cache/sweepcp`. On a cluster it must be a folder that every node
     sees.
     """
-    default = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sweepcp"
-    return Path(os.environ.get("SWEEPCP_CACHE") or default).expanduser().absolute()
+    default = f"{os.environ.get('XDG_CACHE_HOME') or '~/.cache'}/sweepcp"
+    name = os.environ.get("SWEEPCP_CACHE") or default
+    try:
+        return user_path(name, folder=Path()).absolute()
+    except InvalidInput as error:
+        raise InvalidInput(
+            file="the environment",
+            key="SWEEPCP_CACHE",
+            found=name,
+            rule=error.rule,
+            fix="set SWEEPCP_CACHE to a folder that can be written",
+        ) from None
+
+
+def check_cache() -> None:
+    """Raise `InvalidInput` if nothing can be written to the cache folder, before work begins."""
+    check_output_folder(cache_dir(), key="SWEEPCP_CACHE")
+
+
+def clean_cache() -> None:
+    """Remove temporary files that killed processes have left in the cache folder.
+
+    Parts of token stores are kept: the next build uses them.
+    """
+    entries = [*cache_dir().glob("*"), *cache_dir().glob("*/*")]
+    for folder in [path for path in entries if path.is_dir()]:
+        remove_abandoned(folder)
 
 
 def shipped_folder(kind: str) -> Path:
@@ -40,28 +68,6 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def read_json_lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Yield the number and the text of each line of a JSONL file; blank lines are skipped.
-
-    Raises:
-        InvalidInput: The file is not UTF-8.
-    """
-    try:
-        content = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise InvalidInput(
-            file=path,
-            key="the file",
-            found=str(error),
-            rule="UTF-8 text",
-            fix="convert the file to UTF-8",
-        ) from None
-    # JSON strings may hold other characters that `splitlines` takes for ends of lines.
-    for number, line in enumerate(content.split("\n"), start=1):
-        if line.strip():
-            yield number, line
-
-
 def write_json(path: Path, value: Any) -> None:
     """Replace `path` atomically with indented JSON; NaN and infinities raise `ValueError`."""
     write_text(path, json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
@@ -73,31 +79,24 @@ def write_text(path: Path, text: str) -> None:
     Readers see the old content or the new one, also after a crash.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    temporary = Path(name)
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
+    with naming_errors(path), temporary_file(path) as (handle, temporary):
+        with open(handle, "w", encoding="utf-8", closefd=False) as file:
             file.write(text)
-            file.flush()
-            # Without it, a crash soon after the rename may leave an empty file under the new name.
-            os.fsync(file.fileno())
-        temporary.chmod(0o644)
+        # Without it, a crash soon after the rename may leave an empty file under the new name.
+        os.fsync(handle)
+        # Temporary files are private, whatever the user has set.
+        temporary.chmod(0o666 & ~UMASK)
         temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def naming_errors(path: Path) -> Iterator[None]:
+    """Name `path` in an `OSError` raised inside that names no file, as that of a full disk."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or str(path)
         raise
-
-
-def check_is_new(out: Path) -> None:
-    """Raise `InvalidInput` if the folder that a command is to create exists."""
-    if out.exists():
-        raise InvalidInput(
-            file=out,
-            key="--out",
-            found="exists",
-            rule="a folder that does not exist yet",
-            fix="name another folder, or remove this one",
-        )
 
 
 @contextmanager
@@ -109,21 +108,19 @@ def new_folder(out: Path) -> Iterator[Path]:
     Raises:
         InvalidInput: `out` exists or cannot be created.
     """
-    check_is_new(out)
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
-    except OSError as error:
-        raise InvalidInput(
-            file=out,
-            key="--out",
-            found=str(error),
-            rule="a folder that can be created",
-            fix=f"name another folder, or make {out.parent} writable",
-        ) from None
-    try:
-        temporary.chmod(0o755)
+    check_new_folder(out, key="--out")
+    with ExitStack() as stack:
+        try:
+            out.parent.mkdir(parents=True, exist_ok=True)
+            temporary = stack.enter_context(temporary_folder(out.parent, out.name))
+        except OSError as error:
+            raise InvalidInput(
+                file=out,
+                key="--out",
+                found=str(error),
+                rule="a folder that can be created",
+                fix=f"name another folder, or make {out.parent} writable",
+            ) from None
+        temporary.chmod(0o777 & ~UMASK)
         yield temporary
         temporary.rename(out)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)

@@ -1,8 +1,84 @@
-"""JSON values: their canonical text, digests and differences."""
+"""JSON values: strict parsing, their canonical text, digests and differences."""
 
 import hashlib
 import json
-from typing import Any
+import math
+import re
+from typing import Any, NoReturn
+
+from pydantic_core import from_json
+
+MAX_DIGITS = 308
+"""Digits of an integer that can be a float, too."""
+MAX_INTEGER = 1 << 63
+"""Integers of records are below it in magnitude."""
+NUMBER_ARRAYS = re.compile(rb"\[[-+.0-9eE,\s]*\]")
+
+
+def parse_json(content: bytes, *, finite: bool = True) -> Any:
+    """Parse JSON strictly: most of what `json.loads` lets through is refused.
+
+    Args:
+        content: The text in UTF-8.
+        finite: Refuse NaN and infinities, which Python writes and JSON does not have.
+
+    Raises:
+        ValueError: It is not UTF-8 or not JSON, has a surrogate without its pair, a number out of
+            range or a key twice in one object, or is nested too deeply.
+    """
+    # This parser has a limit of depth, and refuses surrogates; the other one sees equal keys.
+    from_json(content, allow_inf_nan=not finite)
+    return json.loads(
+        content.decode("utf-8"),
+        object_pairs_hook=_unique_keys,
+        parse_int=_parse_integer,
+        parse_float=_parse_number,
+    )
+
+
+def check_unambiguous(content: bytes) -> None:
+    """Raise `ValueError` if the JSON of a record has a key twice, or a number out of range."""
+    # Arrays of numbers are most of a large file, have no keys, and are checked by its record type.
+    json.loads(
+        NUMBER_ARRAYS.sub(b"[]", content),
+        object_pairs_hook=_unique_keys,
+        parse_int=_parse_small_integer,
+        parse_float=_parse_number,
+        parse_constant=_reject_constant,
+    )
+
+
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    content = dict(pairs)
+    if len(content) < len(pairs):
+        keys = [key for key, _ in pairs]
+        repeated = next(key for key in keys if keys.count(key) > 1)
+        raise ValueError(f"the key {repeated!r} occurs twice in one object")
+    return content
+
+
+def _parse_integer(text: str) -> int:
+    if len(text) > MAX_DIGITS:
+        raise ValueError(f"an integer of {len(text)} digits is out of range")
+    return int(text)
+
+
+def _parse_small_integer(text: str) -> int:
+    number = _parse_integer(text)
+    if abs(number) >= MAX_INTEGER:
+        raise ValueError(f"the integer {text} is out of range")
+    return number
+
+
+def _parse_number(text: str) -> float:
+    number = float(text)
+    if math.isinf(number):
+        raise ValueError(f"the number {text[:20]} is out of range")
+    return number
+
+
+def _reject_constant(text: str) -> NoReturn:
+    raise ValueError(f"{text} is not a JSON number")
 
 
 def canonical_json(value: Any) -> str:

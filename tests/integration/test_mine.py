@@ -12,7 +12,7 @@ import pytest
 from sweepcp.config.source import Source
 from sweepcp.corpora.mining import MiningResult, mine_corpus
 from sweepcp.data.documents import Document
-from sweepcp.data.records import RecordLocation
+from sweepcp.data.shards import RecordLocation
 from sweepcp.data.source_files import ResolvedSource, resolve_source
 from sweepcp.errors import InvalidInput
 from sweepcp.util.progress import NoProgress

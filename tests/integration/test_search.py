@@ -1,5 +1,8 @@
 """Search with the real Ray Tune and Optuna, and a trial runner whose front is known."""
 
+import os
+import shutil
+import signal
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -76,6 +79,7 @@ def test_each_kind_of_failure_costs_its_own_trial_only(tmp_path: Path):
         ["out of memory", "died", "loss nan", "finite", "cannot be compared"]
     ):
         assert text in got[number][1]
+    assert [trial.retries for trial in run.trials] == [0, 1, 0, 0, 0, 0, 0, 0]
     assert set(run.front.ids) <= {"0005", "0006", "0007"}
 
 
@@ -106,6 +110,50 @@ class PatientRunner(analytic.AnalyticRunner):
             yield StepMetrics(step, 0.1, 2.0, 1.0, {"code": 8}, {"domain": 2.0})
         (self.folder / "ended").touch()
         yield from super().run(recipe)
+
+
+@dataclass
+class MortalRunner(analytic.AnalyticRunner):
+    """Is killed when it first scores the base, and when it first runs each trial."""
+
+    folder: Path
+
+    def die_once(self, name: str) -> None:
+        if not (self.folder / name).exists():
+            (self.folder / name).touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def score_base(self) -> BaseRecord:
+        self.die_once("base")
+        return super().score_base()
+
+    def run(self, recipe: Recipe) -> Iterator[StepMetrics | TrialOutcome]:
+        self.die_once(recipe.id)
+        yield from super().run(recipe)
+
+
+@pytest.mark.slow
+def test_the_base_and_trials_whose_workers_are_killed_are_run_again(tmp_path: Path):
+    folder = tmp_path / "marks"
+    folder.mkdir()
+    analytic.run(tmp_path / "run", 2, make_runner=partial(MortalRunner, {}, folder))
+    run = load_run(tmp_path / "run")
+    assert [(trial.status, trial.retries) for trial in run.trials] == [("done", 1), ("done", 1)]
+    assert all(len(run.read_steps(trial.id)) == 1 for trial in run.trials)
+    assert len(list(folder.iterdir())) == 3
+
+
+@pytest.mark.slow
+def test_a_run_folder_that_disappears_ends_the_search_with_its_name(tmp_path: Path):
+    class Removing(analytic.FinishedTrials):
+        def finish(self, task: str) -> None:
+            super().finish(task)
+            shutil.rmtree(tmp_path / "run")
+
+    with pytest.raises(FileNotFoundError) as error:
+        analytic.run(tmp_path / "run", 6, progress=Removing())
+    assert error.value.filename == str(tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 INVALID = InvalidInput(

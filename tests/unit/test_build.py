@@ -19,7 +19,7 @@ from sweepcp.data import join, records
 from sweepcp.data.build import build_store, is_held_out
 from sweepcp.data.documents import Document
 from sweepcp.data.encoding import byte_encoder
-from sweepcp.data.records import RecordLocation
+from sweepcp.data.shards import RecordLocation
 from sweepcp.data.source_files import resolve_source
 from sweepcp.data.token_store import TokenStore, read_indexed_tokens
 from sweepcp.errors import InvalidInput

@@ -242,8 +242,10 @@ def test_image_is_deterministic_and_its_format_is_checked(run: sweepcp.RunView, 
     assert (tmp_path / "c.png").read_bytes().startswith(b"\x89PNG")
     with pytest.raises(InvalidInput, match=r"one of \.png, \.svg, \.pdf"):
         save_image(chart, tmp_path / "front.gif")
-    with pytest.raises(InvalidInput, match="create its folder"):
-        save_image(chart, tmp_path / "missing" / "front.png")
+    save_image(chart, tmp_path / "missing" / "front.png")
+    assert (tmp_path / "missing" / "front.png").is_file()
+    with pytest.raises(InvalidInput, match="a file that can be written"):
+        save_image(chart, tmp_path / "a.svg" / "front.png")
 
 
 @pytest.mark.parametrize("background", ["#ffffff", "#14181d"])

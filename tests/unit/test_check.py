@@ -13,7 +13,7 @@ from sweepcp.corpora.check import CorporaCheck, SourceCheck, check_corpora
 from sweepcp.data import records
 from sweepcp.data.build import is_held_out
 from sweepcp.data.documents import Document
-from sweepcp.data.records import RecordLocation
+from sweepcp.data.shards import RecordLocation
 from sweepcp.data.source_files import resolve_source
 from sweepcp.data.token_store import TokenStore
 from sweepcp.util.progress import NoProgress

@@ -9,7 +9,7 @@ from sweepcp.corpora import classifier
 from sweepcp.corpora.classifier import Example, draw_examples, score_documents, train_classifiers
 from sweepcp.data import records
 from sweepcp.data.documents import Document
-from sweepcp.data.records import RecordLocation
+from sweepcp.data.shards import RecordLocation
 from sweepcp.data.source_files import resolve_source
 from tests.make import jsonl, source
 

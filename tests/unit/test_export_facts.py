@@ -31,7 +31,12 @@ def curve(steps=100, schedule="cosine", warmup=0.1, final=0.1, shift=0):
         if step < 1:
             return lr_before(warmup)
         return lr_factor(
-            step, steps=steps, schedule=schedule, warmup=warmup, final=final, decay=0.2
+            step,
+            steps=steps,
+            schedule=schedule,
+            warmup_steps=round(warmup * steps),
+            final=final,
+            decay_steps=min(round(0.2 * steps), steps - round(warmup * steps)),
         )
 
     return [lr(step - shift) for step in range(1, steps + 1)]

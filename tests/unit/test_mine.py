@@ -145,20 +145,31 @@ def test_calibration_and_brier_by_hand():
     assert brier_score(domain=DOMAIN, general=GENERAL) == pytest.approx(expected)
 
 
+def sample_row(**changes: object) -> str:
+    values = {"label": True, "id": "0", "text": "a", "place": "f:1", "score": 1.0}
+    return json.dumps(values | {"stratum": 0, "stands_for": 1.0, "of": "x"} | changes)
+
+
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("{", "each line is a JSON object"),
-        ('{"text": "a"}', "each line is a JSON object"),
-        ('{"label": "yes", "of": "x"}', "true (domain), false or null"),
-        ('{"label": 1, "of": "x"}', "true (domain), false or null"),
-        ('{"label": true, "of": "other"}', "pass another --out"),
-        ('{"label": true, "of": "x", "stratum": 1}', "none in stratum 0"),
+        ("{", "a JSON object"),
+        ('{"text": "a"}', "add `label: ...`"),
+        (sample_row(label="yes"), "true (domain), false or null"),
+        (sample_row(label=1), "true (domain), false or null"),
+        (sample_row(label=True, of="other"), "pass another --out"),
+        (sample_row(label=True, stratum=1), "none in stratum 0"),
+        (sample_row(label=True, stratum=4), "an integer below 4"),
+        (sample_row(label=True, score="high"), "a number"),
+        (sample_row(label=True, stands_for=[]), "a number"),
+        ('{"label": ' + "[" * 5000, "a JSON object"),
+        (sample_row(label=True).replace("1.0", "1" * 5000), "a JSON object"),
+        ('{"label": "\\ud800"}', "a JSON object"),
     ],
 )
 def test_labels_that_cannot_be_used_are_named(tmp_path: Path, line: str, message: str):
     path = tmp_path / "sample.jsonl"
-    path.write_text('{"label": null, "of": "x", "stratum": 0}\n' + line + "\n")
+    path.write_text(sample_row(label=None) + "\n" + line + "\n")
     with pytest.raises(InvalidInput) as error:
         read_labels(path, "x")
     assert message in str(error.value)
@@ -167,8 +178,8 @@ def test_labels_that_cannot_be_used_are_named(tmp_path: Path, line: str, message
 
 def test_labels_of_texts_with_any_separator_of_unicode(tmp_path: Path):
     path = tmp_path / "sample.jsonl"
-    row = {"label": True, "of": "x", "stratum": 0, "score": 1.0, "stands_for": 1.0}
-    line = json.dumps(row | {"text": "a\u2028b\x85c"}, ensure_ascii=False) + "\r\n\n"
+    row = json.loads(sample_row(text="a\u2028b\x85c"))
+    line = json.dumps(row, ensure_ascii=False) + "\r\n\n"
     path.write_bytes(b"\xef\xbb\xbf" + line.encode())
     assert read_labels(path, "x") == [LabelledDocument(True, 1.0, 0, 1.0)]
 

@@ -84,3 +84,11 @@ def test_an_incomplete_mix_is_replaced(stores, tmp_path):
     (tmp_path / "mix" / "data-00000-of-00001.arrow").write_text("truncated")
     materialize_mix(RECIPE, stores, out=tmp_path / "mix", rows="documents", workers=1)
     assert len(load_from_disk(str(tmp_path / "mix"))) > 32
+
+
+def test_a_folder_of_something_else_is_refused_and_kept(stores, tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("text")
+    with pytest.raises(InvalidInput, match="a folder that holds thesis"):
+        materialize_mix(RECIPE, stores, out=tmp_path / "mine", rows="documents", workers=1)
+    assert (tmp_path / "mine" / "thesis.txt").read_text() == "text"

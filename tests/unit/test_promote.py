@@ -306,7 +306,7 @@ def test_a_candidate_is_the_trial_that_was_asked_for(tmp_path: Path):
     assert (named.mixture, named.suites) == (trial.recipe.mixture, run.experiment.suites)
     assert (named.lineage.trial, named.lineage.trial_recipe) == ("0001", trial.recipe.id)
     assert named.lineage.chosen_by == "--trial"
-    assert named.metrics == tmp_path / "trials" / "0001" / "metrics.jsonl"
+    assert named.read_steps() == run.read_steps("0001")
     assert named.assumptions == caveats_of(run, trial)
     assert any("few trials: 3 done" in line for line in named.assumptions)
     proxy = named.proxy

@@ -9,11 +9,12 @@ import pytest
 
 import sweepcp
 from sweepcp.errors import InvalidInput
+from sweepcp.report.sections import untested_lines
 from sweepcp.report.tables import run_as_dict, write_csv
 from sweepcp.runs.run_folder import RunIdentity, RunWriter, locked_run
 from sweepcp.runs.trial import TrialOutcome
 from tests.make import experiment, trial
-from tests.make_run import write_run
+from tests.make_run import step_rows, write_run
 
 
 @pytest.fixture
@@ -24,7 +25,7 @@ def folder(tmp_path: Path) -> Path:
     writer.start(experiment(), RunIdentity(sources=sources))
     for t in (trial(0, 7, -1), trial(1, 12, -9), trial(2, None, None)):
         writer.begin_trial(t.id)
-        writer.append_metrics(t.id, [{"step": 1, "loss": 2.0}])
+        writer.append_metrics(t.id, step_rows(t.recipe, 1))
         writer.write_trial(t, TrialOutcome(status=t.status))
     return writer.path
 
@@ -63,6 +64,20 @@ def test_a_row_has_each_score_and_error_of_each_half_in_its_place(tmp_path: Path
     assert row["general_share"] == portions["general"].share
     assert (row["train_seconds"], row["score_seconds"]) == (6, 3)
     assert row["lr_fraction"] == trial.point["lr_fraction"]
+
+
+def test_rows_have_absolute_numbers_of_recipes_in_columns_of_their_own(tmp_path: Path):
+    """In every row, also where a value is the default; the page names what was not varied."""
+    axes = "warmup_steps: {choices: [2, 3]}, epsilon: {choices: [1e-8, 1e-6]}"
+    space = (
+        f"{{lr_fraction: {{low: 0.1, high: 1}}, general_share: {{choices: [0.4, 0.5]}}, {axes}}}"
+    )
+    run = sweepcp.load_run(write_run(tmp_path, 2, space=space))
+    columns = ("warmup", "warmup_steps", "final_fraction", "min_lr", "epsilon")
+    rows = [tuple(row[name] for name in columns) for row in run.trial_rows()]
+    assert rows == [(None, 2, 0.1, None, 1e-8), (None, 3, 0.1, None, 1e-6)]
+    (shared,) = (line for line in untested_lines(run) if line.startswith("Other values"))
+    assert "schedule cosine, final_fraction 0.1, weight_decay 0.1, clip 1.0" in shared
 
 
 def test_a_trial_beyond_the_budget_does_not_finish_the_search(tmp_path: Path):

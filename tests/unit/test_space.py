@@ -113,6 +113,14 @@ def test_a_value_that_differs_from_an_end_in_its_last_digit_is_at_the_end():
         ({"non_english_share": {"low": 0, "high": 1.5}}, r"non_english_share cannot be 1\.5"),
         ({"lr_fraction": {"low": -0.1, "high": 1}}, r"lr_fraction cannot be -0\.1"),
         ({"schedule": {"choices": ["cosin"]}}, "schedule cannot be 'cosin'"),
+        ({"warmup_steps": {"low": 0, "high": 10}}, r"warmup_steps cannot be 0\.0"),
+        ({"warmup_steps": {"choices": [2.5]}}, r"warmup_steps cannot be 2\.5: it must be a mult"),
+        ({"min_lr": {"low": 0, "high": 1e-5}}, r"min_lr cannot be 0\.0"),
+        ({"epsilon": {"choices": [-1e-8]}}, "epsilon cannot be -1e-08"),
+        (
+            {"warmup": {"low": 0, "high": 0.5}, "warmup_steps": {"choices": [2]}},
+            "warmup and warmup_steps exclude each other",
+        ),
         ({"anchors": [{"lr_fraction": 0.1}]}, "an anchor names every axis"),
         ({"anchors": [{"lr_fraction": 5.0, "general_share": 0.5}]}, "outside its axis"),
     ],
@@ -131,6 +139,35 @@ def test_a_point_becomes_a_recipe():
     assert (recipe.seed, recipe.tokens) == (7, 80)
     assert recipe.general_share == pytest.approx(0.5)
     assert recipe.mixture.non_english_share == pytest.approx(0.1)
+
+
+def test_axes_over_absolute_numbers_stand_in_place_of_relative_ones():
+    """Steps are rounded to whole ones; the values that `training` has by default give way."""
+    training = TrainingSettings(seq_len=4, batch_tokens=8)
+    content = {
+        "lr_fraction": {"low": 0.1, "high": 1.0},
+        "general_share": {"choices": [0.5]},
+        "warmup_steps": {"low": 1, "high": 9, "scale": "log"},
+        "min_lr": {"choices": [1e-6, 1e-5]},
+        "epsilon": {"low": 1e-10, "high": 1e-6, "scale": "log"},
+    }
+    space = Space.model_validate_json(json.dumps(content))
+    assert (space.bounds("min_lr"), space.bounds("warmup_steps")) == ((1e-6, 1e-5), (1, 9))
+    point = {"warmup_steps": 2.6, "min_lr": 1e-5, "epsilon": 1e-7}
+    recipe = recipe_at(
+        {"lr_fraction": 0.2, "general_share": 0.5, **point}, SOURCES, training, tokens=80, seed=0
+    )
+    assert (recipe.warmup_steps, recipe.min_lr, recipe.epsilon) == (3, 1e-5, 1e-7)
+    assert (recipe.warmup, recipe.final_fraction) == (None, None)
+    # An axis over the relative number is one over it still.
+    recipe = recipe_at(
+        {"lr_fraction": 0.2, "general_share": 0.5, "warmup": 0.4},
+        SOURCES,
+        training,
+        tokens=80,
+        seed=0,
+    )
+    assert (recipe.warmup, recipe.warmup_steps) == (0.4, None)
 
 
 def test_choices_hold_their_values_only():

@@ -11,7 +11,7 @@ from sweepcp.corpora.stores import build_stores
 from sweepcp.data.build import is_held_out
 from sweepcp.data.documents import Document
 from sweepcp.data.encoding import text_encoder
-from sweepcp.data.records import RecordLocation
+from sweepcp.data.shards import RecordLocation
 from sweepcp.data.source_files import resolve_source
 from sweepcp.data.token_store import TokenStore
 from sweepcp.errors import InvalidInput

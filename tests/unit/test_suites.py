@@ -1,6 +1,5 @@
 """Suites, and the lm-eval tasks that are generated from held-out text."""
 
-import hashlib
 import json
 from collections import Counter
 from pathlib import Path
@@ -18,6 +17,7 @@ from sweepcp.scoring.generated_tasks import draw_items, generate_tasks
 from sweepcp.scoring.lm_eval_items import gold_index
 from sweepcp.scoring.lm_eval_loading import MemberLoader
 from sweepcp.scoring.scorecard import document_id
+from tests.make import jsonl, update_store, write_store
 
 WORDS = [
     "harbour",
@@ -45,11 +45,10 @@ def store(folder: Path, documents: list[str] | None = None) -> TokenStore:
         for i in range(12):
             words = [WORDS[(i * 7 + j * (1 + i % 5)) % len(WORDS)] for j in range(60)]
             documents.append(" ".join(words))
-    folder.mkdir(parents=True)
-    content = "".join(json.dumps(document) + "\n" for document in documents)
-    (folder / "held_out.jsonl").write_text(content)
-    sha256 = {"held_out.jsonl": hashlib.sha256(content.encode()).hexdigest()}
-    (folder / "store.json").write_text(json.dumps({"sha256": sha256}))
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    write_store(folder.parent, folder.name, [])
+    jsonl(folder / "held_out.jsonl", documents)
+    update_store(folder, {})
     return TokenStore(folder, "docs")
 
 
