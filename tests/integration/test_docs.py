@@ -1,6 +1,7 @@
 """Every block of README and docs: commands and Python are run, YAML is validated, in one folder.
 
-A block that cannot run here is marked by a comment above it: <!-- not run: needs a GPU -->.
+A comment above a block marks one that cannot run here, <!-- not run: needs a GPU -->, or one that
+is saved for the commands below it, <!-- file: target.yaml -->.
 """
 
 import os
@@ -20,13 +21,16 @@ from sweepcp.config.source import Source
 from sweepcp.config.space import Space
 from sweepcp.config.target import Target
 from sweepcp.config.validation import validate
-from sweepcp.config.yaml_files import parse_yaml
+from sweepcp.config.yaml_values import parse_yaml
 from sweepcp.runs.run_folder import Run
 
 ROOT = Path(__file__).parents[2]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+NAV = re.findall(r": (\S+\.md)$", (ROOT / "mkdocs.yml").read_text(), re.MULTILINE)
+PAGES = [ROOT / "README.md", *(ROOT / "docs" / name for name in NAV)]
+"""README, then the pages of the site in its order."""
 BLOCK = re.compile(
-    r"(?:<!-- not run: (?P<reason>[^>]*) -->\n)?```(?P<kind>console|python|yaml)\n(?P<text>.*?)```",
+    r"(?:<!-- not run: (?P<reason>[^>]*) -->\n)?(?:<!-- file: (?P<file>[^>]*) -->\n)?"
+    r"```(?P<kind>console|python|yaml)\n(?P<text>.*?)```",
     re.DOTALL,
 )
 REASONS = (
@@ -50,6 +54,8 @@ class Block(NamedTuple):
     text: str
     reason: str | None
     """Why it is not run."""
+    file: str | None
+    """The file that it is saved as."""
 
     @property
     def name(self) -> str:
@@ -61,7 +67,7 @@ def blocks() -> Iterator[Block]:
         content = page.read_text()
         for match in BLOCK.finditer(content):
             line = content[: match.start("text")].count("\n") + 1
-            yield Block(page, line, match["kind"], match["text"], match["reason"])
+            yield Block(page, line, match["kind"], match["text"], match["reason"], match["file"])
 
 
 def commands(block: Block) -> list[str]:
@@ -111,6 +117,8 @@ def test_commands_and_python_run(quickstart: Run, tmp_path: Path):
     env["OMP_NUM_THREADS"] = "1"
     count = 0
     for block in blocks():
+        if block.file is not None:
+            (tmp_path / block.file).write_text(block.text)
         if block.reason is not None or block.kind == "yaml":
             continue
         programs = [["bash", "-c", command] for command in commands(block)]

@@ -29,7 +29,7 @@ from tests.make import write_bundle
 FOLDER = Path(os.environ.get("SWEEPCP_PEERS", "/nowhere"))
 TRAINERS = ["deepspeed", "hf-trainer", "axolotl", "llama-factory", "megatron-lm", "torchtitan"]
 ROOT = Path(__file__).parents[2]
-TABLE_FILE = ROOT / "docs" / "export.md"
+TABLE_FILE = ROOT / "docs" / "guides" / "export.md"
 TABLE_BEGIN, TABLE_END = "<!-- table -->\n", "<!-- end of table -->"
 
 
@@ -181,7 +181,7 @@ def test_skypilot_accepts_its_tasks_and_refuses_unknown_keys(tmp_path):
     print(f"\n{content['peer']}: {len(accepted)} tasks")
 
 
-@pytest.mark.skipif(not TABLE_FILE.is_file(), reason="there is no docs/export.md")
+@pytest.mark.skipif(not TABLE_FILE.is_file(), reason="there is no docs/guides/export.md")
 def test_the_table_in_the_docs_is_what_the_peers_parse(tmp_path):
     """What survives where; SWEEPCP_WRITE_TABLE writes it."""
     before, rest = TABLE_FILE.read_text().split(TABLE_BEGIN, 1)

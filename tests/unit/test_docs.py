@@ -2,12 +2,14 @@
 
 import importlib
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[2]
-PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")])
+PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")])
 README_LINES = 120
 DIALECT = re.compile(
     r"\b(goes on|go on from|is said|says so|said aloud|anew|torn|looks on|mend(s|ed)?)\b"
@@ -16,7 +18,7 @@ DIALECT = re.compile(
 
 
 def page_id(path: Path) -> str:
-    return path.name
+    return str(path.relative_to(ROOT))
 
 
 def resolve(dotted: str) -> object:
@@ -58,6 +60,18 @@ def test_the_architecture_page_names_every_package():
     text = (ROOT / "docs" / "architecture.md").read_text()
     packages = {path.parent.name for path in (ROOT / "sweepcp").glob("*/__init__.py")}
     assert {name for name in packages if f"sweepcp/{name}/" not in text} == set()
+
+
+def test_the_site_has_every_page():
+    listed = re.findall(r": (\S+\.md)$", (ROOT / "mkdocs.yml").read_text(), re.MULTILINE)
+    pages = [str(path.relative_to(ROOT / "docs")) for path in (ROOT / "docs").rglob("*.md")]
+    assert sorted(listed) == sorted(pages)
+
+
+def test_the_reference_is_up_to_date():
+    script = ROOT / ".ci" / "reference.py"
+    done = subprocess.run([sys.executable, script, "--check"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize("page", PAGES, ids=page_id)
