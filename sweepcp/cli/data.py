@@ -25,12 +25,15 @@ def build(
     """
     from sweepcp.console.progress import ConsoleProgress, make_console
     from sweepcp.console.stores import show_stores
-    from sweepcp.corpora.experiment import load_experiment
+    from sweepcp.corpora.experiment import attributed_to_experiment, load_experiment
     from sweepcp.corpora.stores import build_stores
 
     loaded, files = load_experiment(experiment, overrides or ())
     console = make_console()
-    with ConsoleProgress(console) as progress:
+    with (
+        ConsoleProgress(console) as progress,
+        attributed_to_experiment(experiment, overrides or (), loaded),
+    ):
         stores = build_stores(loaded, files, progress=progress, address=address)
     show_stores(console, list(stores.values()))
     for source in loaded.sources:
@@ -59,13 +62,16 @@ def check(
     from sweepcp.console.check import show_check
     from sweepcp.console.progress import ConsoleProgress, make_console
     from sweepcp.corpora.check import check_corpora, write_overlaps
-    from sweepcp.corpora.experiment import load_experiment
+    from sweepcp.corpora.experiment import attributed_to_experiment, load_experiment
 
     if write is not None:
         check_output_file(write, key="--write")
     loaded, files = load_experiment(experiment, overrides or ())
     console = make_console()
-    with ConsoleProgress(console) as progress:
+    with (
+        ConsoleProgress(console) as progress,
+        attributed_to_experiment(experiment, overrides or (), loaded),
+    ):
         result = check_corpora(loaded, files, progress=progress, address=address)
     show_check(console, result)
     if write is not None:
@@ -101,13 +107,16 @@ def mine(
     """
     from sweepcp.console.mining import show_mining
     from sweepcp.console.progress import ConsoleProgress, make_console
-    from sweepcp.corpora.experiment import load_experiment
+    from sweepcp.corpora.experiment import attributed_to_experiment, load_experiment
     from sweepcp.corpora.mining import mine_corpus
 
     check_output_folder(out, key="--out")
     loaded, files = load_experiment(experiment, overrides or ())
     console = make_console()
-    with ConsoleProgress(console) as progress:
+    with (
+        ConsoleProgress(console) as progress,
+        attributed_to_experiment(experiment, overrides or (), loaded),
+    ):
         result = mine_corpus(
             loaded.sources,
             files,

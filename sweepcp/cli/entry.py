@@ -89,6 +89,9 @@ def _describe_ending(error: BaseException, signals: StopSignals) -> tuple[int, s
         number = error.signal if isinstance(error, Stopped) else 0
     if number:
         return 128 + number, STOPPED if launcher_rank() == "0" else ""
+    if isinstance(error, SystemExit) and isinstance(error.__context__, BrokenPipeError):
+        # typer takes any broken pipe for that of standard output.
+        error = error.__context__
     if isinstance(error, SystemExit):
         return (error.code, "") if isinstance(error.code, int) else (1, str(error.code))
     from sweepcp.cli.failures import describe_failure

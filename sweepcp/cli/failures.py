@@ -1,6 +1,5 @@
 """What ends a command: its exit status, and what the user is told."""
 
-import errno
 import os
 import re
 import shlex
@@ -8,6 +7,7 @@ import sys
 import tempfile
 import traceback
 
+from sweepcp.cli.output import STANDARD_OUTPUT
 from sweepcp.cli.rank import launcher_rank
 from sweepcp.errors import SHOWN_CHARACTERS, BaseNotScored, InvalidInput, WorkLost
 
@@ -32,7 +32,7 @@ def describe_failure(error: BaseException) -> tuple[int, str]:
         return FAILED, f"Error: {error}. {RESUME}"
     if isinstance(error, MemoryError):
         return FAILED, f"Error: out of memory. {RESUME}"
-    if isinstance(error, OSError) and error.errno == errno.EPIPE:
+    if isinstance(error, BrokenPipeError) and error.filename == STANDARD_OUTPUT:
         return FAILED, ""
     if reason := _system_error(error) or _ray_error(error):
         return FAILED, f"Error: {reason}. {RESUME}"

@@ -6,6 +6,9 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
+STANDARD_OUTPUT = "standard output"
+"""Its name in errors, where those of files have a path."""
+
 
 class StandardOutput(io.TextIOWrapper):
     """Standard output whose errors name it, as those of files name the file."""
@@ -26,7 +29,7 @@ def _named_errors() -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        error.filename = "standard output"
+        error.filename = STANDARD_OUTPUT
         raise
 
 

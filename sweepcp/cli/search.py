@@ -16,13 +16,14 @@ def plan(experiment: ExperimentName = "quickstart", overrides: Overrides = None)
     """Show what a search would run and cost, and every warning. Train nothing, write nothing."""
     from sweepcp.console.plan import show_plan
     from sweepcp.console.progress import make_console
-    from sweepcp.corpora.experiment import load_experiment
+    from sweepcp.corpora.experiment import attributed_to_experiment, load_experiment
     from sweepcp.search.plan import make_plan
     from sweepcp.search.readiness import check_readiness
 
     loaded, files = load_experiment(experiment, overrides or ())
-    made = make_plan(loaded, files)
-    made.warnings.extend(check_readiness(loaded, may_fetch=False))
+    with attributed_to_experiment(experiment, overrides or (), loaded):
+        made = make_plan(loaded, files)
+        made.warnings.extend(check_readiness(loaded, may_fetch=False))
     show_plan(make_console(), made)
 
 
@@ -40,13 +41,13 @@ def search(
     overrides: Overrides = None,
     address: Address = None,
     retry_failed: Annotated[
-        bool, typer.Option("--retry-failed", help="Run trials that failed again.")
+        bool, typer.Option("--retry-failed", help="Run failed trials again, at their points.")
     ] = False,
 ) -> None:
     """Run the trials of an experiment, or resume it, and show the front."""
     from sweepcp.console.front import show_front, show_next_commands
     from sweepcp.console.progress import ConsoleProgress, make_console
-    from sweepcp.corpora.experiment import load_experiment
+    from sweepcp.corpora.experiment import attributed_to_experiment, load_experiment
     from sweepcp.search.search import run_search
 
     settings = list(overrides or ())
@@ -56,7 +57,10 @@ def search(
     folder = out or Path("runs") / loaded.name
     check_output_folder(folder, key="--out")
     console = make_console()
-    with ConsoleProgress(console) as progress:
+    with (
+        ConsoleProgress(console) as progress,
+        attributed_to_experiment(experiment, settings, loaded),
+    ):
         if address is None:
             prepare_local_ray()
         else:  # before stores and base are built

@@ -38,7 +38,7 @@ class Budget(ConfigModel):
     sustained_tflops: PositiveFloat | None = None
     """TFLOP/s that the devices of one trial reach in practice: their peak times the utilisation."""
     usd_per_hour: PositiveFloat | None = None
-    """Price of the devices of one trial."""
+    """Price of the devices of one trial per hour, in USD."""
 
     @model_validator(mode="after")
     def _check_price(self) -> Self:

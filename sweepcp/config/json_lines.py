@@ -14,7 +14,7 @@ from sweepcp.util.paths import check_input_file
 M = TypeVar("M", bound=ConfigModel)
 
 
-def read_json_lines(path: Path, model: type[M], *, fix: str) -> Iterator[tuple[str, M]]:
+def read_valid_lines(path: Path, model: type[M], *, fix: str) -> Iterator[tuple[str, M]]:
     """Read a file with one object per line; blank lines are skipped.
 
     Args:

@@ -136,7 +136,7 @@ class Space(ConfigModel):
     min_lr: Axis | None = None
     """Axis of the LR of the last step, in place of `final_fraction`."""
     decay: Axis | None = None
-    """Axis of the share of the steps over which a `wsd` schedule falls."""
+    """Axis of the share of the steps over which a `wsd` or `wsd-1-sqrt` schedule falls."""
     weight_decay: Axis | None = None
     """Axis of AdamW's weight decay."""
     epsilon: Axis | None = None

@@ -20,18 +20,19 @@ class MemberSpec(ConfigModel):
     held_out: str | None = None
     """A source: bits per byte of its held-out text."""
     cloze: str | None = None
-    """A source: the next word among four of like frequency, from its held-out text (a generated
+    """A source: the next word of its held-out text, among four of similar frequency (a generated
     lm-eval task)."""
     swap: str | None = None
-    """A source: the original text, or the text with two adjacent words swapped (a generated lm-eval
-    task)."""
+    """A source: its held-out text against a copy with two adjacent words swapped (a generated
+    lm-eval task)."""
     task: str | None = None
     """An lm-eval task, tag or group."""
     path: str | None = None
     """A folder of lm-eval task files for `task`, relative to the experiment file; by default
     lm-eval's own tasks."""
     allow_code: bool = False
-    """Whether the task files in `path` may run Python (`!function`)."""
+    """Whether code may run: what task files in `path` lead to, such as `!function`, and what a
+    model writes, for tasks that are scored by running it (`unsafe_code`)."""
     items: Annotated[int, Field(ge=4)] | None = None
     """The number of items, drawn by the hash of their content: documents of `held_out`, items of
     `cloze` and `swap`, items of each lm-eval task of `task`. By default all."""
@@ -42,7 +43,7 @@ class MemberSpec(ConfigModel):
     language: str | None = None
     """By default the language of the source, or `en`."""
     weight: PositiveFloat = 1.0
-    """In the mean that is the suite's scalar."""
+    """Its weight in the mean that is the suite's scalar."""
 
     @model_validator(mode="after")
     def _check_consistency(self) -> Self:

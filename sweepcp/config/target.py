@@ -105,13 +105,13 @@ class Hardware(ConfigModel):
     per_node: PositiveInt
     """GPUs, or processes on CPUs, per node."""
     memory_gib: PositiveFloat | None = None
-    """Per GPU."""
+    """GiB of memory per GPU."""
     peak_tflops: PositiveFloat | None = None
-    """Dense peak of one device in the precision that is used."""
+    """Dense peak of one device in TFLOP/s, in the precision that is used."""
     mfu: Annotated[float, Field(gt=0, le=1)] = TYPICAL_UTILISATION
     """Model FLOPs utilisation, an assumption until it is measured."""
     usd_per_hour: PositiveFloat | None = None
-    """Per device."""
+    """Price of one device per hour, in USD."""
 
     @property
     def world_size(self) -> int:
@@ -157,7 +157,7 @@ class CheckpointSettings(ConfigModel):
     """When checkpoints are written, and how many are kept."""
 
     every: PositiveInt
-    """Steps."""
+    """Steps between two checkpoints; one is always written after the last step."""
     keep: Annotated[int, Field(ge=2)] = 2
     """At least 2, so that there is one to use if the newest is damaged."""
     folder: str | None = None
@@ -169,7 +169,7 @@ class HeldOutWatch(ConfigModel):
     """Held-out loss during the run."""
 
     every: PositiveInt
-    """Steps."""
+    """Steps between two measurements; the last step is always measured."""
     max_regression: NonNegativeFloat | None = None
     """Raise an alarm when held-out `general` is lower than minus this many per cent of the
     base's."""
@@ -186,7 +186,7 @@ class SpikeRollback(ConfigModel):
     window: Annotated[int, Field(ge=4)] = 64
     """Steps whose median loss a spike is measured by."""
     at_most: PositiveInt = 3
-    """Rollbacks; at the next spike the run stops as diverged."""
+    """Number of rollbacks; at the next spike the run stops as diverged."""
 
 
 class Target(ConfigModel):
@@ -207,7 +207,7 @@ class Target(ConfigModel):
     warmup: WarmupFraction | None = None
     """Share of the steps; by default the recipe's."""
     warmup_steps: PositiveInt | None = None
-    """Steps, in place of `warmup`; by default the recipe's."""
+    """Number of steps, in place of `warmup`; by default the recipe's."""
     final_fraction: Fraction | None = None
     """LR of the last step as a fraction of the max LR; by default the recipe's."""
     min_lr: PositiveFloat | None = None

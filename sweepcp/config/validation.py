@@ -2,6 +2,7 @@
 
 import difflib
 import json
+import re
 import typing
 from pathlib import Path
 from typing import Any, TypeVar
@@ -15,6 +16,9 @@ from sweepcp.config.yaml_values import DOCUMENT, KeyPath, is_number
 from sweepcp.errors import InvalidInput
 
 M = TypeVar("M", bound=BaseModel)
+PERCENT = re.compile(r"[0-9._]+ ?%")
+COUNT = re.compile(r"[0-9._]+ ?[A-Za-z]{1,3}")
+"""Numbers as people write them elsewhere: 10k, 4 MB, 1B."""
 BOUNDS = {
     "greater_than_equal": "{number} of at least {ge:g}",
     "greater_than": "{number} above {gt:g}",
@@ -128,6 +132,12 @@ def _rule_and_fix(model: type[BaseModel], problem: ErrorDetails, path: KeyPath) 
         return "a number, not text", f"write `{path[-1]}: {value}` without quotes"
     if kind in ("int_type", "int_from_float") and isinstance(value, float) and value.is_integer():
         return "an integer", f"write `{path[-1]}: {int(value)}`"
+    if kind in ("float_type", "int_type") and isinstance(value, str) and PERCENT.fullmatch(value):
+        return describe_rule(problem), f"write {value} as a fraction or a count, without `%`"
+    if kind in ("float_type", "int_type") and isinstance(value, str) and COUNT.fullmatch(value):
+        return describe_rule(problem), f"write {value} in digits, without a unit: 10_000 for 10k"
+    if kind == "literal_error" and isinstance(value, str):
+        return describe_rule(problem), _suggest_choice(problem, value)
     if kind == "value_error":
         # Validators of this package raise ValueError("<rule>; fix: <fix>").
         rule, _, fix = message.removeprefix("Value error, ").partition("; fix: ")
@@ -154,8 +164,17 @@ def _is_quoted_number(value: Any) -> bool:
 
 def _suggest_key(model: type[BaseModel], path: KeyPath) -> str:
     names = _known_keys(model, path[:-1])
+    if path[-1] in names:
+        # Of another type of the union: an axis with `choices` has no `low`.
+        return "remove it: it excludes keys that are beside it"
     similar = difflib.get_close_matches(str(path[-1]), names, n=1)
     return f"did you mean `{similar[0]}`?" if similar else f"use one of: {', '.join(names)}"
+
+
+def _suggest_choice(problem: ErrorDetails, value: str) -> str:
+    choices = re.findall("'([^']*)'", problem["ctx"]["expected"])
+    similar = difflib.get_close_matches(value.lower().strip(), choices, n=1)
+    return f"did you mean `{similar[0]}`?" if similar else "use one of them"
 
 
 def _format_key(path: KeyPath) -> str:

@@ -178,6 +178,7 @@ class _Document:
     def _mapping(self, node: yaml.Node, path: KeyPath) -> dict[str, Any]:
         content: dict[str, Any] = {}
         for key_node, value_node in node.value:
+            self._check_comma(node, key_node, value_node, path)
             key = self._key(key_node, path)
             if key in content:
                 raise self.value_error(
@@ -189,6 +190,21 @@ class _Document:
                 )
             content[key] = self.convert(value_node, (*path, key))
         return content
+
+    def _check_comma(
+        self, mapping: yaml.Node, key: yaml.Node, value: yaml.Node, path: KeyPath
+    ) -> None:
+        """Refuse a number that a comma made a key of: `{share: 0,1}` has the keys share and 1."""
+        is_empty = value.start_mark.index == value.end_mark.index
+        is_flow = isinstance(mapping, yaml.MappingNode) and mapping.flow_style
+        if is_flow and is_empty and key.tag.removeprefix(TAG) in NUMBERS:
+            raise self.value_error(
+                key,
+                path,
+                f"a comma before {key.value}",
+                rule="a comma only between the entries of `{...}`",
+                fix="write a decimal point as in 0.5, and digit groups as in 1_000",
+            )
 
     def _key(self, node: yaml.Node, path: KeyPath) -> str:
         kind = node.tag.removeprefix(TAG)
@@ -259,7 +275,7 @@ class _Document:
         mark = error.problem_mark or error.context_mark
         fix = "correct the line and its indentation; put text with special characters in quotes"
         if r"'\t'" in problem:
-            fix = "indent with spaces, not with tabs"
+            fix = "indent with spaces, not with tabs, and put none after a key"
         if "another document" in problem:
             fix = "remove the line `---`, and write one file for each document"
         return self.error(

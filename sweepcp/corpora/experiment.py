@@ -1,6 +1,7 @@
 """Loading of an experiment: everything that a search needs, checked before anything is written."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from sweepcp.config.experiment import Experiment
@@ -41,6 +42,30 @@ def load_experiment(
     names = [source.name for source in experiment.sources]
     with attributed_to_overrides(overrides, names), located(path):
         return _resolve_paths(experiment, path.parent)
+
+
+@contextmanager
+def attributed_to_experiment(
+    name: str, overrides: Sequence[str], experiment: Experiment
+) -> Iterator[None]:
+    """Name the experiment's file, or an override, in any `InvalidInput` that names no file.
+
+    For what is found after loading, by code that does not know the file.
+
+    Args:
+        name: See `load_experiment`.
+        overrides: See `load_experiment`.
+        experiment: What was loaded from them.
+    """
+    try:
+        yield
+    except InvalidInput as error:
+        if error.file:
+            raise
+        path = find_config_file(name, kind="experiments", key="EXPERIMENT")
+        names = [source.name for source in experiment.sources]
+        with attributed_to_overrides(overrides, names), located(path):
+            raise
 
 
 def _resolve_paths(

@@ -13,7 +13,7 @@ from typing import Annotated, NamedTuple
 import numpy as np
 from pydantic import Field, field_validator
 
-from sweepcp.config.json_lines import read_json_lines
+from sweepcp.config.json_lines import read_valid_lines
 from sweepcp.config.types import FiniteFloat, Fraction
 from sweepcp.config.validation import ConfigModel
 from sweepcp.corpora.prevalence import EDGES, LabelledDocument, ScoreCurve
@@ -145,7 +145,7 @@ def read_sample(path: Path) -> list[LabelRow]:
     if not os.path.lexists(path):
         return []
     fix = "correct the line, or remove the file to draw the sample again"
-    return [row for _, row in read_json_lines(path, LabelRow, fix=fix)]
+    return [row for _, row in read_valid_lines(path, LabelRow, fix=fix)]
 
 
 def read_labels(path: Path, stamp: str) -> list[LabelledDocument]:

@@ -91,7 +91,7 @@ def matched_fraction(experiment: Experiment, source: str, tokens: float) -> floa
     if target is None or not target.match_repetition:
         return 1.0
     needed = target.source_tokens.get(source, tokens) * experiment.budget.tokens / target.tokens
-    with located(experiment.name, f"sources.{source}"):
+    with located("", f"sources.{source}"):
         if needed > tokens:
             raise InvalidInput(
                 found=f"{tokens:,.0f} tokens",
@@ -120,7 +120,6 @@ def check_epochs(experiment: Experiment, tokens: dict[str, float]) -> None:
         most = max(count.most_epochs, count.target_most_epochs or 0)
         if source.beyond_max_epochs == "refuse" and most > source.max_epochs:
             raise InvalidInput(
-                file=experiment.name,
                 key=f"sources.{source.name}.max_epochs",
                 found=f"up to {most:.2f} epochs",
                 rule=f"at most {source.max_epochs:g} epochs of the source in any run",

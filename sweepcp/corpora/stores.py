@@ -60,7 +60,7 @@ def build_stores(
             progress=progress,
             address=address,
         )
-        with located(experiment.name, f"sources.{source.name}"):
+        with located("", f"sources.{source.name}"):
             # First, or a source whose text is dropped would be called too short.
             _check_coverage(store)
             _check_store_size(store, experiment)

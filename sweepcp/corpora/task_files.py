@@ -36,8 +36,12 @@ def task_fingerprint(folder: Path, task: str) -> str:
 
 
 def _python_files(entry: TaskEntry) -> Iterator[Path]:
-    """Yield the modules of a task's functions, and the files beside them, which they may read."""
+    """Yield the modules of a task's functions, and the files and packages beside them."""
     for value in walk(entry.config):
         if isinstance(value, TaskFunction) and value.module.is_file():
-            beside = (file for file in value.module.parent.iterdir() if file.is_file())
-            yield from (file for file in beside if file.suffix != ".yaml" and file.name[0] != ".")
+            beside = list(value.module.parent.iterdir())
+            files = (path for path in beside if path.is_file())
+            yield from (file for file in files if file.suffix != ".yaml" and file.name[0] != ".")
+            for package in beside:
+                if (package / "__init__.py").is_file():
+                    yield from package.rglob("*.py")

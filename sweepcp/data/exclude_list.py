@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import ConfigDict, Field
 
-from sweepcp.config.json_lines import read_json_lines
+from sweepcp.config.json_lines import read_valid_lines
 from sweepcp.config.validation import ConfigModel
 
 
@@ -27,4 +27,4 @@ def read_exclude_list(path: Path) -> frozenset[str]:
         InvalidInput: The file cannot be read, or a line has no id of a document.
     """
     fix = "write the list again with `sweepcp data check --write`"
-    return frozenset(row.id for _, row in read_json_lines(path, _ExcludedDocument, fix=fix))
+    return frozenset(row.id for _, row in read_valid_lines(path, _ExcludedDocument, fix=fix))

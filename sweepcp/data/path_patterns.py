@@ -40,9 +40,10 @@ def expand_pattern(path: Path) -> dict[Path, bool]:
         found: list[Path] = []
         for match in matches:
             found += _expand_part(match, part)
-        matches = found
+        # `**/**` finds a folder once for each folder above it.
+        matches = list(dict.fromkeys(found))
     files: dict[Path, bool] = {}
-    for match in sorted(set(matches)):
+    for match in sorted(matches):
         is_folder = match.is_dir()
         for file in walk_folder(match) if is_folder else [match]:
             files.setdefault(file, is_folder)

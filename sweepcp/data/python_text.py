@@ -59,6 +59,10 @@ def _package_files(package: str) -> list[Path]:
         fix = f"install it, or correct the name; `stdlib` is always available (Python {version})"
         raise InvalidInput(key="packages", found=package, rule="an importable package", fix=fix)
     if not spec.submodule_search_locations:
+        if not (spec.has_location and str(spec.origin).endswith(".py")):
+            rule = "a package or module of Python files; this one is built in, frozen or compiled"
+            fix = "leave it out; `stdlib` has all modules that Python brings"
+            raise InvalidInput(key="packages", found=package, rule=rule, fix=fix)
         return [Path(str(spec.origin))]
     files: list[Path] = []
     for root in spec.submodule_search_locations:

@@ -12,7 +12,7 @@ from sweepcp.data.formats import DELIMITERS, file_format
 from sweepcp.data.json_array import is_array, split_array
 from sweepcp.data.problems import RecordProblem, too_long
 from sweepcp.data.shards import LocatedRecord, RecordLocation, SourceShard
-from sweepcp.data.values import decode_utf8, describe_kind, parse_json
+from sweepcp.data.values import decode_utf8, describe_kind, parse_written_json
 from sweepcp.errors import InvalidInput
 
 OTHER_FIELDS = 8
@@ -88,7 +88,7 @@ def _parse_json(content: bytes) -> dict[str, Any] | RecordProblem:
     if isinstance(text, RecordProblem):
         return text
     try:
-        value = parse_json(text)
+        value = parse_written_json(text)
     except (ValueError, RecursionError) as error:
         return _no_object(str(error))
     return value if isinstance(value, dict) else _no_object(describe_kind(value))

@@ -12,7 +12,7 @@ from sweepcp.config.source import Source
 from sweepcp.data.columns import needed_columns
 from sweepcp.data.file_content import unreadable
 from sweepcp.data.problems import RecordProblem
-from sweepcp.data.values import make_object, parse_json
+from sweepcp.data.values import make_object, parse_written_json
 from sweepcp.errors import InvalidInput
 
 ROWS_PER_BATCH = 256
@@ -191,7 +191,7 @@ def _exact(value: Any, arrow_type: Any) -> Any:
         narrow = np.float16 if pa.types.is_float16(arrow_type) else np.float32
         return float(str(narrow(value)))
     if _is_json(arrow_type):
-        return parse_json(value)
+        return parse_written_json(value)
     if pa.types.is_dictionary(arrow_type):
         return _exact(value, arrow_type.value_type)
     if pa.types.is_struct(arrow_type):

@@ -33,7 +33,7 @@ class WrittenNumber(str):
     __slots__ = ()
 
 
-def parse_json(text: str) -> Any:
+def parse_written_json(text: str) -> Any:
     """Parse JSON; numbers become `WrittenNumber`, but NaN and infinities become floats.
 
     Raises:

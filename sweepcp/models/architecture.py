@@ -6,7 +6,13 @@ from pathlib import Path
 
 import torch
 from torch.nn.modules.dropout import _DropoutNd
-from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers import (
+    CONFIG_MAPPING,
+    AutoConfig,
+    AutoModelForCausalLM,
+    PretrainedConfig,
+    PreTrainedModel,
+)
 from transformers.initialization import no_init_weights
 from transformers.models.auto.auto_factory import _get_model_class
 
@@ -31,11 +37,19 @@ def read_model_config(folder: Path) -> PretrainedConfig:
     """
     check_docstrings()
     with located(folder / "config.json"):
-        read_config(folder)
+        content = read_config(folder)
     try:
         config: PretrainedConfig = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     # A configuration checks its values by errors of many types.
     except Exception as error:
+        if str(content.get("model_type")) in CONFIG_MAPPING:
+            raise InvalidInput(
+                file=folder / "config.json",
+                key="the values",
+                found=" ".join(str(error).split()),
+                rule=f"a configuration that transformers takes for {content['model_type']}",
+                fix="use the model's own config.json",
+            ) from None
         raise _unknown_model(folder, str(error)) from None
     if type(config) not in AutoModelForCausalLM._model_mapping:
         raise _unknown_model(folder, config.model_type)

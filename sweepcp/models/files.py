@@ -76,6 +76,10 @@ REFUSED_SETTINGS = {
         f"weights in {WEIGHTS}, or in the files of {INDEX}",
         "rename the file of weights, and remove `transformers_weights`",
     ),
+    "configuration_files": (
+        "one configuration for every version of transformers; it would read another file instead",
+        "rename the file that is meant to config.json",
+    ),
 }
 """Settings of `config.json` with which transformers runs or reads something else than is checked,
 with the rule that each breaks and the fix."""

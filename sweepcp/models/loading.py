@@ -55,6 +55,9 @@ def load_tokenizer(base: BaseSpec) -> PreTrainedTokenizerBase:
         )
     # What `tokenizers` does not understand, it reports by an Exception of no further type.
     except Exception as error:
+        if base.path is not None:
+            # transformers reads config.json too, and its values may be what it does not take.
+            read_model_config(Path(base.path))
         raise InvalidInput(
             file=base.tokenizer,
             key="the tokenizer",

@@ -1,6 +1,5 @@
 """The translation of a recipe to a target: the same recipe at the full run's scale, as a bundle."""
 
-import subprocess
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -26,6 +25,7 @@ from sweepcp.promote.candidate import (
     held_out_member,
 )
 from sweepcp.promote.estimates import estimate_expense, estimate_memory
+from sweepcp.promote.work_tree import current_commit
 from sweepcp.runs.run_folder import Run
 from sweepcp.runs.trial import package_versions
 from sweepcp.util.files import file_sha256
@@ -79,7 +79,7 @@ def promote(candidate: Candidate, target: Target, *, file: Path, out: Path) -> B
         expense=estimate_expense(model.shape, recipe, target),
         assumptions=(*candidate.assumptions, *assumptions),
         versions=package_versions(),
-        commit=_git_commit(),
+        commit=current_commit(),
         made=datetime.now(UTC).isoformat(timespec="seconds"),
     )
     write_bundle(bundle, out, proxy_steps=candidate.read_steps())
@@ -371,13 +371,3 @@ def _with_absolute_checkpoints(target: Target, folder: Path) -> Target:
 def _resolve_path(path: str, folder: Path) -> Path:
     """Return an absolute path; a relative one is relative to `folder`."""
     return user_path(path, folder=folder).resolve()
-
-
-def _git_commit() -> str | None:
-    """Return the commit of the working directory, or None if that is not a git work tree."""
-    command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-    try:
-        result = subprocess.run(command, capture_output=True, encoding="utf-8", check=False)
-    except OSError:
-        return None
-    return result.stdout.strip() or None

@@ -5,9 +5,10 @@ import hashlib
 import heapq
 import json
 import random
+import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, chdir, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,7 @@ from sweepcp.scoring.task_files import (
 )
 from sweepcp.scoring.task_rules import RECORDED_METRICS, checked_tasks
 from sweepcp.scoring.task_selection import TaskSelection
+from sweepcp.util.files import cache_dir
 
 
 @dataclass(frozen=True)
@@ -97,7 +99,7 @@ class MemberLoader:
             device: Its random generator is restored, like those of the CPU.
             working_folder: Where relative paths of data files start from.
         """
-        self.device, self.working_folder = device, working_folder
+        self.device, self.working_folder = device, working_folder.absolute()
         self.folders: dict[str, TaskFolder] = {}
 
     def load(self, member: MemberSpec, folder: str) -> LoadedMember:
@@ -114,13 +116,32 @@ class MemberLoader:
             self.folders[folder] = read_task_folder(Path(folder)) if folder else stock_tasks()
         with located(f"task {member.name}"):
             selection = checked_tasks(member, self.folders[folder], self.working_folder)
-        with stock_seeds(self.device):
+        with stock_seeds(self.device), restricted_imports(member):
             with _explained(member.name, _task_of_traceback):
                 loaded = _task_manager(selection).load(member.name)
             tasks = list(loaded["tasks"].values())
             notes = [note for task in tasks for note in _set_few_shot(task, member.few_shot)]
             built = tuple(_build(task, member) for task in tasks)
         return LoadedMember(built, _weighting(loaded["groups"].get(member.name)), tuple(notes))
+
+
+def restricted_imports(member: MemberSpec) -> AbstractContextManager[None]:
+    """Return a context in which lm-eval runs no Python but its own and what a member may run.
+
+    Some tasks of lm-eval call `evaluate.load("rouge")`, which runs `rouge/rouge.py` of the working
+    folder if there is one. Members that may run code stay in it.
+    """
+    return _bytecode_apart() if member.allow_code else chdir("/")
+
+
+@contextmanager
+def _bytecode_apart() -> Iterator[None]:
+    """Have Python ignore compiled modules beside the sources that a person has read and allowed."""
+    before, sys.pycache_prefix = sys.pycache_prefix, str(cache_dir() / "bytecode")
+    try:
+        yield
+    finally:
+        sys.pycache_prefix = before
 
 
 def _task_manager(selection: TaskSelection) -> TaskManager:

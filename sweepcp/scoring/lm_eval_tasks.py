@@ -28,6 +28,7 @@ from sweepcp.scoring.lm_eval_loading import (
     LoadedMember,
     LoadedTask,
     MemberLoader,
+    restricted_imports,
     stock_seeds,
 )
 from sweepcp.scoring.scorecard import ItemScores, Unit
@@ -179,7 +180,7 @@ class LmEvalTasks:
         scores: list[ItemScores] = []
         for member in self.members:
             # Generation may draw random numbers. One member's scores do not depend on the others.
-            with stock_seeds(self.lm.device):
+            with stock_seeds(self.lm.device), restricted_imports(member.spec):
                 self._answer_requests(member)
                 scores += self._score_member(member)
         return scores

@@ -15,6 +15,8 @@ from typing import Any, Literal
 
 import yaml
 
+from sweepcp.util.paths import check_input_file
+
 IGNORED_FOLDERS = {"__pycache__", ".ipynb_checkpoints"}
 MAX_DEPTH = 60
 """Levels of a task file. The C parser that lm-eval reads with crashes at some ten thousand."""
@@ -122,8 +124,8 @@ def _add_entry(
     if not isinstance(name, str) or name in entries:
         return
     entries[name] = TaskEntry(name, "group" if is_group else "task", config, files)
-    tags = config.get("tag") or ()
-    for tag in [tags] if isinstance(tags, str) else tags:
+    tags = config.get("tag")
+    for tag in tags if isinstance(tags, list) else [tags]:
         if isinstance(tag, str) and not is_group:
             entries.setdefault(tag, TaskEntry(tag, "tag"))
             tagged.setdefault(tag, set()).add(name)
@@ -162,6 +164,7 @@ class _Reader:
 
     def _parse(self, path: Path) -> dict[str, Any]:
         if path not in self.parsed:
+            check_input_file(path)  # a named pipe would wait for a writer
             content = path.read_bytes()
             if not self.trusted:
                 _check_depth(content)

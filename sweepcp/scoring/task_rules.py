@@ -144,7 +144,9 @@ DATASET_OPTIONS = (
     "columns",
     "keep_linebreaks",
     "sample_by",
+    "trust_remote_code",
 )
+"""Options of `load_dataset`. Since version 4 it runs no code of data sets, whatever it is told."""
 GENERATION_OPTIONS = (
     "until",
     "do_sample",
@@ -305,10 +307,12 @@ def _check_filters(key: str, value: Any) -> None:
 
 
 def _check_options(key: str, value: Any, allowed: tuple[str, ...]) -> None:
-    for options in _mappings(key, value):
-        for name in options:
-            if name not in allowed:
-                raise _runs_code(f"{key}.{name}", options[name])
+    if not isinstance(value, dict):
+        fix = "write each option in a line of its own, as `name: value`"
+        raise InvalidInput(key=key, found=value, rule="a mapping of options", fix=fix)
+    for name in value:
+        if name not in allowed:
+            raise _runs_code(f"{key}.{name}", value[name])
 
 
 def _check_dataset_path(key: str, value: Any) -> None:
@@ -320,7 +324,9 @@ def _check_dataset_path(key: str, value: Any) -> None:
 def _check_dataset_options(key: str, value: Any) -> None:
     _check_options(key, value, DATASET_OPTIONS)
     for name in (*walk(value.get("data_files")), value.get("data_dir")):
-        if isinstance(name, str) and (is_remote(name) or "::" in name):
+        if isinstance(name, str) and "::" in name:  # a file system within another one
+            raise _runs_code(f"{key}.data_files", name)
+        if isinstance(name, str) and is_remote(name):
             protocol, _, _ = name.partition("://")
             _check_one_of(f"{key}.data_files", protocol, PROTOCOLS)
 

@@ -150,7 +150,7 @@ class _Selector:
         else:
             config = overrides | settings | {"task": f"{groups[-1]}::{name}"}
             if not any(key in config for key in DATA_KEYS):
-                raise _unknown_name(name, self.folder).within(file, "task")
+                raise _unknown_name(name, self.folder, in_group=True).within(file, "task")
             self._add_leaf(LeafTask(config["task"], config, file, config))
 
     def _is_known(self, name: str) -> bool:
@@ -168,9 +168,14 @@ class _Selector:
         self.found.leaves.append(leaf)
 
 
-def _unknown_name(name: str, folder: TaskFolder) -> InvalidInput:
-    """Return the error of a name that is none of a folder's tasks, with those that are near it."""
+def _unknown_name(name: str, folder: TaskFolder, *, in_group: bool = False) -> InvalidInput:
+    """Return the error of a name that is none of a folder's tasks, with those that are near it.
+
+    A group may also name tasks that are installed with lm-eval.
+    """
     near = get_close_matches(name, folder.entries, n=5)
+    if in_group and not folder.is_stock:
+        near = [*near, *get_close_matches(name, stock_tasks().entries, n=5)][:5]
     fix = "correct the name"
     if near:
         fix += f"; near it are {', '.join(near)}"
@@ -181,7 +186,8 @@ def _unknown_name(name: str, folder: TaskFolder) -> InvalidInput:
         fix = "remove `path`: the task is one of those that are installed with lm-eval"
     return InvalidInput(
         found=name,
-        rule=f"a task, tag or group of {folder.path} (it has {_names(folder.entries)})",
+        rule=f"a task, tag or group of {folder.path} (it has {_names(folder.entries)})"
+        + (", or of lm-eval" if in_group and not folder.is_stock else ""),
         fix=fix,
     )
 

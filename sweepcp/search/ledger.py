@@ -87,7 +87,7 @@ class TrialLedger:
         self.proposed: dict[int, Proposal] = {}
         """Of the trials that run again, at the same points."""
         if retry_failed:
-            for trial in [trial for trial in finished if trial.status == "failed"]:
+            for trial in [t for t in self.finished.values() if t.status == "failed"]:
                 self.proposed[trial.number] = Proposal(trial.point, trial.proposed_by)
                 del self.finished[trial.number]
         self.losses: Counter[int | None] = Counter()

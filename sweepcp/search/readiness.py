@@ -81,14 +81,13 @@ def _check_suites(experiment: Experiment) -> dict[str, list[LeafTask]]:
         if member.task is None:
             continuous[role] = True
             continue
-        with located(experiment.name, f"suites.{role}"):
+        with located("", f"suites.{role}"):
             leaves = checked_tasks(member, _task_folder(member), Path.cwd()).leaves
         continuous[role] |= any(is_continuous(leaf) is not False for leaf in leaves)
         tasks[member.name] = leaves
     for role, has_bits in continuous.items():
         if not has_bits:
             raise InvalidInput(
-                file=experiment.name,
                 key=f"suites.{role}",
                 found="no member that is measured in bits per byte",
                 rule="a continuous member in each suite, which its scalar is computed from",

@@ -111,7 +111,6 @@ def _refuse_planned_sources(experiment: Experiment) -> None:
     for source in experiment.sources:
         if source.planned_tokens is not None:
             raise InvalidInput(
-                file=experiment.name,
                 key=f"sources.{source.name}.planned_tokens",
                 found=source.planned_tokens,
                 rule="a source with documents, which a search reads; a planned one has none",
@@ -124,7 +123,6 @@ def _check_cores(experiment: Experiment) -> None:
     cores, threads = usable_cores(), experiment.budget.cpus_per_trial
     if threads > cores:
         raise InvalidInput(
-            file=experiment.name,
             key="budget.cpus_per_trial",
             found=threads,
             rule=f"at most the {cores} CPUs that this process may use",

@@ -5,6 +5,7 @@ import math
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -93,7 +94,7 @@ def parallel_map(work: Callable[[T], R], items: Sequence[T], address: str | None
     cores = usable_cores()
     if address is not None:
         yield from _map_on_cluster(work, items, address)
-    elif cores == 1 or len(items) == 1:
+    elif cores == 1 or len(items) == 1 or not _can_start_processes():
         yield from map(work, items)
     else:
         yield from _map_on_cores(work, items, min(cores, len(items)))
@@ -101,8 +102,19 @@ def parallel_map(work: Callable[[T], R], items: Sequence[T], address: str | None
 
 def call_in_child(work: Callable[[T], R], item: T) -> R:
     """Apply `work` to an item in a process of its own, which leaves nothing behind in this one."""
+    if not _can_start_processes():
+        return work(item)
     (result,) = _map_on_cores(work, [item], 1)
     return result
+
+
+def _can_start_processes() -> bool:
+    """Return whether the interpreter can be started again.
+
+    A command that has changed its user (`setpriv`, some containers) may have an interpreter in a
+    home folder that it can no longer open.
+    """
+    return os.access(sys.executable, os.X_OK)
 
 
 def _map_on_cores(work: Callable[[T], R], items: Sequence[T], cores: int) -> Iterator[R]:

@@ -74,7 +74,7 @@ def _promote_run(work: Path, number: int) -> None:
         "promote",
         work / "run",
         "--target",
-        work / "target.yaml",
+        work / "run_target.yaml",
         "--trial",
         "0000",
         "--out",
@@ -135,11 +135,7 @@ def _mix(work: Path, number: int) -> None:
     run_command("data", "mix", work / "bundle", "--out", work / "out")
 
 
-def _plan(work: Path, number: int) -> None:
-    run_command("plan", work / "experiment.yaml")
-
-
-def _plan_shipped(name: str) -> Entry:
+def _plan(name: str) -> Entry:
     return lambda work, number: run_command("plan", work / name)
 
 
@@ -200,9 +196,12 @@ def _find_checkpoint(work: Path, number: int) -> None:
         dict(read_checkpoint(*found, group))
 
 
-def _load_experiment(work: Path, number: int) -> None:
-    experiment, _ = load_experiment(str(work / "experiment.yaml"))
-    tokenizer_id(experiment.base)
+def _load_experiment(name: str) -> Entry:
+    def load(work: Path, number: int) -> None:
+        experiment, _ = load_experiment(str(work / name))
+        tokenizer_id(experiment.base)
+
+    return load
 
 
 def _load_target(name: str) -> Entry:
@@ -301,8 +300,8 @@ def _model_files() -> list[Subject]:
         "tokenizer_config.json": "json",
         "model.safetensors": "safetensors",
     }
-    verbs = (_plan, _promote, _mix, _export)
-    fast = (_load_experiment, _read_model)
+    verbs = (_plan("model_experiment.yaml"), _promote, _mix, _export)
+    fast = (_load_experiment("model_experiment.yaml"), _read_model)
     return [
         Subject(f"model/{name}", kind, fast, verbs, (_load_model,))
         for name, kind in formats.items()
@@ -336,11 +335,12 @@ def _written_by_people() -> list[Subject]:
     targets = ("llama-3.1-70b-60x8", "llama-3.1-8b-4x8", "quickstart-cpu", "smollm2-135m-1gpu")
     experiments = ("e-llama", "quickstart", "listings/experiment", "stories15m/experiment")
     spaces = ("lr-mix", "lr-mix-schedule")
+    load_and_plan = (_load_experiment("experiment.yaml"),), (_plan("experiment.yaml"),)
     files = [
-        Subject("experiment.yaml", "yaml", (_load_experiment,), (_plan,)),
-        Subject("space.yaml", "yaml", (_load_experiment,), (_plan,)),
-        Subject("data/code.jsonl", "jsonl", (_load_experiment,), (_plan,)),
-        Subject("data/docs.jsonl", "jsonl", (_load_experiment,), (_plan,)),
+        Subject("experiment.yaml", "yaml", *load_and_plan),
+        Subject("space.yaml", "yaml", *load_and_plan),
+        Subject("data/code.jsonl", "jsonl", *load_and_plan),
+        Subject("data/docs.jsonl", "jsonl", *load_and_plan),
         Subject("recipe.yaml", "yaml", (_load_recipe("recipe.yaml"), _translate), (_promote,)),
         Subject("target.yaml", "yaml", (_load_target("target.yaml"), _translate), (_promote,)),
         Subject(f"{shipped}/sites/example.yaml", "yaml", (_load_site,), (_export_site,)),
@@ -356,10 +356,10 @@ def _written_by_people() -> list[Subject]:
     for name in experiments:
         path = f"{shipped}/{name}.yaml"
         # The data of the others are not here, so that their plans end at once.
-        verbs = () if name == "quickstart" else (_plan_shipped(path),)
+        verbs = () if name == "quickstart" else (_plan(path),)
         files.append(Subject(path, "yaml", (_parse_experiment(path),), verbs))
     for name in spaces:
         experiment = f"{name}.yaml"
-        entries = ((_parse_experiment(experiment),), (_plan_shipped(experiment),))
+        entries = ((_parse_experiment(experiment),), (_plan(experiment),))
         files.append(Subject(f"shipped/search_spaces/{name}.yaml", "yaml", *entries))
     return files

@@ -12,7 +12,7 @@ from sweepcp.data.encoding import byte_level_tokenizer
 from sweepcp.full_run.ending import Ending, claim_folder, record_ending
 from sweepcp.promote.bundle import load_bundle
 from sweepcp.util.files import file_sha256, shipped_folder, write_json
-from tests.make import SMALL, jsonl, write_bundle, write_corpora
+from tests.make import SMALL, jsonl, target_content, write_bundle, write_corpora
 from tests.make_run import write_run
 
 CONFIG: dict[str, Any] = {
@@ -29,7 +29,16 @@ CONFIG: dict[str, Any] = {
 }
 EXPERIMENT: dict[str, Any] = {
     "name": "small",
-    "base": {"path": "model", "max_lr": 0.003},
+    "base": {
+        "max_lr": 0.003,
+        "pretrain": {
+            "config": {"model_type": "llama", **SMALL},
+            "tokenizer": "bytes",
+            "mixture": {"docs": 1.0},
+            "tokens": 640,
+            "training": {"seq_len": 32, "batch_tokens": 64},
+        },
+    },
     "sources": [
         {
             "name": "code",
@@ -44,7 +53,15 @@ EXPERIMENT: dict[str, Any] = {
             "role": "general",
             "files": ["data/docs.jsonl"],
             "held_out": 0.2,
-            "template": ["{title}", "{text}"],
+            "template": "{title}\n{text}",
+            "max_epochs": 100.0,
+        },
+        {
+            "name": "web",
+            "role": "general",
+            "language": "de",
+            "files": ["data/web.jsonl"],
+            "held_out": 0.2,
             "max_epochs": 100.0,
         },
     ],
@@ -58,10 +75,8 @@ EXPERIMENT: dict[str, Any] = {
     "choose": {"max_regression": 2.0},
 }
 SPACE: dict[str, Any] = {
-    "axes": {
-        "lr_fraction": {"low": 0.01, "high": 1.0, "scale": "log"},
-        "general_share": {"low": 0.0, "high": 0.8, "scale": "linear"},
-    },
+    "lr_fraction": {"low": 0.01, "high": 1.0, "scale": "log"},
+    "general_share": {"low": 0.0, "high": 0.8, "scale": "linear"},
     "anchors": [{"lr_fraction": 0.1, "general_share": 0.5}],
 }
 
@@ -74,6 +89,12 @@ def make_workspace(folder: Path) -> None:
     write_corpora(folder / "stores", folder / "model")
     bundle = load_bundle(write_bundle(folder))
     write_run(folder / "run", 3, documents=8, steps=4, t0001="diverged")
+    corpora = {
+        f"python-{name}": {"store": f"stores/{name}", "max_epochs": 99.0}
+        for name in ("code", "docs")
+    }
+    content = target_content(folder, corpora=corpora)
+    (folder / "run_target.yaml").write_text(json.dumps(content))
     full_run = folder / "full_run"
     claim_folder(full_run, bundle.id)
     ending = Ending(bundle=bundle.id, status=0, step=20, reason="finished")
@@ -85,10 +106,12 @@ def make_workspace(folder: Path) -> None:
             copy.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(file, copy)
     (folder / "data").mkdir()
-    for name in ("code", "docs"):
+    for name in ("code", "docs", "web"):
         texts = [f"{name} text {number} " + "abcdefgh " * (number % 7) for number in range(60)]
         jsonl(folder / "data" / f"{name}.jsonl", [{"text": t, "title": "A"} for t in texts])
     (folder / "experiment.yaml").write_text(json.dumps(EXPERIMENT))
+    based = EXPERIMENT | {"base": {"path": "model", "max_lr": 0.003}}
+    (folder / "model_experiment.yaml").write_text(json.dumps(based))
     (folder / "space.yaml").write_text(json.dumps(SPACE))
     for name in ("lr-mix", "lr-mix-schedule"):
         content = EXPERIMENT | {"space": f"shipped/search_spaces/{name}.yaml"}

@@ -126,6 +126,13 @@ VALUES = [
     ("experiment", "seed: 0", "seed: 1__000", ":2: seed", "an integer"),
     ("experiment", "seed: 0", "seed: 1e3", ":2: seed", "write `seed: 1000`"),
     ("experiment", "seed: 0", "seed: =", ":2: seed", "an integer"),
+    ("experiment", "seed: 0", "seed: 0\nx: {a: 0,5}", ":3: x", "a comma only between"),
+    ("experiment", "max_regression: 50", "max_regression: 0,5", ": choose", "point as in 0.5"),
+    ("experiment", "tokens: 10_240", "tokens: 10,240", ": budget", "groups as in 1_000"),
+    ("experiment", "seed: 0", "seed: 10k", ":2: seed", "in digits, without a unit"),
+    ("experiment", "held_out: 0.1", "held_out: 10%", "held_out", "as a fraction or a count"),
+    ("experiment", "role: domain", "role: Domain", ".role", "did you mean `domain`?"),
+    ("space", "{low: 0.0, high: 1.0, scale: sqrt}", "{low: 0, choices: [0.5]}", ".low", "excludes"),
     ("experiment", "seed: 0", "seed: '5'", ":2: seed", "a number, not text"),
     ("experiment", "seed: 0", "seed: ５", ":2: seed", "an integer"),
     ("experiment", "name: case", "name: 1_000", ":1: name", "text"),
@@ -354,6 +361,11 @@ SOURCES = [
     ({"files": ["pipe"]}, "sources.dom.files", "a file"),
     ({"files": ["dom.jsonl"], "exclude": "folder"}, "folder", "a file"),
     ({"files": ["dom.jsonl"], "exclude": "nope"}, "sources.dom.exclude", "an existing path"),
+    (
+        {"files": None, "python": {"part": "docs", "packages": ["sys"]}},
+        "sources.dom.python.packages",
+        "built in, frozen or compiled",
+    ),
     ({"files": None, "saved": {"path": "file"}}, "sources.dom.saved", "a folder"),
 ]
 

@@ -228,3 +228,15 @@ def test_the_path_of_a_base_is_relative_to_the_experiment_file(
     (tmp_path / "mine.yaml").write_text(f"{head}  path: model\n\nsources:{tail}")
     monkeypatch.chdir("/")
     assert load_experiment(str(tmp_path / "mine.yaml"))[0].base.path == str(tmp_path / "model")
+
+
+def test_what_is_found_after_loading_names_the_file_or_the_override(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    file = tmp_path / "e.yaml"
+    file.write_text(QUICKSTART.replace("{cloze: python-docs, items: 160}", "{task: arc_eazy}"))
+    status, message = run(monkeypatch, capsys, "plan", str(file))
+    assert (status, message.splitlines()[0]) == (2, f"Error: {file}: suites.general")
+    cores = "budget.cpus_per_trial=999"
+    status, message = run(monkeypatch, capsys, "search", "--set", cores, "--out", str(tmp_path))
+    assert (status, message.splitlines()[0]) == (2, f"Error: --set {cores}: {cores[:-4]}")

@@ -304,6 +304,20 @@ def test_the_loaded_tokenizer_of_a_base_has_no_state(tmp_path: Path):
     assert _token_counter(base)([text, "x"]) == len(expected[0]) + 3
 
 
+@pytest.mark.parametrize(
+    "change", [{"vocab_size": "5"}, {"rope_parameters": "x"}, {"dtype": "float7"}]
+)
+def test_what_transformers_refuses_in_a_configuration_is_no_fault_of_the_tokenizer(
+    tmp_path: Path, change: dict[str, str]
+):
+    base = save(byte_level(), tmp_path / "base", bos_token="<s>", eos_token="</s>")
+    config = tmp_path / "base" / "config.json"
+    config.write_text(json.dumps({"model_type": "llama"} | change))
+    with pytest.raises(InvalidInput, match="that transformers takes for llama") as refusal:
+        load_tokenizer(base)
+    assert refusal.value.file == str(config)
+
+
 def test_encoder_of_bytes_is_the_byte_tokenizer():
     text = "Grüße, <b> 東京 </b>\n\n  x"
     ids = byte_tokenizer()(text, add_special_tokens=False)["input_ids"]

@@ -77,6 +77,21 @@ def test_what_the_system_refuses_is_one_line_and_status_1(
     assert (status, text) == (1, f"Error: {message}. {RESUME}\n")
 
 
+def test_a_broken_pipe_is_reported_unless_it_is_standard_output(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    def command() -> None:
+        try:
+            raise system_error(errno.EPIPE, *names)
+        except OSError:
+            sys.exit(1)  # as typer does
+
+    names: tuple[str, ...] = ("standard output",)
+    assert ending(command, monkeypatch, capsys) == (1, "")
+    names = ()
+    assert ending(command, monkeypatch, capsys) == (1, f"Error: Broken pipe. {RESUME}\n")
+
+
 def test_a_base_that_cannot_be_scored_is_status_1(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):

@@ -4,7 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.fuzz.mutate import remove
 from tests.fuzz.run import choose_subjects, run_campaign
+from tests.fuzz.subjects import run_command
 from tests.fuzz.workspace import make_workspace
 
 
@@ -33,3 +35,15 @@ def test_damaged_files_are_invalid_input(workspace: Path):
 
 def test_commands_end_with_status_0_or_2_on_damaged_files(workspace: Path):
     run_cases(workspace, cases=41, verbs=1)
+
+
+def test_undamaged_files_are_read(workspace: Path):
+    """A workspace that is invalid itself would hide what damage does."""
+    for subject in choose_subjects():
+        for entry in subject.fast:
+            entry(workspace, 0)
+            remove(workspace / "out")
+    for experiment in ("experiment.yaml", "lr-mix.yaml", "lr-mix-schedule.yaml"):
+        with pytest.raises(SystemExit) as end:
+            run_command("plan", workspace / experiment)
+        assert end.value.code == 0

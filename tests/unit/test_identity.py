@@ -366,6 +366,18 @@ def test_what_a_task_includes_counts(tmp_path: Path):
     assert task_fingerprint(tmp_path, "a") != before
 
 
+def test_packages_beside_the_functions_of_a_task_count(tmp_path: Path):
+    (tmp_path / "a.yaml").write_text("task: a\nprocess_docs: !function utils.run\n")
+    for name in ("utils.py", "package/__init__.py", "package/inner/more.py", "other/more.py"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    before = task_fingerprint(tmp_path, "a")
+    (tmp_path / "other/more.py").write_text("x = 1\n")
+    assert task_fingerprint(tmp_path, "a") == before
+    (tmp_path / "package/inner/more.py").write_text("x = 1\n")
+    assert task_fingerprint(tmp_path, "a") != before
+
+
 def test_what_lm_eval_cannot_load_has_no_fingerprint(tmp_path: Path):
     (tmp_path / "a.yaml").write_text("task: a\ninclude: b.yaml\n")
     (tmp_path / "b.yaml").write_text("include: a.yaml\ntag: x\n")

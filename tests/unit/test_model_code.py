@@ -89,6 +89,15 @@ def test_models_that_run_or_read_something_else_are_refused(model: Path, setting
     assert not (model.parent / "RAN").exists()
 
 
+def test_no_other_configuration_is_read_than_the_one_that_is_checked(model: Path):
+    """transformers reads the newest of these files that is not newer than itself."""
+    (model / "config.4.0.0.json").write_text((model / "config.json").read_text())
+    change(model / "config.4.0.0.json", quantization_config={"quant_method": "quanto"})
+    change(model / "config.json", configuration_files=["config.4.0.0.json"])
+    with pytest.raises(InvalidInput, match="configuration_files"):
+        load(model)
+
+
 def test_pickled_weights_are_refused(model: Path):
     (model / "model.safetensors").unlink()
     (model / "pytorch_model.bin").write_bytes(pickle.dumps(_Evil(model.parent / "RAN")))

@@ -1,6 +1,7 @@
 """How many cores a process may use, and who is told."""
 
 import os
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -22,7 +23,13 @@ from sweepcp.search import rescore, search, trial_runner
 from sweepcp.search.search import run_search
 from sweepcp.training import zero_engine
 from sweepcp.util import parallel
-from sweepcp.util.parallel import ray_connection, threads_per_rank, usable_cores
+from sweepcp.util.parallel import (
+    call_in_child,
+    parallel_map,
+    ray_connection,
+    threads_per_rank,
+    usable_cores,
+)
 from sweepcp.util.progress import NoProgress
 from tests.make import experiment, write_bundle
 from tests.make_run import write_run
@@ -48,6 +55,20 @@ def test_cores_are_those_of_the_affinity_within_the_quota(eight_of_many: Path):
     ):
         eight_of_many.write_text(content)
         assert usable_cores() == cores
+
+
+def test_work_is_done_in_this_process_where_the_interpreter_cannot_be_started(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    interpreter = tmp_path / "python"
+    interpreter.touch(mode=0o600)
+    monkeypatch.setattr(sys, "executable", str(interpreter))
+    monkeypatch.setattr(parallel, "usable_cores", lambda: 2)
+    assert call_in_child(lambda _: os.getpid(), 0) == os.getpid()
+    assert list(parallel_map(lambda item: (item, os.getpid()), [1, 2], None)) == [
+        (1, os.getpid()),
+        (2, os.getpid()),
+    ]
 
 
 @pytest.mark.usefixtures("eight_of_many")

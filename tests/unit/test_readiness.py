@@ -91,6 +91,7 @@ QUIZ = {"task": "quiz", "path": "tasks"}
         ([{"task": "empty", "path": "tasks"}], [], "list the tasks"),
         ([{"task": "loop", "path": "tasks"}], "loop > loop", "remove the group"),
         ([{"task": "near", "path": "tasks"}], "quiz_", "quiz"),
+        ([{"task": "stock", "path": "tasks"}], "arc_eazy", "arc_easy"),
         ([QUIZ | {"few_shot": 9}], 9, "few_shot"),
     ],
 )
@@ -112,6 +113,7 @@ def test_what_a_search_would_end_with_is_found_before(
     write(tasks, {"group": "empty", "task": []}, name="empty.yaml")
     write(tasks, {"group": "loop", "task": ["loop"]}, name="loop.yaml")
     write(tasks, {"group": "near", "task": ["quiz_"]}, name="near.yaml")
+    write(tasks, {"group": "stock", "task": ["quiz", "arc_eazy"]}, name="stock.yaml")
     write(tasks, CONFIG | {"fewshot_split": "test"})
     with pytest.raises(InvalidInput) as refused:
         check(folder, domain)
@@ -121,7 +123,7 @@ def test_what_a_search_would_end_with_is_found_before(
     else:
         assert error.found == found
     assert fix in error.fix
-    assert error.file
+    assert error.file or error.key == "suites.domain"
     assert error.key
 
 

@@ -345,6 +345,24 @@ def test_only_what_does_not_exist_is_a_glob(tmp_path: Path, pattern: str, expect
     assert {path.name for path in files.paths} == expected
 
 
+def test_a_glob_lists_each_folder_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """`**` behind `**` finds a folder by as many ways as there are folders above it."""
+    deep = tmp_path / "a" / "b" / "c" / "d"
+    deep.mkdir(parents=True)
+    jsonl(deep / "text.jsonl", [{"text": "one"}])
+    listed = Path.iterdir
+    listings: list[Path] = []
+
+    def count(self: Path) -> object:
+        listings.append(self)
+        return listed(self)
+
+    monkeypatch.setattr(Path, "iterdir", count)
+    files = resolve_source(source(files=["**/**/**/**/*.jsonl"]), folder=tmp_path)
+    assert files.paths == (deep / "text.jsonl",)
+    assert len(listings) <= 4 * 15 + 5
+
+
 def test_a_folder_that_cannot_be_listed_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     (tmp_path / "d" / "locked").mkdir(parents=True)
     jsonl(tmp_path / "d" / "a.jsonl", [{"text": "one"}])

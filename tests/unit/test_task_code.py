@@ -3,8 +3,11 @@
 Each case would write the file RAN if it ran; lm-eval itself runs most of them.
 """
 
+import importlib.util
 import json
+import os
 import pickle
+import py_compile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,7 +22,7 @@ from lm_eval.config.task import TaskConfig
 
 from sweepcp.config.suites import MemberSpec
 from sweepcp.errors import InvalidInput
-from sweepcp.scoring import task_rules
+from sweepcp.scoring import lm_eval_loading, task_rules
 from sweepcp.scoring.lm_eval_loading import MemberLoader
 from sweepcp.scoring.task_data import BUILDERS
 from sweepcp.scoring.task_files import MAX_DEPTH, read_task_folder, stock_tasks
@@ -236,7 +239,6 @@ WAYS: dict[str, Callable[[Path], None]] = {
     "metric of evaluate": metric_of_evaluate,
     "pickled data": pickled_data,
     "data set script": data_set_script,
-    "remote code": settings(dataset_kwargs={"data_files": "x", "trust_remote_code": True}),
     "database": settings(dataset_path="sql", dataset_kwargs={"con": "sqlite://"}),
     "chained file system": settings(dataset_kwargs={"data_files": "reference::x.json"}),
     "file system": settings(dataset_kwargs={"data_files": "reference://x"}),
@@ -286,6 +288,21 @@ def test_code_that_is_allowed_runs(folder: Path, way: str):
     assert (folder / "RAN").exists()
 
 
+def test_only_the_source_of_code_that_is_allowed_runs(folder: Path):
+    """Python prefers compiled code beside a module, and need not compare it with the source."""
+    hidden = folder / "hidden.py"
+    (folder / "utils.py").rename(hidden)
+    source = folder / "utils.py"
+    source.write_text("def run(documents):\n    return documents\n")
+    compiled = importlib.util.cache_from_source(str(source))
+    py_compile.compile(
+        str(hidden), compiled, invalidation_mode=py_compile.PycInvalidationMode.UNCHECKED_HASH
+    )
+    write(folder, with_tag("!function"))
+    assert len(load(folder, allow_code=True).tasks) == 1
+    assert not (folder / "RAN").exists()
+
+
 @pytest.mark.parametrize("template", ESCAPES)
 @pytest.mark.parametrize(
     "key", ["doc_to_text", "doc_to_target", "doc_to_choice", "description", "gen_prefix"]
@@ -324,6 +341,26 @@ def test_a_path_is_no_name_of_a_task(folder: Path):
         with pytest.raises(InvalidInput, match="a task, tag or group"):
             MemberLoader(torch.device("cpu")).load(spec, str(spec.path or ""))
     assert not (folder / "RAN").exists()
+
+
+@pytest.mark.parametrize("allow_code", [False, True])
+def test_tasks_of_lm_eval_find_no_metric_in_the_working_folder(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, *, allow_code: bool
+):
+    """`evaluate.load("rouge")`, which some call, runs `rouge/rouge.py` if there is such a file."""
+    folders = []
+    build = lm_eval_loading._task_manager
+
+    def task_manager(selection: Any) -> Any:
+        folders.append(Path.cwd())
+        return build(selection)
+
+    monkeypatch.setattr(lm_eval_loading, "_task_manager", task_manager)
+    write(folder, CONFIG)
+    member = MemberSpec(task="quiz", path=str(folder), allow_code=allow_code)
+    assert len(MemberLoader(torch.device("cpu")).load(member, str(folder)).tasks) == 1
+    assert folders == [folder if allow_code else Path("/")]
+    assert Path.cwd() == folder
 
 
 def test_functions_of_lm_eval_get_no_other_data(folder: Path):
@@ -377,6 +414,34 @@ def test_files_that_cannot_be_read_are_no_tasks(folder: Path, content: str):
         checked_tasks(MemberSpec(task="quiz", path=str(folder)), read, folder)
 
 
+def test_no_file_system_is_reached_through_one_that_is_allowed(folder: Path):
+    data = {"data_files": {"test": ["https://example.org/x::reference://y"]}}
+    write(folder, CONFIG | {"dataset_kwargs": data})
+    with pytest.raises(InvalidInput, match="known to run no Python code"):
+        load(folder)
+
+
+def test_an_option_that_has_no_effect_any_more_needs_no_permission(folder: Path):
+    """Hundreds of the task files that people copy have it."""
+    options = {"data_files": {"test": "items.jsonl"}, "trust_remote_code": True}
+    write(folder, CONFIG | {"dataset_kwargs": options})
+    assert len(load(folder).tasks) == 1
+
+
+@pytest.mark.parametrize("key", ["dataset_kwargs", "generation_kwargs"])
+@pytest.mark.parametrize("value", [[{"until": "x"}], ["x"], "x", 5])
+def test_options_are_a_mapping(folder: Path, key: str, value: Any):
+    write(folder, GENERATE | {key: value})
+    with pytest.raises(InvalidInput, match="a mapping of options"):
+        load(folder)
+
+
+@pytest.mark.parametrize("tag", [5, {"a": 1}, [["a"], 5], True])
+def test_a_tag_that_is_no_name_is_none(folder: Path, tag: Any):
+    write(folder, CONFIG | {"tag": tag})
+    assert read_task_folder(folder).entries.keys() == {"quiz"}
+
+
 def test_what_is_known_of_lm_eval_and_datasets_is_what_is_installed():
     """Otherwise a setting that runs code may be taken for another, or a good one is refused."""
     assert set(task_rules.TASK_KEYS) == {*TaskConfig.__dataclass_fields__, "class", "task_list"}
@@ -385,3 +450,10 @@ def test_what_is_known_of_lm_eval_and_datasets_is_what_is_installed():
     assert {*task_rules.FILTERS, "custom"} == set(filter_registry.keys())
     builders = {*BUILDERS, *task_rules.OTHER_BUILDERS}
     assert set(_PACKAGED_DATASETS_MODULES) <= builders
+
+
+def test_a_task_file_that_is_a_named_pipe_is_not_waited_for(tmp_path: Path):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "t.yaml").write_text("include: pipe\ntask: t\n")
+    with pytest.raises(InvalidInput, match="a named pipe"):
+        checked_tasks(MemberSpec(task="t"), read_task_folder(tmp_path), tmp_path)
