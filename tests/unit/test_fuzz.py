@@ -30,7 +30,7 @@ def run_cases(workspace: Path, *, cases: int, verbs: float) -> None:
 
 
 def test_damaged_files_are_invalid_input(workspace: Path):
-    run_cases(workspace, cases=1000, verbs=0)
+    run_cases(workspace, cases=600, verbs=0)
 
 
 def test_commands_end_with_status_0_or_2_on_damaged_files(workspace: Path):
