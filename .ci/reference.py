@@ -20,12 +20,14 @@ from sweepcp.config.json_schema import described_schema
 from sweepcp.config.published_recipe import PublishedRecipe
 from sweepcp.config.site import Site
 from sweepcp.config.target import Target
+from sweepcp.data.token_store import StoreRecord
 from sweepcp.full_run.checkpoints import RunProgress
 from sweepcp.full_run.ending import Ending, RunRecord
-from sweepcp.promote.bundle import Bundle
+from sweepcp.full_run.run import StepZeroRecord
+from sweepcp.promote.bundle import Bundle, Manifest
 from sweepcp.runs.front import Front
 from sweepcp.runs.run_folder import ExperimentRecord
-from sweepcp.runs.trial import BaseRecord, Trial
+from sweepcp.runs.trial import BaseRecord, StepRecord, Trial
 from sweepcp.scoring.scorecard import ItemsRecord, Scorecard
 
 FOLDER = Path(__file__).parents[1] / "docs" / "reference"
@@ -68,19 +70,23 @@ PAGES = {
     ),
     "records.md": Page(
         "Files that sweepcp writes",
-        "The keys of the JSON files of a run folder, a bundle and a full run. "
+        "The keys of the JSON files of a run folder, a token store, a bundle and a full run. "
         "[File formats](../file_formats.md) describes the folders.",
         {
             "experiment.json": ExperimentRecord,
             "base.json": BaseRecord,
             "trial.json": Trial,
             "items.json": ItemsRecord,
+            "metrics.jsonl": StepRecord,
             "front.json": Front,
+            "store.json": StoreRecord,
             "bundle.json": Bundle,
+            "manifest.json of a bundle": Manifest,
             "run.json": RunRecord,
-            "ended.json": Ending,
-            "scorecard.json": Scorecard,
+            "base.json of a full run": StepZeroRecord,
             "manifest.json of a checkpoint": RunProgress,
+            "scorecard.json": Scorecard,
+            "ended.json": Ending,
         },
     ),
 }
@@ -103,21 +109,24 @@ def main() -> None:
 
 def schema_page(page: Page) -> str:
     """Return a page with a section for each mapping of its files."""
-    titles: dict[str, str] = {}
+    titles = {model.__name__: file for file, model in page.files.items()}
     schemas: dict[str, Schema] = {}
+    names: list[str] = []
     for file, model in page.files.items():
         schema = described_schema(model)
         definitions = schema.get("$defs", {})
-        # A mapping that several files hold is described with the first of them.
-        titles.setdefault(model.__name__, file)
+        names.append(model.__name__)
         prefix = f"{file}: " if len(page.files) > 1 else ""
         for name, path in _nested_mappings(schema, definitions, path="").items():
-            title = prefix + path
-            # A key may hold one of several mappings; their headings must differ.
-            titles.setdefault(name, f"{title}: {name}" if title in titles.values() else title)
+            # A mapping that several files hold is described with the first of them.
+            if name not in titles:
+                title = prefix + path
+                # A key may hold one of several mappings; their headings must differ.
+                titles[name] = f"{title}: {name}" if title in titles.values() else title
+                names.append(name)
         schemas |= definitions | {model.__name__: schema}
     parts = [f"# {page.title}\n\n{GENERATED}\n\n{page.intro}\n"]
-    parts += [_section(schemas[name], title, titles) for name, title in titles.items()]
+    parts += [_section(schemas[name], titles[name], titles) for name in names]
     return "\n".join(parts)
 
 
@@ -154,7 +163,10 @@ def _section(schema: Schema, title: str, titles: dict[str, str]) -> str:
     for key, value in schema.get("properties", {}).items():
         default = "**required**" if key in required else _default(value)
         meaning = value.get("description", "")
-        lines.append(_row(f"`{key}`", _value(value, titles), default, meaning))
+        shown = _value(value, titles)
+        if key in required and {"type": "null"} in value.get("anyOf", []):
+            shown += " or `null`"
+        lines.append(_row(f"`{key}`", shown, default, meaning))
     return "\n".join(lines) + "\n"
 
 
@@ -203,7 +215,10 @@ def _bounds(schema: Schema) -> str:
         "maximum": "≤",
         "exclusiveMaximum": "<",
     }
-    texts = [f"{sign} {schema[key]:g}" for key, sign in signs.items() if key in schema]
+    bounds = {sign: schema[key] for key, sign in signs.items() if key in schema}
+    texts = [
+        f"{sign} {n:,}" if isinstance(n, int) else f"{sign} {n:g}" for sign, n in bounds.items()
+    ]
     return f" {', '.join(texts)}" if texts else ""
 
 

@@ -223,6 +223,7 @@ class Manifest(Record):
     """`manifest.json`."""
 
     format: int
+    """Version of the format."""
     files: dict[str, str]
     """File → SHA-256."""
 
