@@ -31,7 +31,7 @@ def main() -> NoReturn:
 
 
 def run_program() -> NoReturn:
-    """Run the command line, and end the process with the status of `main` whatever libraries do.
+    """Run the command line, and end the process with the status of `main` in any case.
 
     Libraries in C++, such as Ray's, may abort the process when Python unloads them after a signal.
     They are not unloaded: once the exit functions of Python have run, nothing is left to be done.

@@ -9,7 +9,7 @@ from pydantic import ValidationError
 from sweepcp.config.validation import ConfigModel, validate
 from sweepcp.errors import InvalidInput, located
 from sweepcp.util.json_values import parse_json
-from sweepcp.util.paths import check_input_file
+from sweepcp.util.paths import read_input_file
 
 M = TypeVar("M", bound=ConfigModel)
 
@@ -29,15 +29,7 @@ def read_valid_lines(path: Path, model: type[M], *, fix: str) -> Iterator[tuple[
         InvalidInput: The file cannot be read, is not UTF-8, or a line is not valid.
     """
     with located(path, "the file"):
-        check_input_file(path)
-        try:
-            with path.open("rb") as file:
-                lines = file.read().removeprefix(b"\xef\xbb\xbf").split(b"\n")
-        except OSError as error:
-            rule = "a file that can be read"
-            raise InvalidInput(
-                found=error.strerror, rule=rule, fix="correct its permissions"
-            ) from None
+        lines = read_input_file(path).removeprefix(b"\xef\xbb\xbf").split(b"\n")
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue

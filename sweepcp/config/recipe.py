@@ -100,7 +100,7 @@ class Mixture(ConfigModel):
 
 
 class TrainingMethod(ConfigModel):
-    """How a run steps, whatever its length, batch size and sequence length.
+    """How a run of any length, batch size and sequence length steps.
 
     Fields that were added later are left out of JSON where they have their default, so that hashes
     of recipes, and of all that has a recipe in it, are what they were before.
@@ -147,7 +147,7 @@ class TrainingMethod(ConfigModel):
 
 
 class TrainingSettings(TrainingMethod):
-    """How a run steps, whatever its length: what a recipe takes from the experiment file."""
+    """How a run of any length steps: what a recipe takes from the experiment file."""
 
     seq_len: Annotated[int, Field(ge=2)]
     """Tokens per sequence."""

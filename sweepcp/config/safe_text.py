@@ -49,7 +49,7 @@ TEXT_TOKEN_PATTERN = re.compile(
 )
 """Names of tokens of text, or of their number."""
 NO_SECRET_VALUE_PATTERN = re.compile(r"|0|1|true|false|yes|no|on|off|/.*|\$.*", re.IGNORECASE)
-"""Values that are no secret whatever their name: switches, paths, other variables."""
+"""Values that are no secret under any name: switches, paths, other variables."""
 
 
 class SecretFound(ValueError):

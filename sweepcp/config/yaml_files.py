@@ -10,7 +10,7 @@ import yaml
 from sweepcp.config.yaml_values import DOCUMENT, KeyPath, compose_yaml, parse_yaml
 from sweepcp.errors import InvalidInput, located
 from sweepcp.util.files import shipped_folder
-from sweepcp.util.paths import check_input_file, describe_kind, user_path
+from sweepcp.util.paths import describe_kind, read_input_file, user_path
 
 MAX_BYTES = 1 << 20
 """Larger files are not written by hand, and take a minute to parse."""
@@ -99,14 +99,9 @@ def _find_entry(node: yaml.Node | None, key: int | str) -> tuple[yaml.Node, yaml
 def _read_text(path: Path) -> str:
     """Return the text of a file, refusing what is no regular file, too large, or not UTF-8."""
     with located(path, "the file"):
-        check_input_file(path)
+        data = read_input_file(path, MAX_BYTES + 1)
         try:
-            with path.open("rb") as file:
-                data = file.read(MAX_BYTES + 1)
             text = data.decode("utf-8-sig")
-        except OSError as error:
-            rule, fix = "a file that can be read", "correct its permissions"
-            raise InvalidInput(found=error.strerror, rule=rule, fix=fix) from None
         except UnicodeDecodeError as error:
             line = data.count(b"\n", 0, error.start) + 1
             found = f"byte 0x{data[error.start]:02x} in line {line}"

@@ -82,6 +82,7 @@ class _Loader(yaml.SafeLoader):
         self.nodes = 0
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        """Compose a node, which PyYAML does for every key and value, within the bounds."""
         self.levels += 1
         self.nodes += 1
         mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]

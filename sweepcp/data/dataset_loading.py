@@ -22,7 +22,7 @@ def load_saved(source: Source, folder: Path) -> Any:
     with located(folder, f"sources.{source.name}"):
         try:
             content = load_from_disk(str(folder))
-        # Files that are damaged raise whatever the library's parsers do.
+        # Files that are damaged raise any exception of the library's parsers.
         except Exception as error:
             reason = _first_line(error)
             rule = "a folder that `save_to_disk` of datasets wrote"

@@ -154,7 +154,7 @@ def _probe_records(
 ) -> tuple[int, int]:
     """Return the bad records and all records, up to the first bad one and some way after it."""
     bad, total = 1, counts.records
-    # The bad record is what is to be reported, whatever else is wrong further on.
+    # The bad record is what is to be reported, also if more is wrong further on.
     with suppress(InvalidInput):
         for _, content in islice(following, PROBED_RECORDS):
             total += 1

@@ -65,7 +65,7 @@ def open_content(path: Path) -> BinaryIO:
 
 @contextmanager
 def guard_reading(path: Path) -> Iterator[None]:
-    """Raise `InvalidInput`, which names the file, for whatever keeps it from being read whole."""
+    """Raise `InvalidInput`, which names the file, for anything that keeps it from being read."""
     compression = file_format(path).compression
     with located(path):
         try:

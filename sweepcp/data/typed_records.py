@@ -55,7 +55,7 @@ def parquet_batches(
 
 
 def guard_tables(tables: Iterable[Any], kind: str) -> Iterator[Any]:
-    """Yield tables of Arrow; raise `InvalidInput` for whatever keeps the next from being read.
+    """Yield tables of Arrow; raise `InvalidInput` for anything that keeps the next from being read.
 
     Args:
         tables: The tables of a file, or of a data set.

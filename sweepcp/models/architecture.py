@@ -92,7 +92,7 @@ def build_model(config: PretrainedConfig, *, attention: str, dtype: torch.dtype)
         model: PreTrainedModel = AutoModelForCausalLM.from_config(
             config, dtype=dtype, attn_implementation=supported_attention(config, attention)
         )
-    # Sizes that do not fit together are found by whatever they lead to.
+    # Sizes that do not fit together are found by the exceptions that they lead to.
     except Exception as error:
         raise InvalidInput(
             key=f"{config.model_type} with attention {attention}",

@@ -1,4 +1,4 @@
-"""The dimensions of a model in a folder, whatever its configuration calls them."""
+"""The dimensions of a model in a folder, by any names that its configuration has for them."""
 
 from pathlib import Path
 

@@ -101,7 +101,7 @@ def _read_folder(folder: Path, *, trusted: bool) -> TaskFolder:
     for path in sorted(found, key=lambda path: path.as_posix()):
         try:
             config, files = reader.read(path, set())
-        # The constructors of PyYAML raise whatever the value led to: `!!int ""` is an IndexError.
+        # The constructors of PyYAML raise what the value led to: `!!int ""` is an IndexError.
         except Exception as error:
             unread[path] = " ".join(f"{type(error).__name__}: {error}".split())
             continue

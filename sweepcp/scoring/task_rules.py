@@ -1,6 +1,6 @@
 """What task files may say: settings that run no code, data that is there, metrics that count.
 
-A setting that is not known to be data needs `allow_code: true`, whatever it does.
+A setting that is not known to be data needs `allow_code: true`.
 """
 
 from collections.abc import Callable, Iterator
@@ -146,7 +146,7 @@ DATASET_OPTIONS = (
     "sample_by",
     "trust_remote_code",
 )
-"""Options of `load_dataset`. Since version 4 it runs no code of data sets, whatever it is told."""
+"""Options of `load_dataset`. Since version 4 it never runs code of data sets."""
 GENERATION_OPTIONS = (
     "until",
     "do_sample",

@@ -198,7 +198,7 @@ class TrialLedger:
             lost: Whether the worker's process or its node was lost.
         """
         if self.error is not None:
-            return  # whatever becomes of workers that are stopped
+            return  # workers that are stopped may fail in any way
         reason = ANSI_COLOUR.sub("", error).strip() or "the worker process was lost"
         if key == self.base_key:
             if lost and self._repeat(None, "the base", reason):

@@ -26,7 +26,7 @@ class LaunchedProcess:
         """Return the index of this process's GPU among those that are visible; None without one.
 
         Slurm can bind each task to a GPU of its own (`--gpus-per-task`, `--gpu-bind`). It is then
-        the only visible one, whatever the process's number.
+        the only visible one, for any number of the process.
         """
         if self.local_rank < visible:
             return self.local_rank

@@ -84,7 +84,7 @@ def write_text(path: Path, text: str) -> None:
             file.write(text)
         # Without it, a crash soon after the rename may leave an empty file under the new name.
         os.fsync(handle)
-        # Temporary files are private, whatever the user has set.
+        # Temporary files are private, also where the user's umask is not.
         temporary.chmod(0o666 & ~UMASK)
         temporary.replace(path)
 

@@ -105,6 +105,21 @@ def check_input_file(path: Path) -> None:
         raise InvalidInput(found=describe_kind(path), rule="a file", fix=fix)
 
 
+def read_input_file(path: Path, size: int = -1) -> bytes:
+    """Return the first `size` bytes of a file that a person wrote; by default all of it.
+
+    Raises:
+        InvalidInput: As of `check_input_file`, or the file cannot be read.
+    """
+    check_input_file(path)
+    try:
+        with path.open("rb") as file:
+            return file.read(size)
+    except OSError as error:
+        rule, fix = "a file that can be read", "correct its permissions"
+        raise InvalidInput(found=error.strerror, rule=rule, fix=fix) from None
+
+
 def describe_kind(path: Path) -> str:
     """Return what has a path, as messages say it: `a folder`, `a named pipe`, `nothing`."""
     kinds = {
