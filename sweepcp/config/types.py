@@ -28,6 +28,10 @@ def _check_hub_id(name: str) -> str:
     return name
 
 
+Attention = Literal["auto", "flash_attention_2", "varlen", "sdpa", "eager"]
+"""Implementation of attention: as transformers names it, and `varlen` for PyTorch's own kernel for
+sequences of several lengths. `auto`: on a GPU in bf16 the first that is installed and that the
+model supports, of flash_attention_2, varlen and sdpa; elsewhere sdpa."""
 HubId = Annotated[str, AfterValidator(_check_hub_id)]
 Revision = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_./-]*$", max_length=128)]
 """A commit, tag or branch."""

@@ -18,6 +18,7 @@ from transformers.models.auto.auto_factory import _get_model_class
 
 from sweepcp.config.model_dimensions import MAX_SIZE, ModelDimensions
 from sweepcp.errors import InvalidInput, located
+from sweepcp.models.attention import transformers_name
 from sweepcp.models.base import LENGTH_KEYS
 from sweepcp.models.files import read_config
 from sweepcp.models.randomness import is_random, make_deterministic, zeros_like
@@ -90,7 +91,9 @@ def build_model(config: PretrainedConfig, *, attention: str, dtype: torch.dtype)
     check_docstrings()
     try:
         model: PreTrainedModel = AutoModelForCausalLM.from_config(
-            config, dtype=dtype, attn_implementation=supported_attention(config, attention)
+            config,
+            dtype=dtype,
+            attn_implementation=transformers_name(supported_attention(config, attention)),
         )
     # Sizes that do not fit together are found by the exceptions that they lead to.
     except Exception as error:

@@ -14,6 +14,7 @@ from transformers import (
 from transformers.utils.logging import disable_progress_bar
 
 from sweepcp.config.base_model import BaseSpec
+from sweepcp.config.types import Attention
 from sweepcp.data.encoding import Encoder, byte_level_tokenizer, text_encoder
 from sweepcp.errors import InvalidInput, located
 from sweepcp.models.architecture import (
@@ -22,16 +23,12 @@ from sweepcp.models.architecture import (
     remove_randomness,
     supported_attention,
 )
+from sweepcp.models.attention import resolve_attention, transformers_name
 from sweepcp.models.checkpoint import SAVE_AGAIN, match_tensors
 from sweepcp.models.files import fetch_hub_model, read_config, read_shards
 
 # Workers load models while the driver's own progress is on the terminal.
 disable_progress_bar()
-
-
-def default_device() -> torch.device:
-    """Return the GPU if one is visible, else the CPU."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def byte_tokenizer() -> PreTrainedTokenizerFast:
@@ -101,26 +98,38 @@ def make_encoder(tokenizer: PreTrainedTokenizerBase) -> Encoder:
     return text_encoder(backend.to_str(), prefix=[start], suffix=[] if eos is None else [eos])
 
 
-def load_model(model: str, *, revision: str | None, device: torch.device) -> PreTrainedModel:
+def load_model(
+    model: str,
+    *,
+    revision: str | None,
+    device: torch.device,
+    attention: Attention = "sdpa",
+    in_bf16: bool = False,
+) -> PreTrainedModel:
     """Load a causal LM with fp32 weights and without randomness in training.
 
     Args:
         model: A folder or a hub id.
         revision: A commit, tag or branch of a hub id; None for `main`.
         device: Where to put the weights.
+        attention: Implementation of attention, see `resolve_attention`.
+        in_bf16: Whether the model is to compute in bf16.
 
     Raises:
-        InvalidInput: Its files do not hold exactly the model's tensors.
+        InvalidInput: Its files do not hold exactly the model's tensors, or it cannot compute with
+            the implementation of attention.
     """
     folder = Path(model) if Path(model).is_dir() else fetch_hub_model(model, revision)
     check_model_files(folder)
     config = read_model_config(folder)
+    with located(folder, "attention"):
+        resolved = resolve_attention(attention, config, device=device, in_bf16=in_bf16)
     try:
         loaded_and_info: Any = AutoModelForCausalLM.from_pretrained(
             folder,
             config=config,
             dtype=torch.float32,
-            attn_implementation=supported_attention(config, "sdpa"),
+            attn_implementation=transformers_name(supported_attention(config, resolved)),
             trust_remote_code=False,
             use_safetensors=True,
             output_loading_info=True,

@@ -14,7 +14,9 @@ from sweepcp.data.spelling import check_coverage
 from sweepcp.data.stream import IGNORED, Batch, restarting_positions
 from sweepcp.data.token_store import TokenStore
 from sweepcp.scoring.scorecard import document_id
-from sweepcp.training.engine import autocast_context, token_losses
+from sweepcp.training.batches import to_micro_batch
+from sweepcp.training.engine import autocast_context
+from sweepcp.training.loss import token_losses
 from sweepcp.training.process_group import ProcessGroup
 
 
@@ -117,6 +119,7 @@ class HeldOutText:
         """
         model.eval()
         bits = np.zeros(len(self.bytes))
+        computed_losses: list[tuple[np.ndarray, torch.Tensor]] = []
         count = len(self.lengths)
         with autocast_context(group.device, precision):
             for first in range(0, count, rows * group.world_size):
@@ -126,10 +129,13 @@ class HeldOutText:
                 # rows left computes row 0 again, or the others would wait for it forever.
                 computed = mine if len(mine) else np.array([0])
                 batch = self._without_filling(computed)
-                losses = token_losses(model, group.device, batch, slice(None))
+                losses = token_losses(model, to_micro_batch(batch, device=group.device))
                 if len(mine):
-                    nats = losses.double().cpu().numpy()
-                    np.add.at(bits, self.document[mine, : nats.shape[1]], nats / math.log(2))
+                    computed_losses.append((mine, losses))
+        # After the last pass: a copy to the host would have a GPU wait for the next pass.
+        for mine, losses in computed_losses:
+            nats = losses.double().cpu().numpy()
+            np.add.at(bits, self.document[mine, : nats.shape[1]], nats / math.log(2))
         return group.all_reduce_sum(bits)
 
     def _without_filling(self, rows: np.ndarray) -> Batch:

@@ -8,8 +8,9 @@ documents alone, before anything is trained or scored.
 
 import re
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,7 +18,9 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from sweepcp.data.stream import Batch, restarting_positions
 from sweepcp.errors import InvalidInput
-from sweepcp.training.engine import token_losses
+from sweepcp.models.attention import PACKED, attention_of, use_row_attention
+from sweepcp.training.batches import to_micro_batches
+from sweepcp.training.loss import token_losses
 from sweepcp.training.process_group import ProcessGroup
 
 Document = tuple[int, int, int]
@@ -43,6 +46,8 @@ of all documents is compared in place of the largest."""
 ALONE = {torch.float32: 1e-3, torch.bfloat16: 0.1}
 """Largest accepted difference between a packed document and the same one alone: kernels of other
 shapes round differently."""
+ROUNDING_FACTOR = 4.0
+"""Accepted difference between two kernels in bf16, in multiples of that between bf16 and fp32."""
 ALONE_FACTOR = 3.0
 """Accepted difference in multiples of that of the first documents, which nothing precedes: theirs
 is rounding only."""
@@ -59,7 +64,10 @@ def check_isolation(
     """Check that the losses of a document depend neither on other documents nor on chance.
 
     The model runs in the dtype of its weights: under autocast to bf16, rounding would hide small
-    differences. Weights, gradients, random state and the mode of the model are unchanged.
+    differences. Only where the kernels of attention take no fp32, it runs under autocast. Documents
+    that are separated by boundaries are compared with each alone under sdpa, so that a wrong window
+    or scale is found, too. Weights, gradients, random state and the mode of the model are
+    unchanged.
 
     Args:
         model: The model, possibly partitioned over the ranks, which call this together.
@@ -72,18 +80,22 @@ def check_isolation(
         InvalidInput: The losses differ. The error names no file.
     """
     probe = _Probe(model, group, _row_length(model.config, seq_len))
-    with _unchanged(model, group, training=training):
+    with _unchanged(model, group, training=training), probe.arithmetic():
         reference = probe.packed_losses(probe.ids, seed=0)
         if not np.isfinite(reference).all():
             return  # Scoring reports a model whose loss is not finite.
         again = probe.packed_losses(probe.ids, seed=1)
         difference = max(probe.differences(reference, again, probe.documents))
         probe.refuse(difference, bound=probe.same_shape, error=_random)
-        if not packed or not probe.later:
+        if not (packed or probe.has_boundaries) or not probe.later:
             return
         changed = probe.packed_losses(probe.ids_with_other_first_documents(), seed=0)
         difference = probe.difference(reference, changed, probe.later)
         probe.refuse(difference, bound=probe.same_shape, error=_leaking)
+        if probe.has_boundaries:
+            difference, bound = probe.compare_with_sdpa(reference)
+            probe.refuse(difference, bound=bound, error=_unlike_sdpa)
+            return
         alone = probe.losses_alone(reference.shape)
         rounding = probe.difference(reference, alone, probe.first)
         difference = probe.difference(reference, alone, probe.later)
@@ -96,13 +108,25 @@ class _Probe:
 
     def __init__(self, model: PreTrainedModel, group: ProcessGroup, length: int) -> None:
         self.model, self.group = model, group
+        self.has_boundaries = attention_of(model) in PACKED
         self.dtype = next(model.parameters()).dtype
+        self.in_autocast = (
+            self.has_boundaries and self.dtype == torch.float32 and not _takes_fp32(group.device)
+        )
+        if self.in_autocast:
+            self.dtype = torch.bfloat16
         self.has_experts = _has_experts(model.config)
         self.same_shape = SAME_SHAPE_EXPERTS[self.dtype] if self.has_experts else SAME_SHAPE
         self.ids, self.other_ids = _random_tokens(model.config, length)
         self.documents = list(_documents(length))
         self.first = [document for document in self.documents if document[1] == 0]
         self.later = [document for document in self.documents if document[1] > 0]
+
+    def arithmetic(self) -> AbstractContextManager[Any]:
+        """Return the context that the model computes in."""
+        if self.in_autocast:
+            return torch.autocast(self.group.device.type, dtype=self.dtype)
+        return nullcontext()
 
     def ids_with_other_first_documents(self) -> np.ndarray:
         ids = self.ids.copy()
@@ -125,6 +149,18 @@ class _Probe:
             document = [(0, 0, end - first)]
             losses[window] = _losses(self.model, self.group, self.ids[window], document, seed=0)
         return losses
+
+    def compare_with_sdpa(self, packed: np.ndarray) -> tuple[float, float]:
+        """Return how much packed documents differ from each alone under sdpa, and the bound."""
+        with use_row_attention(self.model):
+            alone = self.losses_alone(packed.shape)
+            bound = ALONE[self.dtype]
+            if self.in_autocast and not self.has_experts:
+                with torch.autocast(self.group.device.type, enabled=False):
+                    exact = self.losses_alone(packed.shape)
+                rounding = self.difference(alone, exact, self.documents)
+                bound = max(ALONE[torch.float32], ROUNDING_FACTOR * rounding)
+        return self.difference(packed, alone, self.documents), bound
 
     def differences(
         self, one: np.ndarray, other: np.ndarray, documents: Iterable[Document]
@@ -183,8 +219,8 @@ def _losses(
     batch = Batch(ids, targets, restarting_positions(starts), np.zeros(len(ids), dtype=np.int64))
     rows = max(1, PASS_TOKENS // ids.shape[1])
     passes = [
-        token_losses(model, group.device, batch, slice(first, first + rows))
-        for first in range(0, len(ids), rows)
+        token_losses(model, micro_batch)
+        for micro_batch in to_micro_batches(batch, rows=rows, device=group.device)
     ]
     losses = torch.cat(passes).double().cpu().numpy()
     return np.where(is_last, 0.0, losses)
@@ -198,6 +234,21 @@ def _leaking(architecture: str, difference: float) -> InvalidInput:
         rule="documents do not influence each other (`cross_documents: false`)",
         fix="set `training.cross_documents: true`, so that training does not separate documents; "
         "or use an architecture or an implementation of attention that separates them",
+    )
+
+
+def _takes_fp32(device: torch.device) -> bool:
+    """Return whether attention by boundaries computes in fp32 on a device."""
+    return device.type == "cpu"
+
+
+def _unlike_sdpa(architecture: str, difference: float) -> InvalidInput:
+    return InvalidInput(
+        key="attention",
+        found=f"{architecture}: the loss of a document differs by {difference:.2g} nats per token "
+        "from its loss under sdpa",
+        rule="an implementation of attention that computes what sdpa does, but for rounding",
+        fix="set the attention to sdpa",
     )
 
 

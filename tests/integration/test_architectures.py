@@ -10,8 +10,10 @@ import torch
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
+from sweepcp.config import attention
 from sweepcp.errors import InvalidInput
 from sweepcp.models.architecture import build_model
+from sweepcp.models.attention import resolve_attention
 from sweepcp.models.randomness import make_deterministic
 from sweepcp.training.isolation import check_isolation
 from sweepcp.training.process_group import ProcessGroup
@@ -101,6 +103,14 @@ xlnet xlstm
 OTHERS = {"phimoe": "random", "xmod": "unable"}
 """PhiMoE samples its experts in training. XMOD needs to be told the language of its input."""
 EXPECTED = dict.fromkeys(ISOLATED, "isolated") | dict.fromkeys(LEAKING, "leaks") | OTHERS
+VARLEN = set(ISOLATED) - set(
+    names("""
+axk2 codegen deepseek_v32 doge flint gemma2 git glm_moe_dsa gpt_neo gpt_neox_japanese gptj
+granite_swa granitemoe_swa hy_v4 llama4 llama4_text mimo_v2_flash minimax_m3_vl_text mllama
+stablelm vaultgemma
+""")
+)
+"""Those that `auto` computes with their boundaries on a GPU."""
 FAST = ("llama", "qwen2", "gpt2", "gemma2", "opt", "lfm2", "mixtral", "phimoe")
 
 
@@ -129,12 +139,12 @@ def shrink(settings: dict[str, Any]) -> dict[str, Any]:
     return tiny
 
 
-def build_tiny(model_type: str) -> PreTrainedModel:
+def build_tiny(model_type: str, *, attention: str = "sdpa") -> PreTrainedModel:
     """Build a tiny model whose weights are large enough for attention to matter."""
     config = tiny_config(model_type)
     make_deterministic(config)
     torch.manual_seed(0)
-    model = build_model(config, attention="sdpa", dtype=torch.float32)
+    model = build_model(config, attention=attention, dtype=torch.float32)
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.ndim >= 2:
@@ -165,6 +175,29 @@ def test_an_architecture_isolates_packed_documents_or_is_refused(model_type: str
     expected_attention = "eager" if model_type in EAGER else "sdpa"
     assert model.config._attn_implementation == expected_attention
     assert classify(model) == EXPECTED[model_type]
+
+
+@pytest.mark.parametrize(
+    "model_type",
+    [
+        pytest.param(name, marks=[] if name in FAST else pytest.mark.slow)
+        for name in sorted(EXPECTED)
+    ],
+)
+def test_where_auto_takes_an_implementation_by_boundaries_it_isolates(
+    monkeypatch: pytest.MonkeyPatch, model_type: str
+):
+    monkeypatch.setattr(attention, "find_spec", lambda name: None)
+    config = tiny_config(model_type)
+    on_gpu = {"device": torch.device("cuda"), "in_bf16": True}
+    resolved = resolve_attention("auto", config, **on_gpu)  # type: ignore[arg-type]
+    if resolved == "sdpa":
+        assert model_type not in VARLEN
+        return
+    assert resolved == "varlen"
+    expected = OTHERS.get(model_type, "isolated")
+    assert classify(build_tiny(model_type, attention=resolved)) == expected
+    assert model_type in VARLEN or model_type not in ISOLATED
 
 
 def test_the_table_covers_the_issue():

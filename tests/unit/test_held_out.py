@@ -3,6 +3,7 @@
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,9 +21,11 @@ from transformers import (
 from sweepcp.config.suites import MemberSpec
 from sweepcp.data.token_store import TokenStore
 from sweepcp.errors import InvalidInput
+from sweepcp.models.attention import use_attention
 from sweepcp.models.loading import byte_tokenizer, make_encoder
 from sweepcp.scoring.held_out import HeldOutText, pack_windows
 from sweepcp.scoring.scorecard import document_id
+from sweepcp.training.loss import token_losses
 from sweepcp.training.process_group import ProcessGroup
 
 SEQ_LEN = 16
@@ -108,6 +111,39 @@ def test_bits_are_those_of_each_document_alone(
     np.testing.assert_allclose(bits(text, model), expected, rtol=1e-5)
     assert text.bytes.tolist() == [len(document.encode()) for document in DOCUMENTS]
     assert len(set(np.round(expected, 3))) == len(DOCUMENTS)
+
+
+@pytest.mark.parametrize("packed", [True, False])
+def test_bits_by_boundaries_are_those_of_each_document_alone(
+    tmp_path: Path, model: PreTrainedModel, packed: bool
+):
+    expected = [bits_alone(model, document) for document in DOCUMENTS]
+    with use_attention(model, "varlen"):
+        values = bits(held_out(tmp_path, DOCUMENTS, packed=packed), model)
+    np.testing.assert_allclose(values, expected, rtol=1e-5)
+
+
+def test_bits_are_read_from_the_device_after_the_last_pass(
+    tmp_path: Path, model: PreTrainedModel, monkeypatch: pytest.MonkeyPatch
+):
+    """A copy to the host between passes would have a GPU wait for the next one."""
+    events: list[str] = []
+    to_host = torch.Tensor.cpu
+
+    def record_pass(*arguments: Any) -> torch.Tensor:
+        events.append("pass")
+        return token_losses(*arguments)
+
+    def record_copy(tensor: torch.Tensor) -> torch.Tensor:
+        events.append("copy")
+        return to_host(tensor)
+
+    monkeypatch.setattr("sweepcp.scoring.held_out.token_losses", record_pass)
+    monkeypatch.setattr(torch.Tensor, "cpu", record_copy)
+    bits(held_out(tmp_path, DOCUMENTS), model)
+    passes = events.count("pass")
+    assert passes > 1
+    assert events == ["pass"] * passes + ["copy"] * passes
 
 
 def test_bits_do_not_depend_on_the_other_documents(tmp_path: Path, model: PreTrainedModel):

@@ -7,9 +7,17 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+)
 
 from sweepcp.errors import InvalidInput
+from sweepcp.models import attention
 from sweepcp.training import isolation
 from sweepcp.training.isolation import check_isolation
 from sweepcp.training.process_group import ProcessGroup
@@ -87,6 +95,100 @@ def test_dropout_of_a_configuration_counts_as_chance_unless_it_is_removed():
     model = GPT2LMHeadModel(GPT2Config(n_embd=32, n_layer=1, n_head=2, vocab_size=64))
     with pytest.raises(InvalidInput, match="between two passes"):
         check(model)
+
+
+def varlen_model(**settings: Any) -> MistralForCausalLM:
+    torch.manual_seed(0)
+    model = MistralForCausalLM(MistralConfig(vocab_size=64, **SMALL | settings))
+    model.set_attn_implementation("varlen")
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim == 2:
+                parameter.mul_(5)
+    return model
+
+
+def change_kernel(monkeypatch: pytest.MonkeyPatch, **changes: Any) -> None:
+    """Have the kernel get other arguments than it is called with."""
+    attend = attention._attend_one_by_one
+
+    def attend_otherwise(*tensors: torch.Tensor, **arguments: Any) -> torch.Tensor:
+        other = {key: change(arguments[key]) for key, change in changes.items()}
+        return attend(*tensors, **arguments | other)
+
+    monkeypatch.setattr(attention, "_attend_one_by_one", attend_otherwise)
+
+
+WINDOW = {"sliding_window": 8}
+
+
+def test_boundaries_in_place_of_a_mask_pass():
+    check(varlen_model(**WINDOW))
+    check(varlen_model(sliding_window=None))
+
+
+@pytest.mark.parametrize(
+    ("changes", "found"),
+    [
+        ({"window": lambda window: window + 1}, "from its loss under sdpa"),
+        ({"window": lambda window: window - 1}, "from its loss under sdpa"),
+        ({"window": lambda window: None}, "from its loss under sdpa"),
+        ({"scale": lambda scale: 1.1 * scale}, "from its loss under sdpa"),
+        ({"cu_seq_lens": lambda ends: ends[[0, -1]]}, "with the documents before it"),
+    ],
+)
+@pytest.mark.parametrize("packed", [True, False])
+def test_a_kernel_that_computes_something_else_than_sdpa_is_found(
+    monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], found: str, packed: bool
+):
+    change_kernel(monkeypatch, **changes)
+    model = varlen_model(**WINDOW)
+    with pytest.raises(InvalidInput, match=found):
+        check(model, packed=packed)
+    assert model.config._attn_implementation == "varlen"
+    model.set_attn_implementation("sdpa")
+    check(model)
+
+
+@pytest.mark.parametrize(
+    ("changes", "found"),
+    [
+        ({}, None),
+        ({"window": lambda window: window + 1}, "from its loss under sdpa"),
+        ({"window": lambda window: None}, "from its loss under sdpa"),
+        ({"scale": lambda scale: 1.3 * scale}, "from its loss under sdpa"),
+        ({"cu_seq_lens": lambda ends: ends[[0, -1]]}, "with the documents before it"),
+    ],
+)
+def test_in_bf16_too_it_is_told_from_rounding(
+    monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], found: str | None
+):
+    """As on a GPU; the bound follows from the rounding of the same model under sdpa."""
+    monkeypatch.setattr(isolation, "_takes_fp32", lambda device: False)
+    change_kernel(monkeypatch, **changes)
+    model = varlen_model(**WINDOW)
+    if found is None:
+        check(model)
+        return
+    with pytest.raises(InvalidInput, match=found):
+        check(model)
+
+
+def test_where_kernels_take_no_fp32_it_computes_under_autocast(monkeypatch: pytest.MonkeyPatch):
+    for name in ("is_available", "is_bf16_supported"):
+        monkeypatch.setattr(torch.cuda, name, lambda *args: True)
+    on_gpu = ProcessGroup(device=torch.device("cuda"))
+    model = varlen_model(**WINDOW)
+    for group, implementation, in_autocast in (
+        (on_gpu, "varlen", True),
+        (on_gpu, "sdpa", False),
+        (ProcessGroup(), "varlen", False),
+    ):
+        model.set_attn_implementation(implementation)
+        probe = isolation._Probe(model, group, 64)
+        assert probe.dtype == (torch.bfloat16 if in_autocast else torch.float32)
+        with probe.arithmetic():
+            assert torch.is_autocast_enabled("cuda") is in_autocast
 
 
 def test_a_model_that_is_not_finite_is_left_to_scoring():
