@@ -4,6 +4,7 @@ from typing import Annotated, Any, Self
 
 from pydantic import Field, field_validator, model_validator
 
+from sweepcp.config.model_dimensions import ModelDimensions
 from sweepcp.config.recipe import TrainingSettings, check_shares, nearest_multiple
 from sweepcp.config.types import Fraction, HubId, PositiveFloat, PositiveInt, Revision
 from sweepcp.config.validation import ConfigModel
@@ -64,6 +65,9 @@ class BaseSpec(ConfigModel):
     """The max LR of the base's own pretraining, which recipes take a fraction of."""
     parameters: PositiveInt | None = None
     """For the cost estimate of `plan`, where the model is not on this machine."""
+    shape: ModelDimensions | None = None
+    """Of a `hub` model, in place of `parameters`: `plan` then estimates the memory of a trial,
+    too."""
 
     @model_validator(mode="after")
     def _check_exactly_one(self) -> Self:
@@ -72,6 +76,10 @@ class BaseSpec(ConfigModel):
             raise ValueError("a base has exactly one of path, hub and pretrain; fix: keep one")
         if self.revision is not None and self.hub is None:
             raise ValueError("revision belongs to hub; fix: remove revision")
+        if self.shape is not None and self.hub is None:
+            raise ValueError("the shape is read from the model's config.json; fix: remove shape")
+        if self.shape is not None and self.parameters is not None:
+            raise ValueError("the parameters follow from the shape; fix: remove parameters")
         return self
 
     @property

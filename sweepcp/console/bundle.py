@@ -12,7 +12,10 @@ from sweepcp.promote.bundle import Bundle
 from sweepcp.training.deepspeed_config import divides_batch
 
 GIB = 2**30
-MEMORY_USES = ("weights", "master", "gradients", "optimizer", "gathered", "activations", "logits")
+MEMORY_USES = (
+    *("weights", "master", "gradients", "optimizer", "gathered"),
+    *("activations", "masks", "logits"),
+)
 COLUMNS = (
     Column(name="source", is_text=True),
     Column(name="role", is_text=True, drop=4),
@@ -82,7 +85,7 @@ def _steps_line(bundle: Bundle) -> str:
 def _devices_line(bundle: Bundle) -> str:
     recipe, target = bundle.recipe, bundle.target
     hardware, compute, parallelism = target.hardware, target.compute, target.parallelism
-    settings: list[str] = [compute.precision, compute.attention]
+    settings: list[str] = [compute.precision, f"attention {compute.attention}"]
     if compute.recompute:
         settings.append("recompute")
     settings.append(f"offload {compute.offload}")
@@ -103,7 +106,8 @@ def _devices_line(bundle: Bundle) -> str:
 
 def _memory_line(bundle: Bundle) -> str:
     memory, limit = bundle.memory, bundle.target.hardware.memory_gib
-    uses = ", ".join(f"{use} {getattr(memory, use) / GIB:.2f}" for use in MEMORY_USES)
+    sizes = {use: getattr(memory, use) for use in MEMORY_USES}
+    uses = ", ".join(f"{use} {size / GIB:.2f}" for use, size in sizes.items() if size)
     available = f" of {limit:g}" if limit else ""
     host = f"; {memory.host / GIB:.0f} GiB of host memory per node" if memory.host else ""
     return (

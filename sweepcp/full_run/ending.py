@@ -67,6 +67,23 @@ class Ending(Record):
     """The step at which it ended; None before the first one."""
     reason: str
     """Why it ended, in words; `finished` if it is complete."""
+    memory_gib: float | None = None
+    """The most GPU memory in GiB that a rank allocated in a step of the last start, of a run that
+    finished on GPUs."""
+    estimated_memory_gib: float | None = None
+    """The estimate of the same."""
+    memory_ratio: float | None = None
+    """The first in multiples of the second."""
+
+    @property
+    def memory_line(self) -> str:
+        """Measured and estimated memory in words; empty unless they are recorded."""
+        if None in (self.memory_gib, self.estimated_memory_gib, self.memory_ratio):
+            return ""
+        return (
+            f"GPU memory: {self.memory_gib:.1f} GiB on the fullest GPU, {self.memory_ratio:.2f} "
+            f"times the estimated {self.estimated_memory_gib:.1f} GiB"
+        )
 
 
 def package_versions() -> dict[str, str]:

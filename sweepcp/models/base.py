@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from sweepcp.config.base_model import BaseSpec
-from sweepcp.config.model_dimensions import dimensions_of
+from sweepcp.config.model_dimensions import ModelDimensions, dimensions_of
 from sweepcp.config.types import COMMIT, is_hub_id
 from sweepcp.errors import InvalidInput, located
 from sweepcp.models.files import (
@@ -189,11 +189,23 @@ def count_parameters(base: BaseSpec) -> int | None:
     if base.path is not None:
         with located(base.path, "base.path"):
             return count_elements(read_shards(Path(base.path)))
-    if base.pretrain is None:
-        return None
-    with located("", "base.pretrain.config"):
-        dimensions = dimensions_of({"vocab_size": BYTE_VOCABULARY} | base.pretrain.config)
+    dimensions = base_dimensions(base)
     return dimensions.parameter_count if dimensions else None
+
+
+def base_dimensions(base: BaseSpec) -> ModelDimensions | None:
+    """Return the dimensions of a base whose configuration has Llama's names, else None.
+
+    Those of a base on the hub are what the spec states.
+    """
+    if base.path is not None:
+        with located(base.path, "base.path"):
+            parameters = count_elements(read_shards(Path(base.path)))
+            return dimensions_of(language_config(base), parameters)
+    if base.pretrain is None:
+        return base.shape
+    with located("", "base.pretrain.config"):
+        return dimensions_of({"vocab_size": BYTE_VOCABULARY} | base.pretrain.config)
 
 
 def pretrained_path(base: BaseSpec, source_fingerprints: dict[str, str]) -> Path:

@@ -134,7 +134,7 @@ class Memory(Record):
     """Bytes per GPU under ZeRO-3 by use. Model states are exact, the rest is an estimate."""
 
     weights: int
-    """The rank's shard of the weights."""
+    """The rank's shard of the weights, and that of their copy in hierarchical partitioning."""
     master: int
     """Its shard of the fp32 master weights."""
     gradients: int
@@ -144,7 +144,9 @@ class Memory(Record):
     gathered: int
     """The largest module, not sharded, with its gradients."""
     activations: int
-    """What the backward pass keeps of the forward pass."""
+    """What the backward pass keeps of the forward pass, and its own largest tensors."""
+    masks: int = 0
+    """Masks of the attention."""
     logits: int
     """Logits and their gradients."""
     host: int
@@ -154,7 +156,7 @@ class Memory(Record):
     def total(self) -> int:
         """Bytes on the GPU."""
         states = self.weights + self.master + self.gradients + self.optimizer
-        return states + self.gathered + self.activations + self.logits
+        return states + self.gathered + self.activations + self.masks + self.logits
 
 
 class Expense(Record):
@@ -322,7 +324,8 @@ def load_bundle(folder: Path) -> LoadedBundle:
 def _check_zero_config(ds_config: dict[str, Any], bundle: Bundle) -> None:
     """Check that DeepSpeed's configuration is the one that follows from recipe and target.
 
-    DeepSpeed imports modules that a configuration names.
+    DeepSpeed imports modules that a configuration names. The target's own `deepspeed` keys, which
+    are among those of `expected`, are limited to `DeepSpeedSettings`.
     """
     world_size = bundle.target.hardware.world_size
     expected = zero_config(bundle.recipe, bundle.target, world_size=world_size)

@@ -4,6 +4,7 @@ from sweepcp.config.budget import PUBLISHED_OVERRUN
 from sweepcp.config.model_dimensions import ModelDimensions
 from sweepcp.config.recipe import Recipe
 from sweepcp.config.target import ComputeSettings, Target
+from sweepcp.models.memory import peak_of_step
 from sweepcp.promote.bundle import Expense, Interval, Memory
 
 OFFLOADED_STATES = {
@@ -14,31 +15,48 @@ OFFLOADED_STATES = {
 """Value of `offload` → model states that DeepSpeed keeps in host memory."""
 
 
-def estimate_memory(dimensions: ModelDimensions, target: Target) -> Memory:
+def estimate_memory(dimensions: ModelDimensions, target: Target, *, isolated: bool) -> Memory:
     """Estimate the bytes per GPU under ZeRO-3, and per node of host memory.
 
     Model states are weights in the precision of the run, fp32 master weights, fp32 gradients and
     two fp32 AdamW moments, sharded over all GPUs: 18 bytes per parameter in bf16, as in DeepSpeed's
-    `estimate_zero3_model_states_mem_needs`. The largest module is gathered with its gradients. The
-    logits are counted in the precision of the run and in fp32, with their gradients each.
+    `estimate_zero3_model_states_mem_needs`. The largest module is gathered with its gradients.
+    Activations, masks and logits are those of `sweepcp.models.memory`.
+
+    Args:
+        dimensions: Of the model.
+        target: Its devices and how a step is computed.
+        isolated: Whether packed documents are separated.
     """
     compute, world_size = target.compute, target.hardware.world_size
     width = _bytes_per_value(compute)
     shard = -(-dimensions.parameter_count // world_size)
+    hierarchical = target.deepspeed.zero_optimization.zero_hpz_partition_size or 1
+    # Hierarchical partitioning keeps a second copy of the weights in each group of processes.
+    copy = -(-dimensions.parameter_count // hierarchical) if hierarchical > 1 else 0
     states = {
-        "weights": width * shard,
+        "weights": width * (shard + copy),
         "master": 4 * shard,
         "gradients": 4 * shard,
         "optimizer": 8 * shard,
     }
     offloaded = OFFLOADED_STATES[compute.offload]
     on_gpu = {name: 0 if name in offloaded else size for name, size in states.items()}
-    tokens = compute.micro_batch * target.seq_len
+    step = peak_of_step(
+        dimensions,
+        micro_batch=compute.micro_batch,
+        seq_len=target.seq_len,
+        arithmetic=compute.precision,
+        attention=compute.attention,
+        recompute=compute.recompute,
+        isolated=isolated,
+    )
     return Memory(
         **on_gpu,
         gathered=2 * width * dimensions.largest_module_parameters,
-        activations=_activation_bytes(dimensions, target),
-        logits=tokens * dimensions.vocab_size * (2 * width + 8),
+        activations=step.activations,
+        masks=step.masks,
+        logits=step.logits,
         host=sum(states[name] for name in offloaded) * target.hardware.per_node,
     )
 
@@ -66,28 +84,6 @@ def estimate_expense(dimensions: ModelDimensions, recipe: Recipe, target: Target
 
 def _scale(interval: Interval, factor: float) -> Interval:
     return interval[0] * factor, interval[1] * factor
-
-
-def _activation_bytes(dimensions: ModelDimensions, target: Target) -> int:
-    """Estimate the activations of one forward pass in bytes per GPU.
-
-    A layer has 34 · sequence · micro batch · hidden bytes in 16 bits, and 5 · heads · sequence² ·
-    micro batch more if the attention materialises its scores (Korthikanti et al. 2022, arXiv
-    2205.05198, eq. 2; derived for an ungated MLP). With recomputation the inputs of all layers are
-    kept, and the activations of one.
-    """
-    compute, layers = target.compute, dimensions.num_hidden_layers
-    width = _bytes_per_value(compute)
-    tokens = compute.micro_batch * target.seq_len
-    layer = 34 * tokens * dimensions.hidden_size
-    if compute.attention == "eager":
-        layer += 5 * dimensions.num_attention_heads * target.seq_len * tokens
-    # The formula is for values of 2 bytes.
-    layer = layer * width // 2
-    if not compute.recompute:
-        return layer * layers
-    layer_input = 2 * tokens * dimensions.hidden_size * width // 2
-    return layer_input * layers + layer
 
 
 def _bytes_per_value(compute: ComputeSettings) -> int:

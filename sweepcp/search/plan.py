@@ -19,14 +19,11 @@ from sweepcp.data.token_store import TokenStore, store_path
 from sweepcp.errors import located
 from sweepcp.models.base import count_parameters, tokenizer_id
 from sweepcp.models.files import COPY_AGAIN
+from sweepcp.search.memory_plan import MemoryPlan, plan_memory
 from sweepcp.util.records import read_text
 
 BYTES_PER_TOKEN = 4.0
 """Assumption for subword tokenizers on English text; used for estimates only."""
-OPTIMIZER_BYTES = 16
-"""Bytes per parameter: fp32 weights, gradients and two AdamW moments."""
-LARGE_GPU_GB = 70
-"""Memory in GB for weights and optimizer above which a warning is due: an 80 GB GPU is full."""
 MIN_STEPS = 20
 """Trials with fewer steps have hardly any schedule."""
 
@@ -42,6 +39,8 @@ class Plan:
     token_origins: dict[str, str]
     """How the training tokens of each source are known: `counted`, `planned` or `estimated`."""
     parameters: int | None
+    memory: MemoryPlan | None
+    """Of one trial; None if the base's size is unknown."""
     warnings: list[str]
 
     @property
@@ -83,12 +82,14 @@ def make_plan(experiment: Experiment, files: dict[str, ResolvedSource]) -> Plan:
     for source in experiment.sources:
         name = source.name
         tokens[name], origins[name] = _training_tokens(source, files[name], experiment.base)
+    first = first_recipe(experiment, tokens)
     plan = Plan(
         experiment=experiment,
-        first=first_recipe(experiment, tokens),
+        first=first,
         epochs=count_epochs(experiment, tokens),
         token_origins=origins,
         parameters=count_parameters(experiment.base),
+        memory=plan_memory(experiment, first),
         warnings=[],
     )
     for source in experiment.sources:
@@ -151,20 +152,8 @@ def _warnings(plan: Plan) -> list[str]:
         )
     if plan.first.steps < MIN_STEPS:
         warnings.append(f"{plan.first.steps} steps per trial are too few for a schedule")
-    warnings += _memory_warnings(plan)
+    if plan.memory is not None:
+        warnings += plan.memory.warnings(experiment.training)
     if plan.trial_hours is None:
         warnings.append("time and cost are unknown: set budget.sustained_tflops and usd_per_hour")
     return warnings
-
-
-def _memory_warnings(plan: Plan) -> list[str]:
-    experiment = plan.experiment
-    if experiment.base.pretrain or not plan.parameters or not experiment.budget.gpus_per_trial:
-        return []
-    gigabytes = OPTIMIZER_BYTES * plan.parameters / 1e9
-    if gigabytes <= LARGE_GPU_GB:
-        return []
-    return [
-        f"a trial runs on one GPU and needs {gigabytes:.0f} GB for weights, gradients and "
-        "optimizer, before activations: use a smaller proxy of the same family, or a larger GPU"
-    ]
