@@ -63,6 +63,7 @@ def check(
     from sweepcp.console.progress import ConsoleProgress, make_console
     from sweepcp.corpora.check import check_corpora, write_overlaps
     from sweepcp.corpora.experiment import attributed_to_experiment, load_experiment
+    from sweepcp.search.devices import local_device
 
     if write is not None:
         check_output_file(write, key="--write")
@@ -72,7 +73,13 @@ def check(
         ConsoleProgress(console) as progress,
         attributed_to_experiment(experiment, overrides or (), loaded),
     ):
-        result = check_corpora(loaded, files, progress=progress, address=address)
+        result = check_corpora(
+            loaded,
+            files,
+            device=local_device(loaded.budget),
+            progress=progress,
+            address=address,
+        )
     show_check(console, result)
     if write is not None:
         write_overlaps(write, result.overlaps)

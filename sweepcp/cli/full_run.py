@@ -219,6 +219,7 @@ def train(
         raise typer.Exit(DIVERGED) from None
     if launcher_rank() == "0":
         show_scorecard(console, card, "the run")
+        _show_memory(read_final_ending(folder, loaded.id))
         typer.echo(f"{folder}/model")
 
 
@@ -228,6 +229,7 @@ def _repeat_ending(ending: "Ending", folder: Path) -> NoReturn:
         raise typer.Exit(ending.status)
     if ending.status == 0:
         typer.echo(f"finished: {folder}/model and {folder}/scorecard.json")
+        _show_memory(ending)
     else:
         typer.echo(
             f"Error: the run ended: {ending.reason}\n"
@@ -236,6 +238,11 @@ def _repeat_ending(ending: "Ending", folder: Path) -> NoReturn:
             err=True,
         )
     raise typer.Exit(ending.status)
+
+
+def _show_memory(ending: "Ending | None") -> None:
+    if ending is not None and ending.memory_line:
+        typer.echo(ending.memory_line)
 
 
 def score(

@@ -17,12 +17,16 @@ def plan(experiment: ExperimentName = "quickstart", overrides: Overrides = None)
     from sweepcp.console.plan import show_plan
     from sweepcp.console.progress import make_console
     from sweepcp.corpora.experiment import attributed_to_experiment, load_experiment
+    from sweepcp.search.devices import check_devices
     from sweepcp.search.plan import make_plan
     from sweepcp.search.readiness import check_readiness
+    from sweepcp.util.gpus import visible_gpus
 
     loaded, files = load_experiment(experiment, overrides or ())
     with attributed_to_experiment(experiment, overrides or (), loaded):
+        notes = check_devices(loaded, visible_gpus())
         made = make_plan(loaded, files)
+        made.warnings.extend(notes)
         made.warnings.extend(check_readiness(loaded, may_fetch=False))
     show_plan(make_console(), made)
 

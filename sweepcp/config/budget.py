@@ -1,8 +1,8 @@
 """The `budget` section of an experiment: how many trials, and what they run on."""
 
-from typing import Annotated, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from sweepcp.config.types import PositiveFloat, PositiveInt
 from sweepcp.config.validation import ConfigModel
@@ -17,6 +17,26 @@ PUBLISHED_OVERRUN = 1.75
 interval, from the estimate to this many times it."""
 
 
+RESOURCE_UNITS = 10_000
+"""Ray counts resources in units of 1 / so many."""
+
+
+def _check_gpu_share(value: Any) -> Any:
+    # One rule for the whole value, rather than one for each type that it may have.
+    if value == "auto":
+        return value
+    if type(value) not in (int, float) or not 0 <= value <= 1:
+        raise ValueError(
+            "auto, or a number from 0 to 1, because a trial trains in one process; fix: write auto,"
+            " 0 for CPUs, 1 for a GPU per trial, or a fraction such as 0.25 for four trials per GPU"
+        )
+    units = value * RESOURCE_UNITS
+    if abs(units - round(units)) > 1e-6:
+        steps, nearest = 1 / RESOURCE_UNITS, max(1, int(units)) / RESOURCE_UNITS
+        raise ValueError(f"a multiple of {steps:g}, the unit of Ray; fix: write {nearest:g}")
+    return value
+
+
 class Budget(ConfigModel):
     """How many trials run, and on what. Prices and speeds serve the estimate of `plan` only."""
 
@@ -29,8 +49,12 @@ class Budget(ConfigModel):
     cpus_per_trial: PositiveInt = 1
     """Threads of every process that trains or scores: the workers, the pretraining of a small base,
     `sweepcp score` and `sweepcp data check`."""
-    gpus_per_trial: Annotated[int, Field(ge=0, le=1)] = 0
-    """At most 1, because a trial trains in one process."""
+    gpus_per_trial: Annotated[
+        Literal["auto"] | Annotated[float, Field(ge=0, le=1)], BeforeValidator(_check_gpu_share)
+    ] = "auto"
+    """The share of a GPU that a trial gets: 1, a fraction of a GPU that several trials share, or 0
+    to train on CPUs. At most 1, because a trial trains in one process. `auto`: 1 if a GPU is
+    visible, else 0. It may change when a search resumes, unless that changes the device."""
     retries: Annotated[int, Field(ge=0)] = 1
     """How often a trial starts again, from its first step, when its worker process or the node is
     lost: killed, as when memory runs out, or taken away. A trial that raises an error fails at

@@ -5,7 +5,7 @@ import json
 import re
 import typing
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic_core import ErrorDetails
@@ -49,6 +49,8 @@ class ConfigModel(BaseModel):
     """
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+    refused_keys: ClassVar[dict[str, tuple[str, str]]] = {}
+    """Unknown keys that people may expect here → the rule that they break, and the fix."""
 
 
 def validate(model: type[M], content: Any, file: object) -> M:
@@ -123,7 +125,7 @@ def _path_in_content(problem: ErrorDetails, content: Any) -> KeyPath:
 def _rule_and_fix(model: type[BaseModel], problem: ErrorDetails, path: KeyPath) -> tuple[str, str]:
     kind, message, value = problem["type"], problem["msg"], problem["input"]
     if kind == "extra_forbidden":
-        return "unknown key", _suggest_key(model, path)
+        return _unknown_key(model, path)
     if kind == "missing":
         if isinstance(path[-1], int):
             return f"a list with {path[-1] + 1} or more items", "add the missing item"
@@ -162,8 +164,18 @@ def _is_quoted_number(value: Any) -> bool:
     return isinstance(value, str) and is_number(value)
 
 
-def _suggest_key(model: type[BaseModel], path: KeyPath) -> str:
-    names = _known_keys(model, path[:-1])
+def _unknown_key(model: type[BaseModel], path: KeyPath) -> tuple[str, str]:
+    models = _models_at(model, path[:-1])
+    for refusing in models:
+        refused = getattr(refusing, "refused_keys", {})
+        if path[-1] in refused:
+            rule, fix = refused[path[-1]]
+            return rule, fix
+    return "unknown key", _suggest_key(models, path)
+
+
+def _suggest_key(models: list[type[BaseModel]], path: KeyPath) -> str:
+    names = [name for model in models for name in model.model_fields]
     if path[-1] in names:
         # Of another type of the union: an axis with `choices` has no `low`.
         return "remove it: it excludes keys that are beside it"
@@ -181,8 +193,8 @@ def _format_key(path: KeyPath) -> str:
     return ".".join(str(key) for key in path) or DOCUMENT
 
 
-def _known_keys(model: type[BaseModel], path: KeyPath) -> list[str]:
-    """Return the keys that a schema knows at `path`, following lists and optional sections."""
+def _models_at(model: type[BaseModel], path: KeyPath) -> list[type[BaseModel]]:
+    """Return the models that a schema has at `path`, following lists and optional sections."""
     candidates: set[Any] = {model}
     for key in path:
         inner: set[Any] = set()
@@ -193,8 +205,7 @@ def _known_keys(model: type[BaseModel], path: KeyPath) -> list[str]:
                 # An index of a list: its items are of the types that are candidates already.
                 inner.add(candidate)
         candidates = inner
-    models = [candidate for candidate in candidates if _is_model(candidate)]
-    return [name for candidate in models for name in candidate.model_fields]
+    return [candidate for candidate in candidates if _is_model(candidate)]
 
 
 def _is_model(candidate: Any) -> bool:

@@ -27,6 +27,7 @@ from sweepcp.models.base import pretrained_path
 from sweepcp.models.encoder import load_encoder
 from sweepcp.scoring.generated_tasks import generate_tasks
 from sweepcp.util.files import cache_dir, write_text
+from sweepcp.util.gpus import Device
 from sweepcp.util.parallel import parallel_map, usable_cores
 from sweepcp.util.progress import Progress
 from sweepcp.util.temporary import temporary_folder
@@ -92,6 +93,7 @@ def check_corpora(
     experiment: Experiment,
     files: dict[str, ResolvedSource],
     *,
+    device: Device,
     progress: Progress,
     address: str | None = None,
 ) -> CorporaCheck:
@@ -103,6 +105,7 @@ def check_corpora(
     Args:
         experiment: The experiment whose sources are checked.
         files: The resolved files of each source, by source name.
+        device: What the base is scored on.
         progress: Receives the tasks `sources`, `check` and `base`.
         address: Ray cluster to run on; by default the cores of this machine.
     """
@@ -121,7 +124,7 @@ def check_corpora(
             source_files = files[check.source.name]
             _scan_source(check, source_files, index, progress=progress, address=address)
     progress.finish("check")
-    _measure_base_loss(experiment, files, checks, progress)
+    _measure_base_loss(experiment, files, checks, device=device, progress=progress)
     return CorporaCheck(checks, items, short)
 
 
@@ -208,6 +211,8 @@ def _measure_base_loss(
     experiment: Experiment,
     files: dict[str, ResolvedSource],
     checks: list[SourceCheck],
+    *,
+    device: Device,
     progress: Progress,
 ) -> None:
     """Add the bits per byte of each source's held-out text under the base to its check."""
@@ -217,15 +222,15 @@ def _measure_base_loss(
         return
     import torch
 
-    from sweepcp.models.loading import default_device, load_model
+    from sweepcp.models.loading import load_model
     from sweepcp.scoring.held_out import HeldOutText
+    from sweepcp.training.device import open_device
     from sweepcp.training.process_group import ProcessGroup
 
     base, training = experiment.base, experiment.training
     torch.set_num_threads(min(experiment.budget.cpus_per_trial, usable_cores()))
     encoder = load_encoder(base)
-    device = default_device()
-    loaded = load_model(model, revision=base.revision, device=device)
+    loaded = load_model(model, revision=base.revision, device=open_device(device))
     group = ProcessGroup(device=loaded.device)
     for number, check in enumerate(checks, start=1):
         name = check.source.name

@@ -8,10 +8,10 @@ import logging
 import os
 import pickle
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import ray
 from ray import tune
@@ -20,12 +20,18 @@ from ray.tune.error import TuneError
 from ray.tune.search import Searcher
 
 from sweepcp.config.budget import Budget
-from sweepcp.errors import InvalidInput, WorkLost
+from sweepcp.errors import WorkLost
+from sweepcp.search.devices import Node, TrialSlots, trial_slots
 from sweepcp.search.ledger import TrialLedger
 from sweepcp.search.worker import TrialWorker
 from sweepcp.search.worker_io import TrialRunnerProtocol
-from sweepcp.util.parallel import ray_connection
+from sweepcp.util.gpus import Gpu, visible_gpus
+from sweepcp.util.parallel import ray_connection, task_result
 from sweepcp.util.temporary import temporary_folder
+
+T = TypeVar("T")
+GPU_TYPE = "accelerator_type:"
+"""Ray has a resource of this name and the type of the GPU on each node with GPUs."""
 
 
 class LedgerSearcher(Searcher):
@@ -44,7 +50,8 @@ class LedgerSearcher(Searcher):
             if self.ledger.claim_base(trial_id):
                 return {"recipe": None}
             if trial := self.ledger.start_trial(trial_id):
-                return {"recipe": trial.recipe.model_dump_json()}
+                recipe = trial.recipe.model_dump_json()
+                return {"recipe": recipe, "micro_batch": trial.micro_batch}
         return None if self.ledger.is_waiting else Searcher.FINISHED
 
     def on_trial_complete(
@@ -123,14 +130,14 @@ class StopOnError(tune.Stopper):
 
 
 @contextmanager
-def ray_cluster(address: str | None, budget: Budget) -> Iterator[int]:
+def ray_cluster(address: str | None, budget: Budget) -> Iterator[TrialSlots]:
     """Start Ray on this machine, or connect to the cluster at `address`.
 
     Yields:
-        The number of trials that run at a time.
+        What each trial computes on, and how many run at a time.
 
     Raises:
-        InvalidInput: No cluster answers, or a trial needs more than the cluster has.
+        InvalidInput: No cluster answers, or a trial needs more than its nodes have.
     """
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
     os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")
@@ -139,26 +146,57 @@ def ray_cluster(address: str | None, budget: Budget) -> Iterator[int]:
     os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
     # The ledger records and reports failed trials; Ray Tune would print them a second time.
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
-    with ray_connection(address):
-        yield _concurrent_trials(budget, ray.cluster_resources())
+    gpus = visible_gpus() if address is None else ()
+    options = {"num_gpus": len(gpus)} if address is None else {}
+    with ray_connection(address, **options):
+        yield trial_slots(budget, [_node(node, gpus) for node in ray.nodes() if node["Alive"]])
 
 
-def _concurrent_trials(budget: Budget, resources: dict[str, float]) -> int:
-    """Return how many trials fit at a time: those that have room, at most `budget.concurrency`."""
-    needs = {"CPU": budget.cpus_per_trial, "GPU": budget.gpus_per_trial}
-    for name, amount in needs.items():
-        available = resources.get(name, 0)
-        if amount > available:
-            key = f"budget.{name.lower()}s_per_trial"
-            raise InvalidInput(
-                file="the machine or cluster",
-                key=key,
-                found=amount,
-                rule=f"at most the {available:g} {name}s that are available",
-                fix=f"lower {key}",
-            )
-    slots = min(int(resources[name] // amount) for name, amount in needs.items() if amount)
-    return min(slots, budget.concurrency or slots)
+def _node(node: dict[str, Any], gpus: Sequence[Gpu]) -> Node:
+    """Return the resources of a node of Ray; `gpus` are those of this machine, if it is the node.
+
+    Of a cluster's GPUs, Ray knows no more than their number and the type.
+    """
+    resources: dict[str, float] = node["Resources"]
+    count = int(resources.get("GPU", 0))
+    if len(gpus) != count:
+        types = [name for name in resources if name.startswith(GPU_TYPE)]
+        name = types[0].removeprefix(GPU_TYPE) if types else "GPU"
+        gpus = [Gpu(name, memory_gib=None, capability=None)] * count
+    return Node(resources.get("CPU", 0.0), tuple(gpus))
+
+
+def run_in_task(
+    work: Callable[[], Iterator[T]], *, cpus: int, gpus: int, ends_process: bool = True
+) -> Iterator[T]:
+    """Yield what `work` yields in a process of its own, for which Ray reserves CPUs and GPUs.
+
+    Args:
+        work: Runs in the process.
+        cpus: CPUs to reserve.
+        gpus: GPUs to reserve; if there are any, the process sees no others.
+        ends_process: Whether the process ends with the work, so that its GPU memory is free for the
+            next one. If not, the next work with the same needs may run in it.
+
+    Raises:
+        WorkLost: The process was killed, or its node was lost.
+    """
+    # Ray would start by itself, in its own way.
+    assert ray.is_initialized()
+
+    # It sends a function of a module by its name: the process would import this module.
+    def yield_items() -> Iterator[T]:
+        yield from work()
+
+    task: Any = ray.remote(
+        num_cpus=cpus,
+        num_gpus=gpus,
+        max_calls=1 if ends_process else 0,
+        max_retries=0,
+        num_returns="streaming",
+    )(yield_items)
+    for item in task.remote():
+        yield task_result(item)
 
 
 def run_trials(
@@ -166,15 +204,15 @@ def run_trials(
     make_runner: Callable[[], TrialRunnerProtocol],
     *,
     budget: Budget,
-    concurrency: int,
+    slots: TrialSlots,
 ) -> None:
     """Run the missing trials of a ledger, which records each as it ends.
 
     Args:
         ledger: The trials of the run.
         make_runner: Builds the runner of a worker, in the worker's process.
-        budget: Resources per trial.
-        concurrency: Trials at a time.
+        budget: CPUs per trial.
+        slots: The share of a GPU per trial, and trials at a time.
 
     Raises:
         BaseNotScored: The base could not be scored, so trials have no reference.
@@ -186,7 +224,7 @@ def run_trials(
         return
     try:
         with temporary_folder(Path(tempfile.gettempdir()), "sweepcp-tune") as state_folder:
-            _make_tuner(ledger, make_runner, budget, concurrency, state_folder).fit()
+            _make_tuner(ledger, make_runner, budget, slots, state_folder).fit()
     except (RayError, TuneError) as error:
         if ledger.error is None:
             reason = str(error).strip().splitlines()[-1]
@@ -203,17 +241,17 @@ def _make_tuner(
     ledger: TrialLedger,
     make_runner: Callable[[], TrialRunnerProtocol],
     budget: Budget,
-    concurrency: int,
+    slots: TrialSlots,
     state_folder: Path,
 ) -> tune.Tuner:
-    resources = {"cpu": float(budget.cpus_per_trial), "gpu": float(budget.gpus_per_trial)}
+    resources = {"cpu": float(budget.cpus_per_trial), "gpu": slots.gpu_share}
     trainable = tune.with_parameters(TrialWorker, make_runner=make_runner)
     return tune.Tuner(
         tune.with_resources(trainable, resources),
         tune_config=tune.TuneConfig(
             search_alg=LedgerSearcher(ledger),
             num_samples=-1,  # until the searcher says that it has finished
-            max_concurrent_trials=concurrency,
+            max_concurrent_trials=slots.concurrency,
             reuse_actors=True,
         ),
         run_config=tune.RunConfig(

@@ -2,7 +2,7 @@
 
 import logging
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from sweepcp.config.base_model import BaseSpec
 from sweepcp.corpora.permissions import check_permissions
@@ -13,9 +13,11 @@ from sweepcp.runs.run_folder import Run
 from sweepcp.runs.trial import check_environment
 from sweepcp.scoring.scorecard import Scorecard, compare_with_recorded
 from sweepcp.scoring.spec import experiment_scoring_spec
+from sweepcp.util.gpus import visible_gpus
 from sweepcp.util.parallel import usable_cores
 
 if TYPE_CHECKING:
+    from sweepcp.config.types import Attention
     from sweepcp.scoring.scorer import Scorer
 
 logger = logging.getLogger(__name__)
@@ -48,9 +50,11 @@ def score_model(model: Path, run: Run) -> Scorecard:
 def _make_scorer(model: Path, run: Run) -> "Scorer":
     import torch
 
-    from sweepcp.models.loading import default_device, load_model, load_tokenizer
+    from sweepcp.models.loading import load_model, load_tokenizer
     from sweepcp.scoring.scorer import Scorer
     from sweepcp.search.trial_runner import environment_of
+    from sweepcp.training.device import open_device
+    from sweepcp.training.engine import computes_in_bf16
     from sweepcp.training.isolation import check_isolation
     from sweepcp.training.process_group import ProcessGroup
 
@@ -58,10 +62,23 @@ def _make_scorer(model: Path, run: Run) -> "Scorer":
     spec = experiment_scoring_spec(experiment, stores_of_run(run))
     # As the trials were scored, but not more than there are cores here.
     torch.set_num_threads(min(experiment.budget.cpus_per_trial, usable_cores()))
-    device = default_device()
+    assert run.base is not None
+    # With `auto`, what was visible when the run began has decided.
+    on_gpu = run.base.environment.get("device") == "cuda" and visible_gpus()
+    device = open_device("cuda" if on_gpu else "cpu")
     # The model's own tokenizer, which need not be that of the run's base.
     tokenizer = load_tokenizer(BaseSpec(path=str(model), max_lr=experiment.base.max_lr))
-    loaded = load_model(str(model), revision=None, device=device)
+    # As the base was loaded; runs of earlier versions had no other. What another device lacks would
+    # be reported in place of the device, which is checked below.
+    is_same = device.type == run.base.environment.get("device")
+    attention = run.base.environment.get("attention", "sdpa") if is_same else "sdpa"
+    loaded = load_model(
+        str(model),
+        revision=None,
+        device=device,
+        attention=cast("Attention", attention),
+        in_bf16=computes_in_bf16(device, spec.precision),
+    )
     group = ProcessGroup(device=device)
     with located(model):
         check_isolation(
@@ -72,9 +89,11 @@ def _make_scorer(model: Path, run: Run) -> "Scorer":
             training=False,
         )
     scorer = Scorer(spec, loaded, tokenizer, group)
-    assert run.base is not None
+    environment = environment_of(scorer, device)
+    # An architecture may lack what the base was loaded with: another one is then as good as that.
+    del environment["attention"]
     check_environment(
-        environment_of(scorer, device),
+        environment,
         run.base.environment,
         where=run.path,
         fix="score on a machine like that of the run, with the versions above",

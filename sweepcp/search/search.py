@@ -3,27 +3,27 @@
 import errno
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sweepcp.config.base_model import BaseSpec
 from sweepcp.config.experiment import Experiment
 from sweepcp.corpora.identity import identify_inputs, identify_prepared, identity_changes
 from sweepcp.corpora.repetition import check_epochs, matched_fraction
 from sweepcp.corpora.stores import build_stores
 from sweepcp.data.source_files import ResolvedSource
-from sweepcp.data.token_store import TokenStore
-from sweepcp.errors import InvalidInput, located
-from sweepcp.models.base import model_config, pin_base, pretrained_path
-from sweepcp.models.randomness import format_settings, random_settings
+from sweepcp.errors import InvalidInput
+from sweepcp.models.base import pin_base
 from sweepcp.runs.run_folder import Run, RunIdentity, RunWriter, locked_run, read_run
 from sweepcp.runs.trial import check_environment, numeric_versions
 from sweepcp.scoring.spec import experiment_scoring_spec
+from sweepcp.search.base_model import check_base, find_or_pretrain_base
+from sweepcp.search.devices import TrialSlots, check_devices, no_gpu, resolve_devices
 from sweepcp.search.readiness import check_readiness
 from sweepcp.search.worker_io import WorkerSpec
+from sweepcp.util.gpus import Gpu, hide_gpus, visible_gpus
 from sweepcp.util.json_values import json_differences
 from sweepcp.util.parallel import usable_cores
 from sweepcp.util.progress import Progress
@@ -33,13 +33,20 @@ if TYPE_CHECKING:  # imports torch
 
 logger = logging.getLogger(__name__)
 CHANGEABLE_KEYS = (
+    "base.parameters",
+    "base.shape",
     "budget.trials",
     "budget.concurrency",
+    "budget.gpus_per_trial",
     "budget.retries",
     "budget.sustained_tflops",
     "budget.usd_per_hour",
+    "training.micro_batch",
+    "training.recompute",
 )
-"""Keys besides the rule of choice that may change when a search resumes: they affect no trial."""
+"""Keys besides the rule of choice that may change when a search resumes: they affect no trial by
+more than rounding. The share of a GPU may not change the device, on which scores depend: see
+`check_environment`."""
 
 
 def run_search(
@@ -64,13 +71,14 @@ def run_search(
         retry_failed: Whether trials that failed run again.
 
     Raises:
-        InvalidInput: A source is planned, a trial needs more cores than there are, `out` holds
-            another experiment or something that its scores depend on has changed, or another
-            process writes the folder.
+        InvalidInput: A source is planned, a trial needs more CPUs or GPU memory than there are,
+            `out` holds another experiment or something that its scores depend on has changed, or
+            another process writes the folder.
     """
     _refuse_planned_sources(experiment)
     if address is None:
         _check_cores(experiment)
+        _report_devices(experiment, visible_gpus())
     experiment = experiment.model_copy(update={"base": pin_base(experiment.base)})
     inputs = identify_inputs(experiment, files)
     with locked_run(out) as writer:
@@ -82,22 +90,12 @@ def run_search(
         if run.trials:
             logger.info("%d trials are finished; %d left to run", len(kept), missing)
         if missing:
-            spec, tokens = prepare_worker(
-                experiment, files, inputs.sources, progress=progress, address=address
-            )
-            prepared = identify_prepared(
-                inputs,
-                experiment,
-                model=spec.model,
-                stores=spec.stores,
-                generated_tasks=spec.scoring.generated_tasks,
-            )
-            run = _start_or_resume(writer, experiment, prepared)
-            _run_missing_trials(
+            _search_with_ray(
                 writer,
                 run,
-                spec,
-                tokens,
+                experiment,
+                files,
+                inputs,
                 progress=progress,
                 address=address,
                 retry_failed=retry_failed,
@@ -105,6 +103,47 @@ def run_search(
         run = read_run(out)
         writer.write_front(run.front)
         return run
+
+
+def _search_with_ray(
+    writer: RunWriter,
+    run: Run,
+    experiment: Experiment,
+    files: dict[str, ResolvedSource],
+    inputs: RunIdentity,
+    *,
+    progress: Progress,
+    address: str | None,
+    retry_failed: bool,
+) -> None:
+    """Connect to Ray, count what has room there, and prepare and run the missing trials."""
+    # It takes seconds to import, which a finished run need not wait for.
+    from sweepcp.search.ray_driver import ray_cluster
+
+    with ray_cluster(address, experiment.budget) as slots:
+        if address is not None:
+            _report_devices(experiment, slots.gpus)
+        _check_base_device(run, slots)
+        spec, tokens = prepare_worker(
+            experiment, files, inputs.sources, slots=slots, progress=progress, address=address
+        )
+        prepared = identify_prepared(
+            inputs,
+            experiment,
+            model=spec.model,
+            stores=spec.stores,
+            generated_tasks=spec.scoring.generated_tasks,
+        )
+        run = _start_or_resume(writer, experiment, prepared)
+        _run_missing_trials(
+            writer,
+            run,
+            spec,
+            tokens,
+            slots=slots,
+            progress=progress,
+            retry_failed=retry_failed,
+        )
 
 
 def _refuse_planned_sources(experiment: Experiment) -> None:
@@ -128,6 +167,37 @@ def _check_cores(experiment: Experiment) -> None:
             rule=f"at most the {cores} CPUs that this process may use",
             fix="lower it, or give the process more CPUs (taskset, or the scheduler's options)",
         )
+
+
+def _report_devices(experiment: Experiment, gpus: Sequence[Gpu]) -> None:
+    """Log what the user should know about the devices of trials.
+
+    Raises:
+        InvalidInput: A trial needs a GPU that is not there, or cannot run on those that are.
+    """
+    notes = check_devices(experiment, gpus)
+    share = resolve_devices(experiment.budget, gpus)
+    if share and not gpus:
+        raise no_gpu(share)
+    for note in notes:
+        logger.info("%s", note)
+
+
+def _check_base_device(run: Run, slots: TrialSlots) -> None:
+    """Raise `InvalidInput` if the base of a run was scored on another kind of device."""
+    if run.base is None:
+        return
+    recorded = run.base.environment.get("device")
+    if recorded == "cuda":
+        fix = "resume where a GPU is visible, with budget.gpus_per_trial above 0"
+    else:
+        fix = "set budget.gpus_per_trial to 0"
+    check_environment(
+        {"device": slots.device},
+        run.base.environment,
+        where=run.path,
+        fix=f"{fix}, or pass another --out",
+    )
 
 
 def _start_or_resume(writer: RunWriter, experiment: Experiment, identity: RunIdentity) -> Run:
@@ -206,37 +276,36 @@ def _run_missing_trials(
     spec: WorkerSpec,
     tokens: Mapping[str, float],
     *,
+    slots: TrialSlots,
     progress: Progress,
-    address: str | None,
     retry_failed: bool = False,
 ) -> None:
-    # Ray and Optuna take seconds to import, which a finished run need not wait for.
+    # Both import libraries that a finished run need not wait for.
     from sweepcp.search.ledger import TrialLedger
-    from sweepcp.search.ray_driver import ray_cluster, run_trials
+    from sweepcp.search.ray_driver import run_trials
 
     experiment = run.experiment
     budget = experiment.budget
-    with ray_cluster(address, budget) as concurrency:
-        logger.info("starting workers for %d trials at a time", concurrency)
-        ledger = TrialLedger(
-            writer,
-            progress=progress,
-            base=run.base,
-            finished=run.trials,
-            space=experiment.space,
-            reference=experiment.choose.reference,
-            make_recipe=partial(experiment.recipe_at, source_tokens=dict(tokens)),
-            trials=budget.trials,
-            retries=budget.retries,
-            retry_failed=retry_failed,
-            seed=experiment.seed,
-        )
-        make_runner = partial(_make_trial_runner, spec)
-        try:
-            run_trials(ledger, make_runner, budget=budget, concurrency=concurrency)
-        except InvalidInput:
-            _check_stores_exist(spec)
-            raise
+    logger.info("starting workers for %d trials at a time", slots.concurrency)
+    ledger = TrialLedger(
+        writer,
+        progress=progress,
+        base=run.base,
+        finished=run.trials,
+        space=experiment.space,
+        reference=experiment.choose.reference,
+        make_recipe=partial(experiment.recipe_at, source_tokens=dict(tokens)),
+        trials=budget.trials,
+        retries=budget.retries,
+        retry_failed=retry_failed,
+        seed=experiment.seed,
+    )
+    make_runner = partial(_make_trial_runner, spec, slots.concurrency)
+    try:
+        run_trials(ledger, make_runner, budget=budget, slots=slots)
+    except InvalidInput:
+        _check_stores_exist(spec)
+        raise
 
 
 def _check_stores_exist(spec: WorkerSpec) -> None:
@@ -249,11 +318,13 @@ def _check_stores_exist(spec: WorkerSpec) -> None:
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(store.path))
 
 
-def _make_trial_runner(spec: WorkerSpec) -> "TrialRunner":
+def _make_trial_runner(spec: WorkerSpec, concurrent_trials: int) -> "TrialRunner":
     """Build a worker's runner. Runs in the worker, which imports torch; the driver need not."""
+    if spec.device == "cpu":
+        hide_gpus()
     from sweepcp.search.trial_runner import TrialRunner
 
-    return TrialRunner(spec)
+    return TrialRunner(spec, concurrent_trials=concurrent_trials)
 
 
 def prepare_worker(
@@ -261,16 +332,19 @@ def prepare_worker(
     files: dict[str, ResolvedSource],
     fingerprints: dict[str, str],
     *,
+    slots: TrialSlots,
     progress: Progress,
     address: str | None = None,
 ) -> tuple[WorkerSpec, dict[str, float]]:
     """Build or find the token stores, the base and the generated tasks.
 
+    This process must be connected to Ray, in which the base is pretrained.
+
     Returns:
         What a worker needs, and the training tokens of each source.
     """
     check_readiness(experiment, may_fetch=True)
-    _check_base(experiment.base, fingerprints)
+    check_base(experiment, fingerprints, device=slots.device)
     stores = build_stores(experiment, files, progress=progress, address=address)
     tokens = {name: float(store.tokens) for name, store in stores.items()}
     check_epochs(experiment, tokens)
@@ -282,68 +356,18 @@ def prepare_worker(
         visible.append(replace(store, fraction=fraction))
     spec = WorkerSpec(
         base=experiment.base,
-        model=_find_or_pretrain_base(experiment, fingerprints, stores, progress=progress),
+        model=find_or_pretrain_base(
+            experiment, fingerprints, stores, device=slots.device, progress=progress
+        ),
         stores=tuple(visible),
         scoring=scoring,
         micro_batch=training.micro_batch,
         precision=training.precision,
+        attention=training.attention,
+        recompute=training.recompute,
+        compile=training.compile,
         threads=experiment.budget.cpus_per_trial,
+        device=slots.device,
+        gpu_share=slots.gpu_share,
     )
     return spec, tokens
-
-
-def _check_base(base: BaseSpec, fingerprints: dict[str, str]) -> None:
-    """Check the base before hours are spent on stores, and report what is changed in it.
-
-    A hub model is checked by the workers, which fetch it.
-
-    Raises:
-        InvalidInput: The files do not hold exactly the model's tensors, or the model that is to be
-            pretrained cannot be built.
-    """
-    config = model_config(base)
-    if config is not None and (settings := random_settings(config)):
-        logger.warning("the base's configuration has %s: set to 0", format_settings(settings))
-    if base.path is not None:
-        from sweepcp.models.loading import check_model_files
-
-        check_model_files(Path(base.path))
-    elif base.pretrain and not (pretrained_path(base, fingerprints) / "config.json").exists():
-        from sweepcp.models.architecture import empty_model
-        from sweepcp.models.loading import load_tokenizer
-        from sweepcp.training.pretraining import model_config_of
-
-        with located(file="", key="base.pretrain.config"):
-            empty_model(model_config_of(base.pretrain, load_tokenizer(base)))
-
-
-def _find_or_pretrain_base(
-    experiment: Experiment,
-    fingerprints: dict[str, str],
-    stores: dict[str, TokenStore],
-    *,
-    progress: Progress,
-) -> str:
-    """Return the base's folder or hub id; pretrain it first if it is not in the cache."""
-    base = experiment.base
-    if base.pretrain is None:
-        return str(base.path or base.hub)
-    path = pretrained_path(base, fingerprints)
-    if not (path / "config.json").exists():
-        import torch
-
-        from sweepcp.models.loading import load_tokenizer
-        from sweepcp.training.pretraining import pretrain_base
-
-        # The workers of a cluster may have more cores than this machine.
-        torch.set_num_threads(min(experiment.budget.cpus_per_trial, usable_cores()))
-        tokenizer = load_tokenizer(base)
-        steps = base.pretrain.tokens // base.pretrain.training.batch_tokens
-        logger.info("pretraining the base model: %d steps; it is cached for later runs", steps)
-        for metrics in pretrain_base(
-            base.pretrain, base.max_lr, path, list(stores.values()), tokenizer
-        ):
-            detail = f"pretraining, loss {metrics.loss:.2f}"
-            progress.update("base", done=metrics.step, total=steps, detail=detail)
-        progress.finish("base")
-    return str(path)

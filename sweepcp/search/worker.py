@@ -4,7 +4,7 @@ import errno
 import os
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ray import tune
 
@@ -12,7 +12,9 @@ from sweepcp.config.recipe import Recipe
 from sweepcp.errors import BaseNotScored, Diverged, InvalidInput
 from sweepcp.runs.trial import BaseRecord, TrialOutcome
 from sweepcp.search.worker_io import TrialRunnerProtocol, WorkerReport
-from sweepcp.training.loop import StepMetrics
+
+if TYPE_CHECKING:  # imports torch, from which GPUs may have to be hidden
+    from sweepcp.training.loop import StepMetrics
 
 REPORT_SECONDS = 1.0
 """How often a running trial reports its steps to the driver."""
@@ -21,7 +23,8 @@ REPORT_SECONDS = 1.0
 class TrialWorker(tune.Trainable):
     """Ray Tune actor that keeps the base model loaded between trials.
 
-    Its configuration is `{"recipe": JSON}`, or `{"recipe": None}` to score the base.
+    Its configuration is `{"recipe": JSON, "micro_batch": number or None}`, or `{"recipe": None}` to
+    score the base.
     """
 
     def setup(  # type: ignore[override]  # Ray Tune passes what `with_parameters` was given
@@ -41,6 +44,7 @@ class TrialWorker(tune.Trainable):
 
     def _set_recipe(self, config: dict[str, Any]) -> None:
         self.recipe = Recipe.model_validate_json(config["recipe"]) if config["recipe"] else None
+        self.micro_batch: int | None = config.get("micro_batch")
         self.events: Iterator[StepMetrics | TrialOutcome | BaseRecord] | None = None
 
     def step(self) -> dict[str, Any]:
@@ -80,11 +84,11 @@ class TrialWorker(tune.Trainable):
 
     def _start(
         self, runner: TrialRunnerProtocol
-    ) -> Iterator[StepMetrics | TrialOutcome | BaseRecord]:
+    ) -> "Iterator[StepMetrics | TrialOutcome | BaseRecord]":
         if self.recipe is None:
             try:
                 yield runner.score_base()
             except Diverged as error:
                 raise BaseNotScored(str(error)) from None
         else:
-            yield from runner.run(self.recipe)
+            yield from runner.run(self.recipe, micro_batch=self.micro_batch)

@@ -19,7 +19,6 @@ from sweepcp.data.stream import MixtureStream
 from sweepcp.data.token_store import TokenStore
 from sweepcp.errors import InvalidInput, located
 from sweepcp.models.architecture import build_model
-from sweepcp.models.loading import default_device
 from sweepcp.models.randomness import make_deterministic
 from sweepcp.training.engine import PlainEngine
 from sweepcp.training.isolation import check_isolation
@@ -34,6 +33,8 @@ def pretrain_base(
     path: Path,
     stores: list[TokenStore],
     tokenizer: PreTrainedTokenizerBase,
+    *,
+    device: torch.device,
 ) -> Iterator[StepMetrics]:
     """Pretrain a base and save it with its tokenizer, yielding the metrics of each step.
 
@@ -43,6 +44,7 @@ def pretrain_base(
         path: The folder to write once the last step is taken; it appears complete or not at all.
         stores: Token stores of the experiment's sources; those outside the mixture are not used.
         tokenizer: The one that the stores were made with.
+        device: Where it is trained, in fp32.
 
     Raises:
         InvalidInput: The configuration cannot be built, or does not isolate packed documents.
@@ -50,14 +52,14 @@ def pretrain_base(
     """
     recipe = pretraining_recipe(spec, stores)
     with located("", "base.pretrain.config"):
-        model = _initialize_model(spec, tokenizer)
+        model = _initialize_model(spec, tokenizer, device)
         check_isolation(
             model,
             ProcessGroup(device=model.device),
             seq_len=recipe.seq_len,
             packed=not recipe.cross_documents,
         )
-    engine = PlainEngine(model, recipe, micro_batch=None, precision="fp32")
+    engine = PlainEngine(model, recipe, micro_batch=None, precision="fp32", halves=True)
     yield from run_training(engine, recipe, MixtureStream(recipe, stores), max_lr=max_lr)
     _save(model, tokenizer, path)
 
@@ -115,11 +117,12 @@ def _unknown_model(found: str) -> InvalidInput:
     )
 
 
-def _initialize_model(spec: PretrainSpec, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
+def _initialize_model(
+    spec: PretrainSpec, tokenizer: PreTrainedTokenizerBase, device: torch.device
+) -> PreTrainedModel:
     """Build the model of a spec with random weights that its seed determines."""
     config = model_config_of(spec, tokenizer)
     torch.manual_seed(spec.seed)
-    device = default_device()
     if device.type == "cpu":
         # transformers asks DeepSpeed whether ZeRO-3 is on, which otherwise warns of a missing GPU.
         os.environ.setdefault("DS_ACCELERATOR", "cpu")

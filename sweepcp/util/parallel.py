@@ -184,7 +184,7 @@ def _map_on_cluster(work: Callable[[T], R], items: Sequence[T], address: str) ->
             (finished,), running = ray.wait(running)
             if (item := next(waiting, _EXHAUSTED)) is not _EXHAUSTED:
                 running.append(task.remote(item))
-            yield _task_result(finished)
+            yield task_result(finished)
 
 
 @contextmanager
@@ -258,7 +258,12 @@ def _connect_ray(address: str, options: dict[str, Any]) -> None:
         raise no_cluster(address, str(error)) from None
 
 
-def _task_result(reference: Any) -> Any:
+def task_result(reference: Any) -> Any:
+    """Return the result of a task on a Ray cluster, or raise its exception.
+
+    Raises:
+        WorkLost: Its process was killed, or its node was lost.
+    """
     import ray
 
     try:
