@@ -102,6 +102,13 @@ class Diverged(Exception):
         super().__init__(reason)
 
 
+class OutOfDeviceMemory(Exception):
+    """A trial does not fit into the memory of its GPU.
+
+    Its worker's process ends, because the device may be in any state; the search does not.
+    """
+
+
 class Alarmed(Exception):
     """A full run exceeded the bound on general regression. Its state is saved; exit status 3."""
 

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from sweepcp.config.base_model import BaseSpec
 from sweepcp.config.budget import Budget
@@ -12,17 +12,44 @@ from sweepcp.config.recipe import Recipe, TrainingSettings
 from sweepcp.config.source import Source
 from sweepcp.config.space import Point, Space, WeightedSource, recipe_at
 from sweepcp.config.suites import Suites
-from sweepcp.config.types import PositiveInt, SafeName
+from sweepcp.config.types import Attention, PositiveInt, SafeName
 from sweepcp.config.validation import ConfigModel
+
+
+def _check_micro_batch(value: Any) -> Any:
+    # Runs of earlier versions recorded the whole batch as null.
+    if value is None or value == "auto":
+        return "auto"
+    # One rule for the whole value, rather than one for each type that it may have.
+    if type(value) is not int or value < 1:
+        raise ValueError(
+            "auto, or an integer of at least 1; fix: write auto, or the number of sequences per "
+            "forward pass"
+        )
+    return value
 
 
 class TrainingSection(TrainingSettings):
     """The fields of a recipe that trials share, and how a step is computed."""
 
-    micro_batch: PositiveInt | None = None
-    """Sequences per forward pass; by default the whole batch."""
+    micro_batch: Annotated[PositiveInt | Literal["auto"], BeforeValidator(_check_micro_batch)] = (
+        "auto"
+    )
+    """Sequences per forward pass. `auto`: the batch, halved until the estimated memory fits; and
+    halved again when a trial runs out of GPU memory, which the trials after it remember. It may
+    change when a search resumes."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """Of the computation; weights are fp32. `auto`: bf16 on a GPU, fp32 on a CPU."""
+    """Of the computation; weights are fp32. `auto`: bf16 on a GPU that computes in it, else
+    fp32."""
+    attention: Attention = "auto"
+    """Implementation of attention. `auto`: on a GPU in bf16 the first of flash_attention_2 (if
+    installed), varlen (PyTorch's own) and sdpa that the model supports; elsewhere sdpa."""
+    recompute: bool = False
+    """Activation checkpointing: keep only the input of each layer, and recompute its activations
+    in the backward pass. It may change when a search resumes."""
+    compile: bool = False
+    """Whether each worker compiles the layers of the model (`torch.compile`) before its first
+    trial."""
 
 
 class ChoiceSection(ChoiceRule):

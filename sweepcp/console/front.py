@@ -9,6 +9,7 @@ from rich.text import Text
 
 from sweepcp.console.scorecard import format_scalars, show_members
 from sweepcp.console.tables import Column, Row, print_line, print_table
+from sweepcp.runs.memory_use import smallest_halving
 from sweepcp.runs.run_folder import Run
 from sweepcp.runs.trial import Trial
 
@@ -31,9 +32,11 @@ COLUMNS = (
 
 
 def show_front(console: Console, run: Run) -> None:
-    """Print the front, the counts of trials, and the choice with its members."""
+    """Print the front, the counts of trials, what was halved, and the choice with its members."""
     print_table(console, f"Front of {run.experiment.name}", COLUMNS, front_rows(run), note=NOTE)
     print_line(console, _summary_line(run), "dim")
+    if halving := smallest_halving(run.trials):
+        print_line(console, f"{halving}.", "yellow")
     trial = run.chosen
     if trial is None:
         print_line(console, _no_choice_line(run), "bold yellow")

@@ -7,7 +7,7 @@ from typing import Literal, NamedTuple
 from sweepcp.config.space import Choices, Range
 from sweepcp.report.labels import MAIN_AXES, format_signed
 from sweepcp.runs.run_folder import Run
-from sweepcp.runs.trial import Trial
+from sweepcp.runs.trial import Cost, Trial
 from sweepcp.runs.uncertainty import FrontCertainty
 from sweepcp.scoring.scorecard import (
     LanguageScore,
@@ -47,6 +47,11 @@ SCORE_COLUMNS = [
     for split in ("selection", "reporting")
     for score in ("domain", "general")
 ]
+MEMORY_COLUMNS = [
+    Column("micro batch", "number"),
+    Column("GPU memory, GiB", "number"),
+    Column("measured / estimated memory", "number"),
+]
 P_FRONT = Column("P(front)", "number")
 P_CHOSEN = Column("P(chosen)", "number")
 
@@ -67,6 +72,11 @@ def trial_table(run: Run, certainty: FrontCertainty | None) -> PageTable:
         Column("seconds", "number"),
     ]
     rows = [_trial_row(run, trial, list(axes), certainty) for trial in run.trials]
+    if any(trial.cost and trial.cost.memory_gib for trial in run.trials):
+        columns += MEMORY_COLUMNS
+        rows = [
+            row + _memory_cells(trial.cost) for row, trial in zip(rows, run.trials, strict=True)
+        ]
     ids = [trial.id for trial in run.trials]
     chosen = ids.index(run.front.choice.id) if run.front.choice.id else None
     return PageTable(f"All finished trials. {SCORES}", columns, rows, chosen)
@@ -199,6 +209,17 @@ def _trial_row(
     row.append(_format_probability(certainty.chosen if certainty else {}, trial))
     row.append(f"{cost.train_seconds + cost.score_seconds:.0f}" if cost else "")
     return row
+
+
+def _memory_cells(cost: Cost | None) -> list[str]:
+    """Return the cells of `MEMORY_COLUMNS`; empty where nothing is recorded."""
+    if cost is None:
+        return [""] * len(MEMORY_COLUMNS)
+    return [
+        "" if cost.micro_batch is None else str(cost.micro_batch),
+        "" if cost.memory_gib is None else f"{cost.memory_gib:.2f}",
+        "" if cost.memory_ratio is None else f"{cost.memory_ratio:.2f}",
+    ]
 
 
 def _status_text(run: Run, trial: Trial) -> str:

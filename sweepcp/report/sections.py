@@ -11,6 +11,7 @@ from sweepcp.config.recipe import RELATIVE_FIELDS
 from sweepcp.config.types import Role
 from sweepcp.report.labels import format_percent, format_scores
 from sweepcp.runs.caveats import caveats_of
+from sweepcp.runs.memory_use import smallest_halving
 from sweepcp.runs.run_folder import Run
 from sweepcp.runs.trial import Cost
 from sweepcp.runs.uncertainty import RESAMPLES, FrontCertainty
@@ -143,7 +144,7 @@ def untested_lines(run: Run) -> list[str]:
 
 
 def cost_lines(run: Run) -> list[str]:
-    """Return time, tokens, FLOPs and price of the run so far."""
+    """Return time, tokens, memory, FLOPs and price of the run so far."""
     costs = [trial.cost for trial in run.trials if trial.cost]
     if not costs:
         return ["No cost has been recorded yet."]
@@ -155,6 +156,7 @@ def cost_lines(run: Run) -> list[str]:
         f"tokens in {len(costs)} trials.",
         f"Workers: {_workers_text(costs)}.",
     ]
+    lines += _memory_lines(run, costs)
     if run.base is not None:
         flops = FLOPS_PER_PARAMETER_AND_TOKEN * run.base.parameters * tokens
         lines.append(f"{flops:.3g} FLOPs of training, counted as 6 · parameters · tokens.")
@@ -224,6 +226,29 @@ def _repeats_nothing(epochs_by_source: Mapping[str, float]) -> bool:
 def _workers_text(costs: list[Cost]) -> str:
     workers = Counter(cost.worker for cost in costs)
     return ", ".join(f"{count} trials on {worker}" for worker, count in workers.items())
+
+
+def _memory_lines(run: Run, costs: list[Cost]) -> list[str]:
+    """Return the micro batches and the attention of the trials, and their GPU memory."""
+    passes = Counter(
+        f"{cost.micro_batch} sequences with {cost.attention} attention"
+        for cost in costs
+        if cost.micro_batch is not None
+    )
+    lines = []
+    if passes:
+        counts = ", ".join(f"{count} trials of {text}" for text, count in passes.items())
+        lines.append(f"Forward passes: {counts}.")
+    if halving := smallest_halving(run.trials):
+        lines.append(f"{halving}.")
+    measured = [cost.memory_gib for cost in costs if cost.memory_gib is not None]
+    ratios = [cost.memory_ratio for cost in costs if cost.memory_ratio is not None]
+    if measured:
+        text = f"GPU memory of training: at most {max(measured):.3g} GiB"
+        if ratios:
+            text += f", {min(ratios):.2f} to {max(ratios):.2f} times the estimate"
+        lines.append(f"{text}.")
+    return lines
 
 
 def _requirements(versions: Mapping[str, str]) -> str:

@@ -48,6 +48,8 @@ def _trial_as_dict(trial: Trial, *, on_front: bool) -> dict[str, Any]:
         "domain_share": trial.recipe.domain_share,
         "general_share": trial.recipe.general_share,
     }
+    if trial.cost is not None:
+        content["cost"]["memory_ratio"] = trial.cost.memory_ratio
     return content
 
 

@@ -38,6 +38,11 @@ from sweepcp.util.temporary import remove_abandoned
 
 RECIPE_COLUMNS = tuple(name for name in Recipe.model_fields if name not in ("mixture", "betas"))
 """Fields of a recipe that are columns of a table of trials."""
+COST_COLUMNS = (
+    "train_seconds", "score_seconds", "micro_batch", "attention", "memory_gib",
+    "estimated_memory_gib", "memory_ratio",
+)  # fmt: skip
+"""Attributes of a cost that are."""
 EXPERIMENT_FILE = "experiment.json"
 TRIAL_FILE = "trial.json"
 METRICS_FILE = "metrics.jsonl"
@@ -289,8 +294,7 @@ def _trial_row(trial: Trial, *, on_front: bool, chosen: bool) -> dict[str, Any]:
         "domain_share": trial.recipe.domain_share,
         "general_share": trial.recipe.general_share,
         **{f"share:{share.source}": share.share for share in trial.recipe.mixture.portions},
-        "train_seconds": trial.cost.train_seconds if trial.cost else None,
-        "score_seconds": trial.cost.score_seconds if trial.cost else None,
+        **{name: getattr(trial.cost, name) if trial.cost else None for name in COST_COLUMNS},
         "reason": trial.reason,
     }
 

@@ -33,6 +33,30 @@ class Cost(Record):
     """Of training."""
     worker: str
     """Host, device and number of threads."""
+    first_micro_batch: int | None = None
+    """Sequences per forward pass at the start of training: more than `micro_batch` if GPU memory
+    ran out in this trial."""
+    micro_batch: int | None = None
+    """Sequences per forward pass at the end of training."""
+    attention: str | None = None
+    """Implementation of attention: what `auto` became."""
+    memory_gib: float | None = None
+    """Peak of allocated GPU memory in training at this micro batch; None on a CPU."""
+    estimated_memory_gib: float | None = None
+    """Estimate of the same; None if the base's configuration does not state its dimensions."""
+
+    @property
+    def halved_to(self) -> int | None:
+        """The micro batch at the end if it was larger at the start; else None."""
+        first, last = self.first_micro_batch, self.micro_batch
+        return last if first is not None and last is not None and last < first else None
+
+    @property
+    def memory_ratio(self) -> float | None:
+        """Measured memory in multiples of the estimate; None unless both are recorded."""
+        if self.memory_gib is None or self.estimated_memory_gib is None:
+            return None
+        return self.memory_gib / self.estimated_memory_gib
 
 
 class StepRecord(Record):
@@ -152,7 +176,8 @@ class BaseRecord(Record):
     """What the worker found when it prepared the suites, for example contexts that were cut."""
     environment: dict[str, str]
     """What the scores depend on besides files: `device` (`cpu` or `cuda`), `precision` (`fp32` or
-    `bf16`), `prompts` (a hash of those of the tasks) and the versions of `NUMERIC_PACKAGES`."""
+    `bf16`), `attention` (its implementation), `prompts` (a hash of those of the tasks) and the
+    versions of `NUMERIC_PACKAGES`."""
     versions: dict[str, str]
     """Versions of Python and of the packages of the worker."""
 
@@ -167,15 +192,23 @@ def package_versions() -> dict[str, str]:
     return {"python": python_version()} | {name: version(name) for name in PACKAGES}
 
 
-def numeric_environment(*, device: str, precision: str, prompts: str) -> dict[str, str]:
+def numeric_environment(
+    *, device: str, precision: str, attention: str, prompts: str
+) -> dict[str, str]:
     """Return what the scores of this process depend on besides files, see `BaseRecord`.
 
     Args:
         device: `cpu` or `cuda`.
         precision: `fp32` or `bf16`, resolved.
+        attention: Implementation of attention, resolved.
         prompts: Hash of the tasks' prompts and answers, which lm-eval may have drawn or fetched.
     """
-    found = {"device": device, "precision": precision, "prompts": prompts}
+    found = {
+        "device": device,
+        "precision": precision,
+        "attention": attention,
+        "prompts": prompts,
+    }
     return found | numeric_versions()
 
 

@@ -13,6 +13,7 @@ from sweepcp.config.choice import ReferencePoint
 from sweepcp.config.recipe import Recipe
 from sweepcp.config.space import Point, Space
 from sweepcp.errors import BaseNotScored, InvalidInput, located
+from sweepcp.runs.memory_use import Halving, smallest_halving
 from sweepcp.runs.run_folder import EXPERIMENT_FILE, RunWriter
 from sweepcp.runs.trial import BaseRecord, Trial, TrialOutcome, check_environment, id_of_trial
 from sweepcp.scoring.scorecard import Scorecard, check_splits, compare_with_base
@@ -35,6 +36,8 @@ class RunningTrial:
     recipe: Recipe
     retries: int = 0
     """How often it has been started again, because its worker was lost."""
+    micro_batch: int | None = None
+    """The largest that fits into GPU memory; None if no trial of the run has run out of it."""
 
     @property
     def id(self) -> str:
@@ -93,6 +96,8 @@ class TrialLedger:
         self.losses: Counter[int | None] = Counter()
         """How often the worker of a trial was lost; under None, that which scored the base."""
         self.environment = base.environment if base is not None else None
+        halving = smallest_halving(self.finished.values())
+        self.micro_batch = halving.micro_batch if halving else None
         self.running: dict[str, RunningTrial] = {}
         self.base_key: str | None = None
         self.error: Exception | None = None
@@ -124,7 +129,13 @@ class TrialLedger:
         number = self.to_come.popleft()
         proposal = self.proposed.get(number) or self._propose(number)
         recipe = self.make_recipe(proposal.point)
-        trial = RunningTrial(number, proposal, recipe, retries=self.losses[number])
+        trial = RunningTrial(
+            number,
+            proposal,
+            recipe,
+            retries=self.losses[number],
+            micro_batch=self.micro_batch,
+        )
         self.running[key] = trial
         self.writer.begin_trial(trial.id)
         description = f"{proposal.by}: {format_point(proposal.point)}"
@@ -254,10 +265,19 @@ class TrialLedger:
 
     def _finish(self, key: str, outcome: TrialOutcome) -> None:
         trial = self.running.pop(key)
+        self._remember_micro_batch(trial, outcome)
         if self.base is None:
             self.awaiting_base.append((trial, outcome))
         else:
             self._record(trial, outcome, self.base)
+
+    def _remember_micro_batch(self, trial: RunningTrial, outcome: TrialOutcome) -> None:
+        """Start later trials at the micro batch to which this one was halved, if it was."""
+        halved_to = outcome.cost.halved_to if outcome.cost else None
+        if halved_to is None or (self.micro_batch is not None and self.micro_batch <= halved_to):
+            return
+        self.micro_batch = halved_to
+        logger.warning("%s", Halving(halved_to, trial.id))
 
     def _record(self, running: RunningTrial, outcome: TrialOutcome, base: BaseRecord) -> None:
         card = None

@@ -2,14 +2,16 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from sweepcp.config.base_model import BaseSpec
 from sweepcp.config.recipe import Recipe
+from sweepcp.config.types import Attention
 from sweepcp.data.token_store import TokenStore
 from sweepcp.errors import BaseNotScored, InvalidInput
 from sweepcp.runs.trial import BaseRecord, TrialOutcome
 from sweepcp.scoring.spec import ScoringSpec
+from sweepcp.util.gpus import Device
 
 if TYPE_CHECKING:  # imports torch
     from sweepcp.training.loop import StepMetrics
@@ -26,12 +28,22 @@ class WorkerSpec:
     stores: tuple[TokenStore, ...]
     """Token stores to train on, limited to the fraction of each that trials may see."""
     scoring: ScoringSpec
-    micro_batch: int | None
-    """Sequences per forward pass; None for the whole batch."""
+    micro_batch: int | Literal["auto"]
+    """Sequences per forward pass; `auto` for as many as the estimated memory allows."""
     precision: str
     """`fp32`, `bf16` or `auto` (bf16 on a GPU)."""
+    attention: Attention
+    """Implementation of attention, or `auto`."""
+    recompute: bool
+    """Whether the backward pass recomputes the activations of each layer."""
+    compile: bool
+    """Whether the layers of the model are compiled."""
     threads: int
     """CPU threads of the worker."""
+    device: Device
+    """What it trains and scores on."""
+    gpu_share: float
+    """The share of a GPU's memory that it may use; 0 on a CPU."""
 
 
 class TrialRunnerProtocol(Protocol):
@@ -46,8 +58,16 @@ class TrialRunnerProtocol(Protocol):
         """Score the untouched base."""
         ...
 
-    def run(self, recipe: Recipe) -> "Iterator[StepMetrics | TrialOutcome]":
-        """Yield the metrics of every step, and the outcome at the end."""
+    def run(
+        self, recipe: Recipe, *, micro_batch: int | None = None
+    ) -> "Iterator[StepMetrics | TrialOutcome]":
+        """Yield the metrics of every step, and the outcome at the end.
+
+        Args:
+            recipe: What to train.
+            micro_batch: The largest that has fitted into GPU memory in other trials; None if none
+                of them has run out of it.
+        """
         ...
 
 

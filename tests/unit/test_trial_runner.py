@@ -4,7 +4,7 @@ import json
 import math
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -64,7 +64,12 @@ def spec(tmp_path_factory: pytest.TempPathFactory) -> WorkerSpec:
         scoring=scoring,
         micro_batch=3,
         precision="fp32",
+        attention="auto",
+        recompute=False,
+        compile=False,
         threads=1,
+        device="cpu",
+        gpu_share=0.0,
     )
 
 
@@ -164,13 +169,15 @@ def test_the_engine_of_a_trial_has_the_settings_of_the_experiment(
         return PlainEngine(*arguments, **settings)
 
     monkeypatch.setattr(trial_runner, "PlainEngine", make)
-    for micro_batch, precision in ((2, "fp32"), (None, "bf16")):
+    settings: list[tuple[int | Literal["auto"], str]] = [(2, "fp32"), (9, "fp32"), ("auto", "bf16")]
+    for micro_batch, precision in settings:
         changed = replace(spec, micro_batch=micro_batch, precision=precision)
         monkeypatch.setattr(runner, "spec", changed)
         next(runner.run(TRIED))
     assert made == [
-        {"micro_batch": 2, "precision": "fp32"},
-        {"micro_batch": None, "precision": "bf16"},
+        {"micro_batch": 2, "precision": "fp32", "halves": False},
+        {"micro_batch": 4, "precision": "fp32", "halves": False},
+        {"micro_batch": 4, "precision": "bf16", "halves": True},
     ]
 
 
@@ -275,7 +282,7 @@ def test_a_pretrained_base_follows_from_its_section(tmp_path: Path, spec: Worker
 
     def pretrain(name: str, seed: int) -> list[StepMetrics]:
         steps = pretrain_base(
-            pretrain_spec(seed), MAX_LR, tmp_path / name, stores, byte_tokenizer()
+            pretrain_spec(seed), MAX_LR, tmp_path / name, stores, byte_tokenizer(), device=CPU
         )
         return list(steps)
 
@@ -290,7 +297,9 @@ def test_a_pretrained_base_follows_from_its_section(tmp_path: Path, spec: Worker
     tensors = [load_file(tmp_path / n / "model.safetensors") for n in ("first", "again")]
     assert all(torch.equal(values, tensors[1][name]) for name, values in tensors[0].items())
     assert pretrain("other", 4)[0].loss != first[0].loss
-    weights = [_initialize_model(pretrain_spec(n), byte_tokenizer()).lm_head.weight for n in (3, 4)]
+    weights = [
+        _initialize_model(pretrain_spec(n), byte_tokenizer(), CPU).lm_head.weight for n in (3, 4)
+    ]
     assert not torch.equal(*weights)
     assert json.loads((tmp_path / "first/config.json").read_text())["attention_dropout"] == 0
     model = load_model(str(tmp_path / "first"), revision=None, device=CPU)
@@ -323,8 +332,9 @@ def test_pretraining_is_in_fp32_and_checks_isolation_unless_documents_cross(
     monkeypatch.setattr(pretraining, "PlainEngine", build)
     training = TrainingSettings(**PRETRAINING | {"cross_documents": crossing})
     section = pretrain_spec().model_copy(update={"training": training})
-    steps = pretrain_base(section, MAX_LR, tmp_path / "base", list(spec.stores), byte_tokenizer())
+    stores = list(spec.stores)
+    steps = pretrain_base(section, MAX_LR, tmp_path / "base", stores, byte_tokenizer(), device=CPU)
     with pytest.raises(Built) as built:
         next(steps)
-    assert built.value.args == ({"micro_batch": None, "precision": "fp32"},)
+    assert built.value.args == ({"micro_batch": None, "precision": "fp32", "halves": True},)
     assert checked == [(16, not crossing)]

@@ -34,7 +34,9 @@ class FailingRunner:
     def score_base(self) -> BaseRecord:
         raise self.error
 
-    def run(self, recipe: Recipe) -> Iterator[StepMetrics | TrialOutcome]:
+    def run(
+        self, recipe: Recipe, *, micro_batch: int | None = None
+    ) -> Iterator[StepMetrics | TrialOutcome]:
         yield StepMetrics(1, 0.1, 2.0, 1.0, {"code": 8}, {"domain": 2.0})
         raise self.error
 
