@@ -6,9 +6,11 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, model_validator
 
 from sweepcp.config.budget import TYPICAL_UTILISATION
+from sweepcp.config.deepspeed_settings import DeepSpeedSettings
 from sweepcp.config.model_dimensions import ModelDimensions
 from sweepcp.config.recipe import RELATIVE_FIELDS
 from sweepcp.config.types import (
+    Attention,
     Fraction,
     HubId,
     NonNegativeFloat,
@@ -126,8 +128,9 @@ class ComputeSettings(ConfigModel):
     """Sequences per forward pass of one rank."""
     precision: Literal["fp32", "bf16"] = "bf16"
     """bf16: with fp32 master weights, and gradients summed in fp32."""
-    attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
-    """Implementation of attention, as transformers names it."""
+    attention: Attention = "auto"
+    """Implementation of attention. `auto`: on a GPU in bf16 the first of flash_attention_2 (if
+    installed), varlen (PyTorch's own) and sdpa that the model supports; elsewhere sdpa."""
     recompute: bool = False
     """Activation checkpointing: keep only the input of each layer, and recompute its activations
     in the backward pass."""
@@ -218,6 +221,9 @@ class Target(ConfigModel):
     """How a step is computed."""
     parallelism: Parallelism = Parallelism()
     """For exports to trainers that divide the model."""
+    deepspeed: DeepSpeedSettings = DeepSpeedSettings()
+    """Further keys of DeepSpeed's configuration, such as `zero_optimization:
+    {zero_hpz_partition_size: 8}`."""
     checkpoints: CheckpointSettings
     """When checkpoints are written."""
     watch: HeldOutWatch

@@ -82,6 +82,16 @@ def training_arguments(export_input: ExportInput) -> dict[str, Any]:
     }
 
 
+def transformers_attention(export_input: ExportInput) -> str:
+    """Return the target's attention by transformers' name.
+
+    `varlen` is sweepcp's own, and `auto` may be it. Their place takes sdpa, which computes the same
+    and needs no further package.
+    """
+    attention = export_input.bundle.target.compute.attention
+    return "sdpa" if attention in ("auto", "varlen") else attention
+
+
 def deepspeed_config(export_input: ExportInput) -> dict[str, Any]:
     """Return the bundle's DeepSpeed configuration, with the key that transformers needs to save."""
     config = zero_config_of(export_input)

@@ -1,13 +1,13 @@
 """Checks that a bundle can be run on this machine, made before anything is written."""
 
 import logging
-import os
 import socket
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sweepcp.config.attention import check_attention
 from sweepcp.config.types import COMMIT
 from sweepcp.corpora.identity import check_store, identify_tasks
 from sweepcp.corpora.permissions import check_permissions
@@ -22,8 +22,8 @@ from sweepcp.models.files import (
     read_shards,
 )
 from sweepcp.promote.bundle import Bundle, CorpusPlan, LoadedBundle, Model
-from sweepcp.training.deepspeed_config import divides_batch, zero_config
-from sweepcp.training.launcher import launched_process
+from sweepcp.training.deepspeed_config import check_deepspeed, divides_batch, zero_config
+from sweepcp.training.launcher import LaunchedProcess, launched_process
 from sweepcp.util.files import file_sha256
 
 if TYPE_CHECKING:
@@ -81,31 +81,83 @@ def check_content(bundle: LoadedBundle) -> None:
         check_permissions(content.suites, bundle.path / "bundle.json")
 
 
-def check_gpu(bundle: LoadedBundle) -> None:
-    """Raise `InvalidInput` if this process of a run on GPUs has none, or its launcher is wrong."""
+def check_compute(bundle: LoadedBundle) -> None:
+    """Check that this process can compute as the target states.
+
+    Raises:
+        InvalidInput: It has no GPU where the target has one for each process, or one without the
+            target's precision; its launcher is wrong; the attention that the target asks for is not
+            installed, or not supported by the model (that of a hub model is checked when it is
+            built); or the installed DeepSpeed does not take the target's keys.
+    """
+    from sweepcp.training.zero_engine import check_zero_settings
+
+    process, target = launched_process(), bundle.bundle.target
+    device = target.hardware.device
+    with located(bundle.path / "bundle.json", "target"):
+        if device == "cuda":
+            _check_gpu(process, target.compute.precision)
+        with located("", "compute.attention"):
+            _check_attention(bundle.bundle)
+        settings = zero_config(bundle.bundle.recipe, target, world_size=process.world_size)
+        with located("", "deepspeed.zero_optimization"):
+            check_zero_settings(settings["zero_optimization"], device)
+
+
+def _check_gpu(process: LaunchedProcess, precision: str) -> None:
     import torch
 
-    process = launched_process()
+    from sweepcp.training.engine import computes_in_bf16
+
     visible = torch.cuda.device_count()
-    on_gpu = bundle.bundle.target.hardware.device == "cuda"
-    if on_gpu and process.gpu_index(visible) is None:
+    index = process.gpu_index(visible)
+    if index is None:
         raise InvalidInput(
-            file=bundle.path / "bundle.json",
-            key="target.hardware.device",
+            key="hardware.device",
             found=f"{visible} GPUs on {socket.gethostname()}",
             rule="a GPU for each process",
             fix="start as many processes per node as it has GPUs, or promote to a target with "
             "`device: cpu`",
         )
+    device = torch.device("cuda", index)
+    if precision == "bf16" and not computes_in_bf16(device, "auto"):
+        major, minor = torch.cuda.get_device_capability(device)
+        raise InvalidInput(
+            key="compute.precision",
+            found=f"bf16 on a GPU of compute capability {major}.{minor}",
+            rule="a GPU of compute capability 8.0 or higher",
+            fix="promote to a target with `precision: fp32`, or use other GPUs",
+        )
+
+
+def _check_attention(content: Bundle) -> None:
+    import torch
+
+    from sweepcp.models.architecture import read_model_config
+    from sweepcp.models.attention import resolve_attention
+
+    compute, device = content.target.compute, content.target.hardware.device
+    if content.model.path is None:
+        check_attention(compute.attention, device=device, precision=compute.precision)
+        return
+    resolve_attention(
+        compute.attention,
+        read_model_config(Path(content.model.path)),
+        device=torch.device(device),
+        in_bf16=compute.precision == "bf16",
+    )
 
 
 def ds_config_for(bundle: LoadedBundle, world_size: int) -> dict[str, Any]:
     """Return the bundle's DeepSpeed configuration, or one of the same steps for another world size.
 
     Raises:
-        InvalidInput: The number of processes does not divide the batch.
+        InvalidInput: The number of processes does not divide the batch, or hierarchical
+            partitioning does not divide it.
     """
     recipe, target = bundle.bundle.recipe, bundle.bundle.target
+    with located(bundle.path / "bundle.json", "target"):
+        check_deepspeed(target, world_size=world_size)
     planned, micro_batch = target.hardware.world_size, target.compute.micro_batch
     if world_size == planned and bundle.ds_config is not None:
         return bundle.ds_config
@@ -152,7 +204,7 @@ def fetch_model_files(bundle: LoadedBundle, group: "ProcessGroup") -> list[Safet
         # The first process of each node downloads, so that a node fetches every file once. Then the
         # others find the files in its cache.
         for downloads in (True, False):
-            if (os.environ["LOCAL_RANK"] == "0") == downloads:
+            if (group.local_rank == 0) == downloads:
                 folder = fetch_hub_model(model.hub, model.revision)
             group.barrier()
         with located("", "model"):

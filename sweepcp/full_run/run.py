@@ -17,7 +17,7 @@ from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from sweepcp.config.base_model import BaseSpec
 from sweepcp.data.stream import MixtureStream
@@ -39,9 +39,10 @@ from sweepcp.full_run.ending import (
     ending_of,
     record_ending,
 )
+from sweepcp.full_run.peak_memory import PeakMemory
 from sweepcp.full_run.preflight import (
+    check_compute,
     check_content,
-    check_gpu,
     ds_config_for,
     fetch_model_files,
     stores_of_bundle,
@@ -49,6 +50,7 @@ from sweepcp.full_run.preflight import (
 from sweepcp.full_run.run_log import RunLog
 from sweepcp.full_run.stop_request import StopRequest
 from sweepcp.full_run.watch import check_spike, regression_alarm
+from sweepcp.models.attention import attention_of
 from sweepcp.models.files import SafetensorsFile
 from sweepcp.models.loading import load_tokenizer
 from sweepcp.promote.bundle import LoadedBundle
@@ -106,7 +108,7 @@ def full_run(bundle: LoadedBundle, out: Path, *, stop_file: Path | None = None) 
         Alarmed: Held-out general text regressed beyond the target's bound. The state is saved.
         Stopped: A scheduler sent a signal. The state is saved.
     """
-    check_gpu(bundle)
+    check_compute(bundle)
     stop = StopRequest(stop_file)
     group = join_process_group(bundle.bundle.target.hardware.device)
     if not group.is_first:
@@ -149,7 +151,11 @@ def _run_and_record_ending(
         raise
     if group.is_first:
         ending = Ending(
-            bundle=bundle.id, status=FINISHED, step=run.progress.step, reason="finished"
+            bundle=bundle.id,
+            status=FINISHED,
+            step=run.progress.step,
+            reason="finished",
+            **run.memory_use,
         )
         record_ending(out, ending)
     return card
@@ -187,6 +193,8 @@ class _FullRun:
         tokenizer = load_tokenizer(BaseSpec(path=str(folder), max_lr=self.model.max_lr))
         spec = self._scoring_spec()
         watched = replace(spec, suites=content.watched)
+        self.memory = PeakMemory(group)
+        self.memory_use: dict[str, Any] = {}
         self.scorer = Scorer(spec, self.engine.model, tokenizer, group)
         self.watcher = Scorer(watched, self.engine.model, tokenizer, group)
 
@@ -290,6 +298,7 @@ class _FullRun:
             Stopped: A signal was received.
         """
         steps, watch = self.recipe.steps, self.target.watch
+        self.memory.begin_step()
         for metrics in run_training(
             self.engine,
             self.recipe,
@@ -303,6 +312,7 @@ class _FullRun:
             self.progress = self.progress.model_copy(
                 update={"step": metrics.step, "tokens": metrics.tokens, "recent": recent}
             )
+            self.memory.end_step()
             self.log.write_step(metrics)
             is_last = metrics.step == steps
             alarm = ""
@@ -323,6 +333,7 @@ class _FullRun:
                 raise Stopped(signal_number)
             if stops and not is_last:
                 raise Alarmed(alarm)
+            self.memory.begin_step()
 
     def _saves_after(self, step: int) -> bool:
         return step % self.target.checkpoints.every == 0
@@ -378,5 +389,7 @@ class _FullRun:
         if self.group.is_first:
             write_items(self.out / "items.json", items)
             write_json(self.out / "scorecard.json", card.model_dump(mode="json"))
+        attention = attention_of(self.engine.model)
+        self.memory_use = self.memory.compare(self.bundle.bundle, attention=attention)
         self.group.barrier()
         return card

@@ -8,6 +8,7 @@ from sweepcp.config.recipe import RELATIVE_FIELDS, Recipe, TrainingMethod
 from sweepcp.config.target import Target
 from sweepcp.config.types import COMMIT
 from sweepcp.models.files import model_identity, read_shards
+from sweepcp.models.memory import with_overhead
 from sweepcp.promote.bundle import CorpusPlan, Memory, Model
 from sweepcp.promote.candidate import Candidate
 from sweepcp.runs.run_folder import Run
@@ -150,9 +151,14 @@ def _model_and_hardware_assumptions(model: Model, target: Target, memory: Memory
             f"hours and cost start from an MFU of {hardware.mfu:.0%}; published runs took up to "
             f"{PUBLISHED_OVERRUN:g} times as long"
         )
-    required = memory.total / 2**30
+    if target.deepspeed.zero_optimization.zero_quantized_weights:
+        yield (
+            "zero_quantized_weights: weights are gathered in 8 bits, so the full run computes with "
+            "other numbers than the trials; the optimum is assumed to be the same"
+        )
+    required = with_overhead(memory.total) / 2**30
     if hardware.memory_gib is not None and required > hardware.memory_gib:
         yield (
-            f"the estimated {required:.1f} GiB per GPU under ZeRO-3 are more than the "
-            f"{hardware.memory_gib:g} GiB that a GPU has"
+            f"the estimated {required:.1f} GiB per GPU under ZeRO-3, with the overhead of the "
+            f"allocator and of CUDA, are more than the {hardware.memory_gib:g} GiB that a GPU has"
         )

@@ -28,6 +28,7 @@ from sweepcp.promote.estimates import estimate_expense, estimate_memory
 from sweepcp.promote.work_tree import current_commit
 from sweepcp.runs.run_folder import Run
 from sweepcp.runs.trial import package_versions
+from sweepcp.training.deepspeed_config import check_deepspeed
 from sweepcp.util.files import file_sha256
 from sweepcp.util.paths import check_new_folder, user_path
 
@@ -46,18 +47,20 @@ def promote(candidate: Candidate, target: Target, *, file: Path, out: Path) -> B
 
     Raises:
         InvalidInput: The full run is impossible: the processes do not divide the batch, a sequence
-            is longer than the model takes, a source exceeds its epoch limit or has no corpus.
+            is longer than the model takes, a key of DeepSpeed contradicts the target, a source
+            exceeds its epoch limit or has no corpus.
     """
     check_new_folder(out, key="--out")
     with located(file):
         model = _resolve_model(target, candidate.run, file)
         recipe = _translate_recipe(candidate, target, base_max_lr=model.max_lr, file=file)
         _check_batch(recipe, target)
+        check_deepspeed(target, world_size=target.hardware.world_size)
         _check_sequence_length(recipe, model)
         corpora = _plan_corpora(candidate, target, recipe, model, file)
         watched = _watched_suites(candidate, corpora)
     target = _with_absolute_checkpoints(target, file.parent)
-    memory = estimate_memory(model.shape, target)
+    memory = estimate_memory(model.shape, target, isolated=not recipe.cross_documents)
     assumptions = transfer_assumptions(
         candidate, target, recipe=recipe, model=model, corpora=corpora, memory=memory
     )

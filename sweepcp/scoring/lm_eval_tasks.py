@@ -1,11 +1,10 @@
 """lm-eval tasks on a model in memory: built once, scored for every trial, item by item.
 
 The model wrapper, its batches and the metrics are lm-eval's own, so the scores of a member equal
-those of `lm_eval.simple_evaluate` on it alone. Tasks, requests and token ids are built once rather
-than per trial.
+those of `lm_eval.simple_evaluate` on it alone; only batches of very many logits are divided. Tasks,
+requests and token ids are built once rather than per trial.
 """
 
-import copy
 import logging
 import math
 from collections.abc import Iterator, Sequence
@@ -15,14 +14,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from lm_eval.models.huggingface import HFLM
 from lm_eval.models.utils import normalize_gen_kwargs
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sweepcp.config.suites import MemberSpec
 from sweepcp.config.types import Role
 from sweepcp.errors import InvalidInput, located
+from sweepcp.models.attention import use_row_attention
 from sweepcp.scoring.lm_eval_answers import AnswerTokens, ItemAnswers, encode_item
+from sweepcp.scoring.lm_eval_batches import SharedModel
 from sweepcp.scoring.lm_eval_items import gold_index
 from sweepcp.scoring.lm_eval_loading import (
     LoadedMember,
@@ -34,11 +34,8 @@ from sweepcp.scoring.lm_eval_loading import (
 from sweepcp.scoring.scorecard import ItemScores, Unit
 from sweepcp.scoring.task_rules import RECORDED_METRICS, unsupported_metrics
 from sweepcp.training.engine import computes_in_bf16
+from sweepcp.training.process_group import ALONE, ProcessGroup
 from sweepcp.util.json_values import digest
-
-BATCH_SIZE = 32
-"""Requests in a forward pass. It is fixed, so that the scores are the same on every machine of a
-kind."""
 
 
 @dataclass
@@ -73,6 +70,7 @@ class LmEvalTasks:
         *,
         generated_tasks: Path | None,
         precision: str,
+        group: ProcessGroup = ALONE,
         working_folder: Path = Path(),
     ) -> None:
         """Build the tasks, their requests and the tokens of these.
@@ -83,6 +81,7 @@ class LmEvalTasks:
             tokenizer: The model's.
             generated_tasks: Folder of the tasks that were generated from held-out text.
             precision: `fp32`, `bf16` or `auto`.
+            group: The ranks that call `score` together, as all must if the model is partitioned.
             working_folder: Where relative paths of data files start from.
 
         Raises:
@@ -91,14 +90,7 @@ class LmEvalTasks:
         # What its warnings say of items is checked here, or reported in `notes`.
         logging.getLogger("lm_eval").setLevel(logging.ERROR)
         in_bf16 = computes_in_bf16(model.device, precision)
-        self.lm = HFLM(
-            pretrained=model,
-            # lm-eval may add a padding token to it.
-            tokenizer=copy.deepcopy(tokenizer),
-            batch_size=BATCH_SIZE,
-            mixed_precision_dtype=torch.bfloat16 if in_bf16 else None,
-            softmax_dtype=torch.float32,
-        )
+        self.lm = SharedModel(model, tokenizer, group, in_bf16=in_bf16)
         self.notes: list[str] = []
         """What the user should know of the items: contexts that are cut, options without effect."""
         self.members: list[_Member] = []
@@ -180,7 +172,11 @@ class LmEvalTasks:
         scores: list[ItemScores] = []
         for member in self.members:
             # Generation may draw random numbers. One member's scores do not depend on the others.
-            with stock_seeds(self.lm.device), restricted_imports(member.spec):
+            with (
+                stock_seeds(self.lm.device),
+                restricted_imports(member.spec),
+                use_row_attention(self.lm.model),
+            ):
                 self._answer_requests(member)
                 scores += self._score_member(member)
         return scores

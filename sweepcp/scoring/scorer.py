@@ -78,6 +78,7 @@ class Scorer:
             self.tokenizer,
             generated_tasks=self.spec.generated_tasks,
             precision=self.spec.precision,
+            group=self.group,
             working_folder=self.spec.working_folder,
         )
 

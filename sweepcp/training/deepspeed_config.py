@@ -4,6 +4,7 @@ from typing import Any
 
 from sweepcp.config.recipe import Recipe
 from sweepcp.config.target import Target
+from sweepcp.errors import InvalidInput
 
 MEBI = 1 << 20
 SILENT = 1 << 30
@@ -15,11 +16,46 @@ def divides_batch(recipe: Recipe, target: Target, *, world_size: int) -> bool:
     return recipe.sequences % (world_size * target.compute.micro_batch) == 0
 
 
+def check_deepspeed(target: Target, *, world_size: int) -> None:
+    """Check the target's `deepspeed` keys against its other keys and the number of processes.
+
+    Raises:
+        InvalidInput: Hierarchical partitioning does not divide the processes, weights are to be
+            quantised on CPUs, or a section describes an offload that the target does not ask for.
+    """
+    stated = target.deepspeed.zero_optimization
+    group_size = stated.zero_hpz_partition_size or 1
+    if world_size % group_size:
+        raise InvalidInput(
+            key="deepspeed.zero_optimization.zero_hpz_partition_size",
+            found=group_size,
+            rule=f"a number that divides the {world_size} processes of the run",
+            fix=f"use the {target.hardware.per_node} processes of a node, or start another number "
+            "of processes",
+        )
+    if stated.zero_quantized_weights and target.hardware.device == "cpu":
+        raise InvalidInput(
+            key="deepspeed.zero_optimization.zero_quantized_weights",
+            found=True,
+            rule="false on CPUs: DeepSpeed's kernel is one for GPUs",
+            fix="remove it",
+        )
+    for name in ("offload_optimizer", "offload_param"):
+        if getattr(stated, name) is not None and name not in _offload_sections(target):
+            raise InvalidInput(
+                key=f"deepspeed.zero_optimization.{name}",
+                found=getattr(stated, name).model_dump(exclude_none=True),
+                rule="an offload that the target asks for; compute.offload is "
+                f"{target.compute.offload}",
+                fix="remove the section, or change compute.offload",
+            )
+
+
 def zero_config(recipe: Recipe, target: Target, *, world_size: int) -> dict[str, Any]:
     """Return the ZeRO-3 configuration of a recipe for `world_size` processes that divide its batch.
 
     Every number is resolved, no `auto` is left. It has no scheduler, because the engine sets the LR
-    of every step from the recipe.
+    of every step from the recipe. The target's `deepspeed` keys are merged into it.
     """
     compute = target.compute
     on_gpu = target.hardware.device == "cuda"
@@ -32,11 +68,9 @@ def zero_config(recipe: Recipe, target: Target, *, world_size: int) -> dict[str,
         # Smaller parameters (norms, biases) stay gathered: fetching each would cost only latency.
         "stage3_param_persistence_threshold": 100_000,
     }
-    if compute.offload != "none":
-        zero["offload_optimizer"] = {"device": "cpu", "pin_memory": on_gpu}
-    if compute.offload == "all":
-        zero["offload_param"] = {"device": "cpu", "pin_memory": on_gpu}
-    config = {
+    for name in _offload_sections(target):
+        zero[name] = {"device": "cpu", "pin_memory": on_gpu}
+    config: dict[str, Any] = {
         "train_batch_size": recipe.sequences,
         "train_micro_batch_size_per_gpu": compute.micro_batch,
         "gradient_accumulation_steps": recipe.sequences // (world_size * compute.micro_batch),
@@ -52,4 +86,22 @@ def zero_config(recipe: Recipe, target: Target, *, world_size: int) -> dict[str,
     if compute.precision == "bf16":
         # The same for their sum over micro batches.
         config |= {"bf16": {"enabled": True}, "data_types": {"grad_accum_dtype": "fp32"}}
-    return config
+    return _merge(config, target.deepspeed.stated())
+
+
+def _offload_sections(target: Target) -> tuple[str, ...]:
+    """Return the sections of `zero_optimization` that `compute.offload` asks for."""
+    sections = {
+        "none": (),
+        "optimizer": ("offload_optimizer",),
+        "all": ("offload_optimizer", "offload_param"),
+    }
+    return sections[target.compute.offload]
+
+
+def _merge(config: dict[str, Any], stated: dict[str, Any]) -> dict[str, Any]:
+    """Return a configuration with the values of another one, section by section."""
+    merged = dict(config)
+    for key, value in stated.items():
+        merged[key] = _merge(config.get(key, {}), value) if isinstance(value, dict) else value
+    return merged

@@ -18,6 +18,8 @@ class ProcessGroup:
 
     rank: int = 0
     world_size: int = 1
+    local_rank: int = 0
+    """The number of this process among those of its node."""
     device: torch.device = CPU
     """Where this process computes, and where the tensors of its collectives are placed."""
 
@@ -43,3 +45,7 @@ class ProcessGroup:
         """Block until every rank gets here."""
         # An all-reduce rather than `dist.barrier`: that one has to guess a device under NCCL.
         self.all_reduce_sum(np.zeros(1))
+
+
+ALONE = ProcessGroup()
+"""The group of a process that is not part of a distributed run."""

@@ -10,26 +10,32 @@ import logging
 import os
 import warnings
 from collections.abc import Iterable, Iterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from pydantic import ValidationError
 from safetensors import safe_open
 from transformers import PreTrainedModel
 from transformers.initialization import no_init_weights
 from transformers.integrations.deepspeed import prevent_arange_dtype_change
 
 from sweepcp.config.recipe import Recipe
+from sweepcp.config.types import Attention
 from sweepcp.data.stream import Batch
-from sweepcp.errors import WorkLost, located
+from sweepcp.errors import InvalidInput, WorkLost, located
 from sweepcp.models.architecture import build_model, read_model_config
+from sweepcp.models.attention import resolve_attention
 from sweepcp.models.checkpoint import MatchedTensor, match_tensors
 from sweepcp.models.files import SafetensorsFile, read_config
 from sweepcp.models.randomness import format_settings, random_settings
-from sweepcp.training.engine import build_adamw, token_losses
+from sweepcp.training.batches import to_micro_batches
+from sweepcp.training.engine import build_adamw, copy_to_host
 from sweepcp.training.isolation import check_isolation
 from sweepcp.training.launcher import LaunchedProcess, set_rendezvous_environment
+from sweepcp.training.loss import token_losses
 from sweepcp.training.process_group import ProcessGroup
 from sweepcp.training.sharded_weights import (
     read_weights,
@@ -43,16 +49,18 @@ from sweepcp.util.parallel import threads_per_rank
 logger = logging.getLogger(__name__)
 MOMENTS = ("exp_avg", "exp_avg_sq")
 """What torch's AdamW keeps per element besides the weight."""
+COLLECTIVE_TIMEOUT = timedelta(hours=3)
+"""How long a rank waits for the others in a collective before the run ends. One rank fetches the
+model, hashes the token stores and verifies checkpoints while the others wait: 2 TB at 200 MB/s take
+2.8 hours. DeepSpeed's own limit is 10 minutes."""
+RUNTIME_SETTINGS = {"timers": {"throughput": {"enabled": False}}}
+"""What the engine adds to the configuration of a bundle: DeepSpeed's throughput timer waits for the
+GPU twice per micro batch, and the run logs its own throughput."""
 
 
 def join_process_group(device: str) -> ProcessGroup:
     """Join the process group that the launcher started, over NCCL on `cuda` and gloo on `cpu`."""
-    if device == "cpu":
-        # DeepSpeed chooses its accelerator when it is imported.
-        os.environ["DS_ACCELERATOR"] = "cpu"
-    set_home_for_libraries()
-    import deepspeed
-
+    deepspeed = _import_deepspeed(device)
     torch.set_num_threads(threads_per_rank())
     # DeepSpeed calls collectives by names that torch has deprecated.
     warnings.filterwarnings("ignore", message=".*deprecated.*", module="torch.distributed")
@@ -63,18 +71,54 @@ def join_process_group(device: str) -> ProcessGroup:
         # Filling the table runs compilers for every op of DeepSpeed, and gloo needs none of them.
         deepspeed.ops.__compatible_ops__ = {}
         _meet(process, "gloo")
-        return ProcessGroup(rank=rank, world_size=world_size, device=torch.device("cpu"))
+        return ProcessGroup(rank=rank, world_size=world_size, local_rank=process.local_rank)
     local = torch.device("cuda", process.gpu_index(torch.cuda.device_count()) or 0)
     torch.cuda.set_device(local)
+    # DeepSpeed takes LOCAL_RANK for the index of the GPU, which is 0 for every task that sees its
+    # own GPU alone.
+    os.environ["LOCAL_RANK"] = str(local.index)
     _meet(process, "nccl")
-    return ProcessGroup(rank=rank, world_size=world_size, device=local)
+    return ProcessGroup(
+        rank=rank, world_size=world_size, local_rank=process.local_rank, device=local
+    )
+
+
+def check_zero_settings(settings: dict[str, Any], device: str) -> None:
+    """Check `zero_optimization` with the installed DeepSpeed.
+
+    Raises:
+        InvalidInput: It takes other keys or values than those that promotion knows.
+    """
+    deepspeed = _import_deepspeed(device)
+    from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
+
+    try:
+        DeepSpeedZeroConfig(**settings)
+    except ValidationError as error:
+        problem = error.errors(include_url=False)[0]
+        raise InvalidInput(
+            key=".".join(map(str, problem["loc"])),
+            found=problem["input"],
+            rule=f"what DeepSpeed {deepspeed.__version__} takes: {problem['msg']}",
+            fix="change the key in the target, and promote again",
+        ) from None
+
+
+def _import_deepspeed(device: str) -> Any:
+    if device == "cpu":
+        # DeepSpeed chooses its accelerator when it is imported.
+        os.environ["DS_ACCELERATOR"] = "cpu"
+    set_home_for_libraries()
+    import deepspeed
+
+    return deepspeed
 
 
 def _meet(process: LaunchedProcess, backend: str) -> None:
     import deepspeed
 
     try:
-        deepspeed.init_distributed(backend)
+        deepspeed.init_distributed(backend, timeout=COLLECTIVE_TIMEOUT)
     except (torch.distributed.DistStoreError, torch.distributed.DistNetworkError) as error:
         place = f"MASTER_ADDR {os.environ['MASTER_ADDR']}, MASTER_PORT {os.environ['MASTER_PORT']}"
         raise WorkLost(
@@ -97,7 +141,7 @@ class ZeroEngine:
         config: dict[str, Any],
         group: ProcessGroup,
         *,
-        attention: str,
+        attention: Attention,
         recompute: bool,
     ) -> None:
         """Build the model, read its weights and partition its optimizer.
@@ -107,12 +151,12 @@ class ZeroEngine:
             recipe: Optimizer settings.
             config: DeepSpeed's configuration, with every number resolved.
             group: The ranks, which call this together.
-            attention: Implementation of attention, by transformers' name.
+            attention: Implementation of attention, see `resolve_attention`.
             recompute: Whether activations are checkpointed.
 
         Raises:
-            InvalidInput: The files do not hold exactly the model's parameters, or the model does
-                not isolate packed documents.
+            InvalidInput: The files do not hold exactly the model's parameters, or the model cannot
+                compute with the implementation of attention, or does not isolate packed documents.
         """
         import deepspeed
 
@@ -121,7 +165,7 @@ class ZeroEngine:
         folder = shards[0].path.parent
         if settings := random_settings(read_config(folder)):
             logger.warning("%s/config.json has %s: set to 0", folder, format_settings(settings))
-        self.model = _build_partitioned_model(folder, config, attention=attention)
+        self.model = _build_partitioned_model(folder, config, group, attention=attention)
         if recompute:
             self.model.gradient_checkpointing_enable({"use_reentrant": False})
         # A tied parameter is here under each of its names: a file may use any of them.
@@ -133,7 +177,9 @@ class ZeroEngine:
         # `initialize` copies the shards into its fp32 master weights, so they are read before.
         self._load_base()
         self.engine, self.optimizer, *_ = deepspeed.initialize(
-            model=self.model, optimizer=build_adamw(self.model, recipe), config=config
+            model=self.model,
+            optimizer=build_adamw(self.model, recipe),
+            config=config | RUNTIME_SETTINGS,
         )
         with located(folder):
             check_isolation(
@@ -147,7 +193,15 @@ class ZeroEngine:
         """Read this rank's shard of every parameter."""
 
         def put(name: str, values: torch.Tensor) -> None:
-            self.parameters[name].ds_tensor.data[: len(values)].copy_(values)
+            parameter = self.parameters[name]
+            parameter.ds_tensor.data[: len(values)].copy_(values)
+            # Padding is not initialised, and would be scaled with the weights when they are
+            # quantised.
+            parameter.ds_tensor.data[len(values) :].zero_()
+            # In hierarchical partitioning zero.Init has made the second copy, too, of weights that
+            # were not there yet. Without one, the next forward pass gathers the weights from all
+            # ranks and makes it.
+            parameter.ds_secondary_tensor = None
 
         read_weights(self.trained, self.group, put)
 
@@ -169,15 +223,13 @@ class ZeroEngine:
         for parameters in self.optimizer.param_groups:
             parameters["lr"] = lr
         row_losses = []
-        for first in range(0, len(batch.input_ids), self.micro_batch):
-            rows = slice(first, first + self.micro_batch)
-            summed = token_losses(self.engine, self.group.device, batch, rows).sum(1)
+        for micro_batch in to_micro_batches(batch, rows=self.micro_batch, device=self.group.device):
+            summed = token_losses(self.engine, micro_batch).sum(1)
             self.engine.backward(summed.sum() * scale)
             # Counts micro batches, and updates the weights after the last one of the batch.
             self.engine.step()
             row_losses.append(summed.detach())
-        losses = torch.cat(row_losses).double().cpu().numpy()
-        return losses, float(self.engine.get_global_grad_norm())
+        return copy_to_host(row_losses, self.engine.get_global_grad_norm())
 
     def save_weights(self, out: Path) -> None:
         """Write the model in the Hugging Face format from the fp32 masters, all ranks together."""
@@ -250,13 +302,16 @@ class ZeroEngine:
 
 
 def _build_partitioned_model(
-    folder: Path, config: dict[str, Any], *, attention: str
+    folder: Path, config: dict[str, Any], group: ProcessGroup, *, attention: Attention
 ) -> PreTrainedModel:
     """Build the model of a configuration, partitioned over the ranks and without its weights."""
     import deepspeed
 
-    dtype = torch.bfloat16 if config.get("bf16", {}).get("enabled") else torch.float32
+    in_bf16 = bool(config.get("bf16", {}).get("enabled"))
     model_config = read_model_config(folder)
+    with located(folder, "compute.attention"):
+        resolved = resolve_attention(attention, model_config, device=group.device, in_bf16=in_bf16)
+    logger.info("attention: %s", resolved)
     # zero.Init partitions each module's parameters as soon as the module is built, so the whole
     # model is never in memory. Random initialisation would be wasted work, and transformers' own
     # comes at the end, when there are only empty tensors left to initialise. RoPE frequencies are
@@ -266,7 +321,8 @@ def _build_partitioned_model(
         prevent_arange_dtype_change(),
         deepspeed.zero.Init(config_dict_or_path=config),
     ):
-        model = build_model(model_config, attention=attention, dtype=dtype)
+        dtype = torch.bfloat16 if in_bf16 else torch.float32
+        model = build_model(model_config, attention=resolved, dtype=dtype)
     # transformers ties weights where it initialises them, which was switched off.
     model.tie_weights()
     return model

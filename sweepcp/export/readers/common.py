@@ -249,6 +249,8 @@ def _deepspeed_settings(config: Any, content: Any) -> dict[str, Any]:
         "gradient_clipping",
         "zero_force_ds_cpu_optimizer",
         "steps_per_print",
+        "wall_clock_breakdown",
+        "memory_breakdown",
     )
     settings = {name: getattr(config, name) for name in names if name in content}
     if config.communication_data_type is not None:

@@ -24,6 +24,7 @@ from sweepcp.export.transformers_keys import (
     mix_size_note,
     schedule_differences,
     scheduler_arguments,
+    transformers_attention,
 )
 
 TRACKERS = {
@@ -123,7 +124,8 @@ def _config(export_input: ExportInput) -> dict[str, Any]:
         "optimizer": "adamw_torch_fused",
         **adamw_arguments(recipe),
         "bf16": target.compute.precision == "bf16",
-        "attn_implementation": target.compute.attention,
+        # Of packed rows, Axolotl computes sdpa with PyTorch's kernel for documents where it can.
+        "attn_implementation": transformers_attention(export_input),
         "gradient_checkpointing": target.compute.recompute,
         "gradient_checkpointing_kwargs": {"use_reentrant": False},
         "deepspeed": f"{export_input.out}/ds_config.json",

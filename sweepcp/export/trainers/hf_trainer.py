@@ -19,6 +19,7 @@ from sweepcp.export.transformers_keys import (
     flatten_settings,
     schedule_differences,
     training_arguments,
+    transformers_attention,
 )
 
 SCRIPT = Template('''\
@@ -169,7 +170,7 @@ def make_export_plan(export_input: ExportInput) -> ExportPlan:
         "BUNDLE_HASH": export_input.loaded.id,
         "MODEL": export_input.model,
         "REVISION": bundle.model.revision,
-        "ATTENTION": bundle.target.compute.attention,
+        "ATTENTION": transformers_attention(export_input),
     }
     literals = {name: python_literal(value) for name, value in constants.items()}
     return ExportPlan(
@@ -181,10 +182,28 @@ def make_export_plan(export_input: ExportInput) -> ExportPlan:
         command=(f"{export_input.out}/train.py",),
         settings=arguments | flatten_settings("ds_config.json", zero_config) | constants,
         differences=schedule_differences(export_input),
-        notes=(*monitoring_notes(export_input), *dropout_notes(export_input)),
+        notes=(
+            *monitoring_notes(export_input),
+            *dropout_notes(export_input),
+            *_attention_notes(export_input),
+        ),
         env={} if export_input.on_gpu else {"DS_ACCELERATOR": "cpu"},
         saves_on_term=True,
         complete_checkpoint=complete_checkpoint(export_input),
+    )
+
+
+def _attention_notes(export_input: ExportInput) -> tuple[str, ...]:
+    """Return the note that sdpa, in place of the target's attention, needs memory for its mask."""
+    target = export_input.bundle.target
+    attention = transformers_attention(export_input)
+    isolated = not export_input.bundle.recipe.cross_documents
+    if attention == target.compute.attention or not isolated or not export_input.on_gpu:
+        return ()
+    return (
+        f"Attention is {attention}, with a mask of {target.seq_len:,} × {target.seq_len:,} for "
+        "each sequence. `attention: flash_attention_2` in the target needs no mask, but flash-attn "
+        "in the environment of the trainer.",
     )
 
 

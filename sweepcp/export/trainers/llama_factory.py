@@ -22,6 +22,7 @@ from sweepcp.export.transformers_keys import (
     schedule_differences,
     scheduler_arguments,
     training_arguments,
+    transformers_attention,
 )
 
 ATTENTION = {"sdpa": "sdpa", "eager": "disabled", "flash_attention_2": "fa2"}
@@ -92,7 +93,7 @@ def _arguments(export_input: ExportInput) -> dict[str, Any]:
         "finetuning_type": "full",
         "model_name_or_path": export_input.model,
         "model_revision": bundle.model.revision or "main",
-        "flash_attn": ATTENTION[target.compute.attention],
+        "flash_attn": ATTENTION[transformers_attention(export_input)],
         "disable_gradient_checkpointing": not target.compute.recompute,
         "dataset": ["mix"],
         "tokenized_path": f"{export_input.out}/mix",
