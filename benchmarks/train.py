@@ -4,9 +4,9 @@ python benchmarks/train.py against [--size cpu|135m|1b]   tokens/s of both, step
 python benchmarks/train.py memory                         peak of each of two ranks; status 1 if
                                                           it is above the bound
 
-Both sides of `against` have the same model with random weights, DeepSpeed configuration, batches,
-positions and targets, in the same processes. --size 135m and 1b need a GPU; on CPUs two processes
-of one thread each train the small model.
+Both sides of `against` have the same model with random weights, DeepSpeed configuration, sdpa
+attention, batches, positions and targets, in the same processes. --size 135m and 1b need a GPU; on
+CPUs two processes of one thread each train the small model.
 """
 
 import argparse
@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from gpu_parts.stores import write_record
 
 from sweepcp.config.target import load_target
 from sweepcp.data.stream import IGNORED, MixtureStream
@@ -30,7 +31,7 @@ from sweepcp.data.token_store import write_index
 from sweepcp.promote.bundle import Bundle, load_bundle
 from sweepcp.promote.candidate import candidate_from_publication
 from sweepcp.promote.translate import promote
-from sweepcp.util.files import file_sha256, write_json
+from sweepcp.util.files import write_json
 
 WARMUP_STEPS, TIMED_STEPS = 4, 40
 MEMORY_ALLOWANCE = 64 << 20
@@ -89,14 +90,9 @@ def write_store(folder: Path, size: Size, tokenizer: str, rng: np.random.Generat
         write_index(index, np.dtype("<u2"), len(lengths), lambda: [lengths])
     (folder / "held_out.jsonl").write_text("")
     # Promoting asks for held-out documents, which these steps do not read.
-    names = ("train.bin", "train.idx", "held_out.jsonl")
-    content = {
-        "sha256": {name: file_sha256(folder / name) for name in names},
-        "tokenizer": tokenizer,
-        "train": {"tokens": len(tokens)},
-        "held_out": {"documents": 8},
-    }
-    write_json(folder / "store.json", content)
+    write_record(
+        folder, tokens=len(tokens), documents=len(lengths), held_out=8, tokenizer=tokenizer
+    )
 
 
 def write_bundle(folder: Path, size: Size, processes: int) -> Path:
