@@ -1,15 +1,18 @@
 """Local lm-eval tasks of all kinds, two tiny models, and their scores as plain data.
 
-`python -m tests.lm_eval_suite FOLDER MODEL` prints the scores of a fresh process as JSON.
+`python -m tests.lm_eval_suite FOLDER MODEL` prints the scores of a fresh process as JSON;
+`torchrun -m tests.lm_eval_suite FOLDER MODEL OUT MEMBER...` writes those of members on each rank.
 """
 
 import json
 import random
 import sys
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     AutoModelForCausalLM,
@@ -26,6 +29,7 @@ from sweepcp.config.suites import MemberSpec
 from sweepcp.models.loading import byte_tokenizer
 from sweepcp.scoring.lm_eval_tasks import LmEvalTasks
 from sweepcp.scoring.scorecard import ItemScores
+from sweepcp.training.process_group import ALONE, ProcessGroup
 
 MODELS = ("gpt2", "llama")
 """The tokens of the first have merges and no BOS; those of the second are bytes, with a BOS."""
@@ -238,11 +242,15 @@ def load(folder: Path) -> tuple[PreTrainedModel, Any]:
     )
 
 
-def make_tasks(tasks: Path, model: Path, names: tuple[str, ...] = MEMBERS) -> LmEvalTasks:
-    """Build members of a suite for a model."""
+def make_tasks(
+    tasks: Path, model: Path, names: tuple[str, ...] = MEMBERS, group: ProcessGroup = ALONE
+) -> LmEvalTasks:
+    """Build members of a suite for a model, which the ranks of a group score together."""
     loaded, tokenizer = load(model)
-    members = [("general", "en", member(tasks, name)) for name in names]
-    return LmEvalTasks(members, loaded, tokenizer, generated_tasks=None, precision="fp32")  # type: ignore[arg-type]
+    members: Any = [("general", "en", member(tasks, name)) for name in names]
+    return LmEvalTasks(
+        members, loaded, tokenizer, generated_tasks=None, precision="fp32", group=group
+    )
 
 
 def describe(tasks: LmEvalTasks) -> dict[str, Any]:
@@ -262,5 +270,21 @@ def describe(tasks: LmEvalTasks) -> dict[str, Any]:
     return plain
 
 
+def describe_on_ranks(tasks: Path, model: Path, out: Path, names: tuple[str, ...]) -> None:
+    """Score a model on the ranks that torchrun started, which wait for each other in every pass."""
+    dist.init_process_group("gloo", timeout=timedelta(minutes=2))
+    group = ProcessGroup(rank=dist.get_rank(), world_size=dist.get_world_size())
+    made = make_tasks(tasks, model, names, group)
+    # As a partitioned model does, whose weights are gathered from all ranks.
+    made.lm.model.register_forward_pre_hook(lambda *_: group.barrier())
+    (out / f"rank-{group.rank}.json").write_text(json.dumps(describe(made)))
+    dist.destroy_process_group()
+
+
 if __name__ == "__main__":
-    print(json.dumps(describe(make_tasks(Path(sys.argv[1]), Path(sys.argv[2])))))
+    tasks_folder, model_folder, *rest = sys.argv[1:]
+    folders = Path(tasks_folder), Path(model_folder)
+    if rest:
+        describe_on_ranks(*folders, Path(rest[0]), tuple(rest[1:]))
+    else:
+        print(json.dumps(describe(make_tasks(*folders))))

@@ -141,6 +141,28 @@ def test_a_run_in_bf16_with_its_optimizer_on_the_host_resumes_exactly(tmp_path: 
     check_same(tmp_path / "run", tmp_path / "whole")
 
 
+def test_hierarchical_partitioning_changes_no_number_and_resumes_exactly(tmp_path: Path):
+    """Two groups of two processes; every parameter is partitioned, also the small ones."""
+    hardware = {"device": "cpu", "nodes": 2, "per_node": 2}
+    zero = {"stage3_param_persistence_threshold": 0}
+    outs = []
+    for name, more in (("plain", {}), ("groups", {"zero_hpz_partition_size": 2})):
+        folder = tmp_path / name
+        folder.mkdir()
+        settings = {"zero_optimization": zero | more}
+        bundle = write_bundle(folder, hardware=hardware, deepspeed=settings)
+        outs.append(folder / "run")
+        output_of(train(bundle, outs[-1], processes=4))
+    plain, groups = outs
+    check_same(groups, plain)
+    for name in ("items.json", "held_out.jsonl"):
+        assert (groups / name).read_bytes() == (plain / name).read_bytes()
+    train(bundle, tmp_path / "run", processes=4, fault="signal")
+    output = output_of(train(bundle, tmp_path / "run", processes=4))
+    assert "resuming after step 7 of 20" in output
+    check_same(tmp_path / "run", plain)
+
+
 def test_row_25_a_lost_pointer(bundle: Path, killed: Path, tmp_path: Path):
     out = Path(shutil.copytree(killed, tmp_path / "run"))
     before = metrics(out)

@@ -79,7 +79,9 @@ class AnalyticRunner:
             versions={},
         )
 
-    def run(self, recipe: Recipe) -> Iterator[StepMetrics | TrialOutcome]:
+    def run(
+        self, recipe: Recipe, *, micro_batch: int | None = None
+    ) -> Iterator[StepMetrics | TrialOutcome]:
         fault = self.faults.get(recipe.lr_fraction) or self.faults.get(0.0)
         yield StepMetrics(1, 0.1, 2.0, 1.0, {"code": 8}, {"domain": 2.0})
         if fault == "raise":
@@ -118,7 +120,8 @@ def run(
     folder: Path,
     trials: int,
     *,
-    concurrency: int = 2,
+    concurrency: int | None = 2,
+    gpus_per_trial: float = 0.0,
     faults: dict[float, str] | None = None,
     make_runner: Callable[[], TrialRunnerProtocol] | None = None,
     seed: int = 0,
@@ -134,7 +137,9 @@ def run(
             experiment.model_copy(update={"name": "analytic", "space": SPACE}), RunIdentity()
         )
     before = read_run(folder)
-    budget = Budget(trials=trials, tokens=80, concurrency=concurrency)
+    budget = Budget(
+        trials=trials, tokens=80, concurrency=concurrency, gpus_per_trial=gpus_per_trial
+    )
     ledger = TrialLedger(
         writer,
         progress=progress,
@@ -150,5 +155,5 @@ def run(
     )
     with ray_cluster(None, budget) as slots:
         make_runner = make_runner or partial(AnalyticRunner, faults or {})
-        run_trials(ledger, make_runner, budget=budget, concurrency=slots)
+        run_trials(ledger, make_runner, budget=budget, slots=slots)
     return progress

@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 import pytest
 
+from sweepcp.config.deepspeed_settings import DeepSpeedSettings
 from sweepcp.config.experiment import TargetBudget
 from sweepcp.config.experiment_file import parse_experiment
 from sweepcp.config.site import Site
@@ -102,6 +103,8 @@ def test_yaml_is_valid(block: Block, tmp_path: Path):
         validate(Space, content["space"], block.name)
     elif "target" in content:
         validate(TargetBudget, content["target"], block.name)
+    elif "deepspeed" in content:
+        validate(DeepSpeedSettings, content["deepspeed"], block.name)
     else:
         validate(Site, content, block.name)
 

@@ -21,6 +21,7 @@ from sweepcp.scoring import task_selection
 from sweepcp.scoring.lm_eval_loading import MemberLoader
 from sweepcp.scoring.lm_eval_tasks import LmEvalTasks
 from sweepcp.scoring.task_files import TaskFolder, read_task_folder, stock_tasks
+from tests.integration.conftest import torchrun
 from tests.lm_eval_suite import (
     FEW_SHOT,
     MEMBERS,
@@ -31,6 +32,7 @@ from tests.lm_eval_suite import (
     save_model,
     write_tasks,
 )
+from tests.make import write_bundle
 
 FEW = (
     "zero_shot",
@@ -245,3 +247,40 @@ def test_fresh_processes_score_the_same(folder: Path, model: Path, scores: dict[
         assert done.returncode == 0, done.stderr
         fresh = json.loads(done.stdout.splitlines()[-1])
         assert {name: fresh[name] for name in scores} == scores
+
+
+@pytest.mark.slow
+def test_two_ranks_score_what_one_process_does(
+    folder: Path, case: tuple[Path, tuple[str, ...]], tmp_path: Path
+):
+    """Log-likelihoods, rolling ones and generated text; every pass waits for both ranks."""
+    model, members = case
+    for world_size in (1, 2):
+        out = tmp_path / str(world_size)
+        out.mkdir()
+        arguments = (folder / "tasks", model, out, *members)
+        done = torchrun(world_size, "-m", "tests.lm_eval_suite", *arguments)
+        assert done.returncode == 0, done.stderr
+    expected = json.loads((tmp_path / "1" / "rank-0.json").read_text())
+    assert set(expected) == set(members)
+    for rank in range(2):
+        assert json.loads((tmp_path / "2" / f"rank-{rank}.json").read_text()) == expected
+
+
+@pytest.mark.slow
+def test_two_ranks_score_a_partitioned_model_as_one_process_does(folder: Path, tmp_path: Path):
+    settings = {"zero_optimization": {"stage3_param_persistence_threshold": 0}}
+    bundle = write_bundle(tmp_path, deepspeed=settings)
+    for world_size in (1, 2):
+        done = torchrun(
+            world_size,
+            *("-m", "tests.partitioned_scores", bundle, folder / "tasks", tmp_path),
+            *("zero_shot", "normalised", "rolling", "generated"),
+        )
+        assert done.returncode == 0, done.stderr
+    first, *others = [
+        json.loads((tmp_path / f"{name}.json").read_text())
+        for name in ("0-of-1", "0-of-2", "1-of-2")
+    ]
+    assert set(first) == {"zero_shot", "normalised", "rolling", "generated"}
+    assert others == [first, first]

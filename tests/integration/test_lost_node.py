@@ -30,7 +30,9 @@ class WaitingRunner(analytic.AnalyticRunner):
 
     folder: Path
 
-    def run(self, recipe: Recipe) -> Iterator[StepMetrics | TrialOutcome]:
+    def run(
+        self, recipe: Recipe, *, micro_batch: int | None = None
+    ) -> Iterator[StepMetrics | TrialOutcome]:
         attempts = len(list(self.folder.glob(f"{recipe.id}-*")))
         mark = self.folder / f"{recipe.id}-{attempts}"
         node = ray.get_runtime_context().get_node_id()
@@ -39,7 +41,7 @@ class WaitingRunner(analytic.AnalyticRunner):
         while not removed.exists() or removed.read_text() in ("", node):
             time.sleep(0.05)
             yield StepMetrics(2, 0.1, 2.0, 1.0, {"code": 8}, {"domain": 2.0})
-        yield from super().run(recipe)
+        yield from super().run(recipe, micro_batch=micro_batch)
 
 
 def remove_when_both_work(cluster: Cluster, node: Node, folder: Path) -> None:

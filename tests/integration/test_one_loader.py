@@ -158,9 +158,14 @@ def test_a_worker_refuses_a_base_that_cannot_isolate_documents(tmp_path: Path):
         model=str(folder),
         stores=tuple(stores.values()),
         scoring=scoring,
-        micro_batch=None,
+        micro_batch="auto",
         precision="fp32",
+        attention="auto",
+        recompute=False,
+        compile=False,
         threads=1,
+        device="cpu",
+        gpu_share=0.0,
     )
     with pytest.raises(InvalidInput, match="cross_documents: true") as caught:
         TrialRunner(spec)

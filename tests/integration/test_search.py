@@ -16,8 +16,9 @@ import ray
 from sweepcp import load_run
 from sweepcp.config.choice import ReferencePoint
 from sweepcp.config.recipe import Recipe
-from sweepcp.errors import BaseNotScored, InvalidInput
-from sweepcp.runs.trial import BaseRecord, TrialOutcome
+from sweepcp.errors import BaseNotScored, InvalidInput, OutOfDeviceMemory
+from sweepcp.runs.memory_use import smallest_halving
+from sweepcp.runs.trial import BaseRecord, Cost, TrialOutcome
 from sweepcp.search.proposals import propose_point
 from sweepcp.training.loop import StepMetrics
 from tests.integration import analytic
@@ -83,6 +84,53 @@ def test_each_kind_of_failure_costs_its_own_trial_only(tmp_path: Path):
     assert set(run.front.ids) <= {"0005", "0006", "0007"}
 
 
+class ForgetfulRunner(analytic.AnalyticRunner):
+    """Halves from what it is told, or from 16, to 8, and runs out of memory at the second LR."""
+
+    def run(
+        self, recipe: Recipe, *, micro_batch: int | None = None
+    ) -> Iterator[StepMetrics | TrialOutcome]:
+        *metrics, outcome = super().run(recipe)
+        yield from metrics
+        if recipe.lr_fraction == START[1]:
+            raise OutOfDeviceMemory("GPU memory ran out at micro batch 1: fix: use a smaller proxy")
+        cost = Cost(
+            train_seconds=1,
+            score_seconds=1,
+            tokens=80,
+            tokens_per_second=80,
+            worker=str(os.getpid()),
+            first_micro_batch=micro_batch or 16,
+            micro_batch=min(micro_batch or 16, 8),
+        )
+        assert isinstance(outcome, TrialOutcome)
+        yield outcome.model_copy(update={"cost": cost})
+
+
+@pytest.mark.slow
+def test_memory_that_runs_out_ends_its_trial_and_process_and_leaves_a_size_to_the_others(
+    tmp_path: Path,
+):
+    for trials in (3, 4):  # the second search resumes
+        make_runner = partial(ForgetfulRunner, {})
+        analytic.run(tmp_path, trials, concurrency=1, make_runner=make_runner)
+    run = load_run(tmp_path)
+    assert [trial.status for trial in run.trials] == ["done", "failed", "done", "done"]
+    assert [trial.retries for trial in run.trials] == [0, 0, 0, 0]
+    assert run.trials[1].short_reason == (
+        "sweepcp.errors.OutOfDeviceMemory: GPU memory ran out at micro batch 1: fix: use a smaller "
+        "proxy"
+    )
+    costs = [trial.cost for trial in run.trials if trial.cost]
+    assert [(cost.first_micro_batch, cost.micro_batch) for cost in costs] == [
+        (16, 8),
+        (8, 8),
+        (8, 8),
+    ]
+    assert costs[0].worker != costs[1].worker
+    assert smallest_halving(run.trials) == (8, "0000")
+
+
 @pytest.mark.slow
 def test_all_trials_failing_is_no_front(tmp_path: Path):
     analytic.run(tmp_path, 3, faults={0.0: "raise"})
@@ -103,13 +151,15 @@ class PatientRunner(analytic.AnalyticRunner):
             time.sleep(0.05)
         raise self.error
 
-    def run(self, recipe: Recipe) -> Iterator[StepMetrics | TrialOutcome]:
+    def run(
+        self, recipe: Recipe, *, micro_batch: int | None = None
+    ) -> Iterator[StepMetrics | TrialOutcome]:
         (self.folder / "began").touch()
         for step in range(1, 1001):
             time.sleep(0.1)
             yield StepMetrics(step, 0.1, 2.0, 1.0, {"code": 8}, {"domain": 2.0})
         (self.folder / "ended").touch()
-        yield from super().run(recipe)
+        yield from super().run(recipe, micro_batch=micro_batch)
 
 
 @dataclass
@@ -127,9 +177,11 @@ class MortalRunner(analytic.AnalyticRunner):
         self.die_once("base")
         return super().score_base()
 
-    def run(self, recipe: Recipe) -> Iterator[StepMetrics | TrialOutcome]:
+    def run(
+        self, recipe: Recipe, *, micro_batch: int | None = None
+    ) -> Iterator[StepMetrics | TrialOutcome]:
         self.die_once(recipe.id)
-        yield from super().run(recipe)
+        yield from super().run(recipe, micro_batch=micro_batch)
 
 
 @pytest.mark.slow

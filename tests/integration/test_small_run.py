@@ -23,6 +23,7 @@ from sweepcp.errors import InvalidInput
 from sweepcp.runs.run_folder import Run
 from sweepcp.runs.trial import TrialOutcome
 from sweepcp.scoring.scorecard import read_items
+from sweepcp.search.devices import TrialSlots
 from sweepcp.search.rescore import score_model
 from sweepcp.search.search import prepare_worker
 from sweepcp.search.trial_runner import TrialRunner
@@ -40,7 +41,8 @@ def make_runner(overrides: list[str]) -> TrialRunner:
     """The runner of a worker, in this process."""
     experiment, files = load_experiment("quickstart", overrides)
     fingerprints = {s.name: source_fingerprint(s, files[s.name]) for s in experiment.sources}
-    spec, _ = prepare_worker(experiment, files, fingerprints, progress=NoProgress())
+    slots = TrialSlots(gpu_share=0.0, concurrency=1)
+    spec, _ = prepare_worker(experiment, files, fingerprints, slots=slots, progress=NoProgress())
     return TrialRunner(spec)
 
 

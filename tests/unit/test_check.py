@@ -56,7 +56,7 @@ def checked(
     suites = Suites(domain=members, general=(MemberSpec(held_out="python-docs"),))
     files = {each.name: resolve_source(each, folder=folder) for each in sources}
     made = experiment(sources=tuple(sources), suites=suites)
-    result = check_corpora(made, files, progress=NoProgress())
+    result = check_corpora(made, files, device="cpu", progress=NoProgress())
     first, second = result.sources
     return result, first, second
 

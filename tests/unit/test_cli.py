@@ -209,8 +209,8 @@ def test_plan_shows_the_budget_and_warnings(
         "480 steps",
         "3e-05",
         "350,000,000,000 planned",
-        "2.43e+19 FLOPs",
-        "needs 128 GB",
+        "9.7e+18 FLOPs",
+        "GiB per trial, estimated, of the",
         "not a commit",
     ):
         assert part in text

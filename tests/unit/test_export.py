@@ -245,6 +245,43 @@ def test_trackers_without_support_are_a_difference(tmp_path, trainer):
     assert "- experiment trackers: does not report to clearml" in summary
 
 
+@pytest.mark.parametrize(
+    ("attention", "written", "llama_factory"),
+    [
+        ("auto", "sdpa", "sdpa"),
+        ("varlen", "sdpa", "sdpa"),
+        ("sdpa", "sdpa", "sdpa"),
+        ("eager", "eager", "disabled"),
+        ("flash_attention_2", "flash_attention_2", "fa2"),
+    ],
+)
+def test_attention_is_one_that_the_trainer_has(tmp_path, attention, written, llama_factory):
+    loaded = promoted(tmp_path, "llama-3.1-8b-4x8")
+    target = loaded.bundle.target
+    compute = target.compute.model_copy(update={"attention": attention})
+    target = target.model_copy(update={"compute": compute})
+    object.__setattr__(loaded, "bundle", loaded.bundle.model_copy(update={"target": target}))
+    export_input = make_input(loaded, tmp_path / "out")
+    trainer = rendered(export_input, "hf-trainer")
+    assert f'\nATTENTION = "{written}"\n' in trainer["train.py"]
+    with_mask = "Attention is sdpa, with a mask of 8,192 × 8,192"
+    assert (with_mask in trainer["SUMMARY.md"]) == (attention in ("auto", "varlen"))
+    axolotl = yaml.safe_load(rendered(export_input, "axolotl")["axolotl.yaml"])
+    assert axolotl["attn_implementation"] == written
+    factory = yaml.safe_load(rendered(export_input, "llama-factory")["llama_factory.yaml"])
+    assert factory["flash_attn"] == llama_factory
+
+
+def test_exports_carry_the_deepspeed_keys_of_the_target(tmp_path):
+    loaded = promoted(tmp_path, "llama-3.1-70b-60x8")
+    export_input = make_input(loaded, tmp_path / "out")
+    for trainer in ("hf-trainer", "axolotl", "llama-factory"):
+        config = json.loads(rendered(export_input, trainer)["ds_config.json"])
+        assert config["zero_optimization"]["zero_hpz_partition_size"] == 8
+    plan = TRAINERS["deepspeed"].make_export_plan(export_input)
+    assert plan.settings["ds_config.json.zero_optimization.zero_hpz_partition_size"] == 8
+
+
 def test_file_names_outside_the_folder_are_refused():
     for name in ("../x.sh", "/etc/x", "a/b", "", "-x"):
         with pytest.raises(ValueError, match="not a plain file name"):

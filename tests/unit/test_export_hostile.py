@@ -132,6 +132,31 @@ def test_a_configuration_that_names_modules_is_refused(refused, bundle):
     assert "torch_autocast" in refused(bundle)
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"torch_autocast": {"enabled": True, "lower_precision_safe_modules": ["evil.Module"]}},
+        {"zero_optimization": {"leaf_module": {"classes": ["evil.Module"]}}},
+        {"zero_optimization": {"offload_optimizer": {"device": "nvme", "nvme_path": "/etc"}}},
+        {"autotuning": {"enabled": True, "results_dir": "/tmp/evil"}},
+        {"tensorboard": {"enabled": True, "output_path": "/tmp/evil"}},
+        {"zero_optimization": {"stage": 0}},
+        {"unknown": 1},
+    ],
+    ids=str,
+)
+def test_deepspeed_keys_that_a_target_may_not_state_are_refused_in_a_bundle(
+    refused, bundle, settings
+):
+    """Also where ds_config.json has the same keys, as if it followed from the target."""
+    change_bundle(bundle, "target.deepspeed", settings)
+    path = bundle / "ds_config.json"
+    content = json.loads(path.read_text())
+    write_json(path, content | settings | {"zero_optimization": content["zero_optimization"]})
+    write_manifest(bundle)
+    assert "bundle.json: target.deepspeed" in refused(bundle)
+
+
 SITES = [
     ("job: 'a\\nb'\n", "a name of letters"),
     ('job: "$(id)"\n', "a name of letters"),

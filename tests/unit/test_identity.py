@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -23,7 +24,8 @@ from sweepcp.promote.bundle import load_bundle
 from sweepcp.runs import trial as trial_records
 from sweepcp.runs.run_folder import Run, RunWriter, read_run
 from sweepcp.runs.trial import BaseRecord, check_environment, numeric_environment
-from sweepcp.search import search
+from sweepcp.search import ray_driver, search
+from sweepcp.search.devices import TrialSlots
 from sweepcp.util import file_hashes
 from sweepcp.util.progress import NoProgress
 from tests.make import items, jsonl, update_store, write_bundle, write_model
@@ -88,6 +90,7 @@ def write_tasks(folder: Path) -> None:
 def folder(inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A copy of the inputs, and searches that score the base and run no trial."""
     monkeypatch.setattr(search, "_run_missing_trials", score_base_only)
+    monkeypatch.setattr(ray_driver, "ray_cluster", lambda *_: nullcontext(TrialSlots(0.0, 1)))
     shutil.copytree(inputs, tmp_path / "inputs")
     return tmp_path / "inputs"
 
@@ -101,7 +104,9 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def score_base_only(writer: RunWriter, run: Run, *_: object, **__: object) -> None:
     if run.base is None:
         writer.write_base(
-            base_record(numeric_environment(device="cpu", precision="fp32", prompts=""))
+            base_record(
+                numeric_environment(device="cpu", precision="fp32", attention="sdpa", prompts="")
+            )
         )
 
 
@@ -173,6 +178,53 @@ def test_a_search_refuses_to_resume_with_other_inputs(folder: Path, name: str):
     assert found in str(error.value.found)
     assert ";" not in str(error.value.found).replace("the base's config; ", "")
     assert error.value.key == "--out"
+
+
+def test_a_search_resumes_with_other_numbers_for_estimates(folder: Path):
+    identity = run_search(folder).identity
+    resumed = run_search(folder, "base.parameters=5", "budget.sustained_tflops=1")
+    assert resumed.identity == identity
+    stated, _ = load_experiment("e-llama")
+    other, _ = load_experiment("e-llama", ["base.shape.num_hidden_layers=5"])
+    assert search._fixed_settings(stated) == search._fixed_settings(other)
+
+
+def test_a_search_resumes_with_another_micro_batch_but_not_with_another_attention(folder: Path):
+    identity = run_search(folder).identity
+    changes = ("training.micro_batch=2", "training.recompute=true")
+    assert run_search(folder, *changes).identity == identity
+    with pytest.raises(InvalidInput) as refused:
+        run_search(folder, "training.attention=eager")
+    assert refused.value.found == 'training.attention: "auto" → "eager"'
+
+
+def test_a_run_of_an_earlier_version_resumes(folder: Path):
+    run = run_search(folder)
+    file = run.path / "experiment.json"
+    content = json.loads(file.read_text())
+    training, budget = content["experiment"]["training"], content["experiment"]["budget"]
+    for key in ("attention", "recompute", "compile"):
+        del training[key]
+    training["micro_batch"], budget["gpus_per_trial"] = None, 0
+    file.write_text(json.dumps(content))
+    base = json.loads((run.path / "base.json").read_text())
+    del base["environment"]["attention"]
+    (run.path / "base.json").write_text(json.dumps(base))
+    assert run_search(folder).identity == run.identity
+
+
+def test_a_search_resumes_with_another_share_of_a_gpu_but_not_on_another_device(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+):
+    run_search(folder)
+    run_search(folder, "budget.gpus_per_trial=0")
+    slots = TrialSlots(1.0, 1)
+    monkeypatch.setattr(ray_driver, "ray_cluster", lambda *_: nullcontext(slots))
+    monkeypatch.setattr(search, "prepare_worker", None)
+    with pytest.raises(InvalidInput) as refused:
+        run_search(folder)
+    assert refused.value.found == "device cuda"
+    assert refused.value.fix == "set budget.gpus_per_trial to 0, or pass another --out"
 
 
 def test_a_search_resumes_wherever_and_whenever_its_inputs_were_written(
@@ -252,7 +304,8 @@ def test_a_base_that_was_pretrained_anew_is_not_the_same(
     def pretrained(*_: object, **__: object) -> str:
         return str(folder / "base")
 
-    monkeypatch.setattr(search, "_find_or_pretrain_base", pretrained)
+    monkeypatch.setattr(search, "find_or_pretrain_base", pretrained)
+    monkeypatch.setattr(search, "check_base", lambda *_, **__: None)
     content = yaml.safe_load((folder / "exp.yaml").read_text())
     config = json.loads((folder / "base" / "config.json").read_text())
     content["base"] = {

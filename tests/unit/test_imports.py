@@ -59,7 +59,10 @@ def external_imports(tree: ast.Module) -> set[str]:
     [
         ("ray", {"search.ray_driver", "search.worker", "full_run.ray_launcher", "util.parallel"}),
         ("deepspeed", {"training.zero_engine"}),
-        ("lm_eval", {"scoring.lm_eval_tasks", "scoring.lm_eval_loading"}),
+        (
+            "lm_eval",
+            {"scoring.lm_eval_batches", "scoring.lm_eval_tasks", "scoring.lm_eval_loading"},
+        ),
         ("optuna", {"search.proposals", "search.importance"}),
     ],
 )

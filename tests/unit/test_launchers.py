@@ -1,13 +1,17 @@
 """What launchers state in the environment: complete, contradictory, or for a single process."""
 
 import os
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
+import deepspeed
 import pytest
 import torch
 
+from sweepcp.config.target import load_target
 from sweepcp.errors import InvalidInput
 from sweepcp.full_run import preflight
 from sweepcp.training.launcher import (
@@ -15,8 +19,11 @@ from sweepcp.training.launcher import (
     launched_process,
     set_rendezvous_environment,
 )
+from sweepcp.training.process_group import ProcessGroup
+from sweepcp.training.zero_engine import COLLECTIVE_TIMEOUT, join_process_group
 from sweepcp.util import parallel
 from sweepcp.util.parallel import threads_per_rank, usable_cores
+from tests.make import recipe as make_recipe
 
 MASTER = {"MASTER_ADDR": "localhost", "MASTER_PORT": "29500"}
 STEP = {"SLURM_STEP_NODELIST": "node7", "SLURM_STEP_NUM_TASKS": "4", "SLURM_JOB_ID": "1234567"}
@@ -28,6 +35,7 @@ VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "TORCHELAST
 def environment(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
     """An environment without a launcher, restored afterwards."""
     before = dict(os.environ)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
     for name in (*VARIABLES, *MASTER, *(name for name in os.environ if name.startswith("SLURM_"))):
         monkeypatch.delenv(name, raising=False)
     yield monkeypatch
@@ -151,14 +159,108 @@ def test_the_gpu_of_a_process(
         environment.setenv(name, value)
     assert launched_process().gpu_index(visible) == index
     environment.setattr(torch.cuda, "device_count", lambda: visible)
-    hardware = SimpleNamespace(device="cuda")
-    content = SimpleNamespace(target=SimpleNamespace(hardware=hardware))
-    bundle = SimpleNamespace(bundle=content, path=Path("bundle"))
     if index is None:
         with pytest.raises(InvalidInput, match="a GPU for each process"):
-            preflight.check_gpu(bundle)  # type: ignore[arg-type]
+            preflight.check_compute(gpu_bundle())
     else:
-        preflight.check_gpu(bundle)  # type: ignore[arg-type]
+        preflight.check_compute(gpu_bundle())
+
+
+def gpu_bundle(attention: str = "auto", precision: str = "bf16") -> Any:
+    """What `check_compute` reads of a bundle for GPUs."""
+    target, _ = load_target("llama-3.1-8b-4x8")
+    compute = target.compute.model_copy(update={"attention": attention, "precision": precision})
+    target = target.model_copy(update={"compute": compute})
+    content = SimpleNamespace(target=target, model=SimpleNamespace(path=None), recipe=make_recipe())
+    return SimpleNamespace(bundle=content, path=Path("bundle"))
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp32"])
+def test_bf16_on_a_gpu_without_it_is_refused(precision: str, environment: pytest.MonkeyPatch):
+    environment.setattr(torch.cuda, "device_count", lambda: 1)
+    environment.setattr(torch.cuda, "get_device_capability", lambda _: (7, 5))
+    if precision == "fp32":
+        preflight.check_compute(gpu_bundle(precision=precision))
+        return
+    with pytest.raises(InvalidInput, match=r"compute capability 7\.5") as refused:
+        preflight.check_compute(gpu_bundle(precision=precision))
+    assert refused.value.key == "target.compute.precision"
+
+
+@pytest.mark.parametrize(
+    ("attention", "precision", "rule"),
+    [("flash_attention_2", "bf16", "installed"), ("varlen", "fp32", "precision")],
+)
+def test_attention_that_cannot_run_is_refused_before_the_group_is_joined(
+    attention: str, precision: str, rule: str, environment: pytest.MonkeyPatch
+):
+    environment.setattr(torch.cuda, "device_count", lambda: 1)
+    environment.setattr("sweepcp.config.attention.find_spec", lambda _: None)
+    with pytest.raises(InvalidInput, match=f"rule:  an implementation that .*{rule}") as refused:
+        preflight.check_compute(gpu_bundle(attention, precision))
+    assert refused.value.file == "bundle/bundle.json"
+    assert refused.value.key == "target.compute.attention"
+    for other in ("auto", "sdpa", "eager"):
+        preflight.check_compute(gpu_bundle(other, precision))
+
+
+def test_what_the_installed_deepspeed_does_not_take_is_refused(environment: pytest.MonkeyPatch):
+    environment.setattr(torch.cuda, "device_count", lambda: 1)
+    bundle = gpu_bundle()
+    settings = {"zero_optimization": {"stage": 3, "renamed": 1}}
+    environment.setattr(preflight, "zero_config", lambda *_, **__: settings)
+    with pytest.raises(InvalidInput, match=r"what DeepSpeed 0\..* takes") as refused:
+        preflight.check_compute(bundle)
+    assert refused.value.key == "target.deepspeed.zero_optimization.renamed"
+    assert refused.value.found == 1
+
+
+def test_a_task_that_sees_its_own_gpu_alone_uses_it(environment: pytest.MonkeyPatch):
+    """As with --gpus-per-task=1: the fourth task of a node, whose only GPU has the index 0."""
+    for name, value in {**TASK, **STEP}.items():
+        environment.setenv(name, value)
+    joined: dict[str, Any] = {}
+    environment.setattr(torch.cuda, "device_count", lambda: 1)
+    environment.setattr(torch.cuda, "set_device", lambda device: joined.update(device=device))
+    environment.setattr(torch, "set_num_threads", lambda _: None)
+
+    def join(backend: str, **options: Any) -> None:
+        joined.update(backend=backend, **options)
+
+    environment.setattr(deepspeed, "init_distributed", join)
+    preflight.check_compute(gpu_bundle())
+    with warnings.catch_warnings():
+        group = join_process_group("cuda")
+    assert joined == {
+        "device": torch.device("cuda", 0),
+        "backend": "nccl",
+        "timeout": COLLECTIVE_TIMEOUT,
+    }
+    assert (group.rank, group.world_size, group.local_rank) == (3, 4, 3)
+    assert group.device == torch.device("cuda", 0)
+    # The index of the GPU that DeepSpeed computes on; see `deepspeed.zero.Init`.
+    assert os.environ["LOCAL_RANK"] == "0"
+
+
+@pytest.mark.parametrize(("local_rank", "order"), [(0, "download, wait"), (3, "wait, download")])
+def test_the_first_process_of_a_node_downloads_before_the_others(
+    local_rank: int, order: str, monkeypatch: pytest.MonkeyPatch
+):
+    done: list[str] = []
+
+    class Group(ProcessGroup):
+        def barrier(self) -> None:
+            done.append("wait")
+
+    monkeypatch.setenv("LOCAL_RANK", "0")  # that of a task that sees its own GPU alone
+    monkeypatch.setattr(preflight, "fetch_hub_model", lambda *_: done.append("download"))
+    monkeypatch.setattr(preflight, "read_config", lambda _: None)
+    monkeypatch.setattr(preflight, "read_shards", lambda _: [])
+    monkeypatch.setattr(preflight, "check_on_first_rank", lambda *_: None)
+    model = SimpleNamespace(path=None, hub="a/b", revision="c", fingerprint=None)
+    bundle: Any = SimpleNamespace(bundle=SimpleNamespace(model=model), path=Path("bundle"))
+    preflight.fetch_model_files(bundle, Group(local_rank=local_rank))
+    assert ", ".join(done[:2]) == order
 
 
 @pytest.mark.parametrize(

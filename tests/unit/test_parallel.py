@@ -19,7 +19,7 @@ from sweepcp.full_run.ray_launcher import run_with_ray
 from sweepcp.models import loading
 from sweepcp.promote.bundle import load_bundle
 from sweepcp.runs.run_folder import read_run
-from sweepcp.search import rescore, search, trial_runner
+from sweepcp.search import rescore, trial_runner
 from sweepcp.search.search import run_search
 from sweepcp.training import zero_engine
 from sweepcp.util import parallel
@@ -145,15 +145,11 @@ def threads_restored() -> Iterator[None]:
 
 @pytest.mark.usefixtures("eight_of_many", "threads_restored")
 @pytest.mark.parametrize(("stated", "taken"), [(3, 3), (12, 8)])
-def test_pretraining_and_score_take_the_threads_of_a_trial_at_most_the_cores(
+def test_a_score_takes_the_threads_of_a_trial_at_most_the_cores(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, stated: int, taken: int
 ):
     monkeypatch.setattr(loading, "load_tokenizer", begin)
-    monkeypatch.setattr(search, "pretrained_path", lambda *_: tmp_path)
-    torch.set_num_threads(1)
     searched = experiment(f"budget.cpus_per_trial={stated}")
-    with pytest.raises(Began, match=f"^{taken}$"):
-        search._find_or_pretrain_base(searched, {}, {}, progress=NoProgress())
     run = read_run(write_run(tmp_path / "run", 1))
     monkeypatch.setattr(rescore, "stores_of_run", lambda _: {})
     monkeypatch.setattr(rescore, "experiment_scoring_spec", lambda *_: None)
@@ -167,7 +163,7 @@ def test_a_worker_takes_the_threads_of_a_trial(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(trial_runner, "load_tokenizer", begin)
     torch.set_num_threads(1)
     with pytest.raises(Began, match=r"^2$"):
-        trial_runner.TrialRunner(SimpleNamespace(threads=2, base=None))  # type: ignore[arg-type]
+        trial_runner.TrialRunner(SimpleNamespace(threads=2, base=None, device="cpu", gpu_share=0.0))  # type: ignore[arg-type]
 
 
 @pytest.mark.usefixtures("eight_of_many", "threads_restored")

@@ -12,9 +12,9 @@ import yaml
 from sweepcp.corpora.experiment import load_experiment
 from sweepcp.corpora.task_files import task_fingerprint
 from sweepcp.errors import InvalidInput
-from sweepcp.search import readiness
+from sweepcp.search import ray_driver, readiness
+from sweepcp.search.base_model import check_base
 from sweepcp.search.readiness import check_readiness
-from sweepcp.search.search import _check_base
 from tests.unit.test_task_code import CONFIG, GENERATE, ITEM, write
 
 
@@ -176,16 +176,18 @@ def test_data_files_are_relative_to_the_working_folder_or_the_task_file(
     ],
 )
 def test_a_base_that_cannot_be_built_is_found_before_stores(
-    folder: Path, config: dict[str, Any], key: str
+    folder: Path, config: dict[str, Any], key: str, monkeypatch: pytest.MonkeyPatch
 ):
     experiment(folder, [{"held_out": "dom"}])
     overrides = [f"base.pretrain.config.{name}={json.dumps(v)}" for name, v in config.items()]
-    base = load_experiment("mine.yaml", overrides)[0].base
+    made = load_experiment("mine.yaml", overrides)[0]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    monkeypatch.setattr(ray_driver, "run_in_task", lambda work, **_: work())
     if not key:
-        _check_base(base, {"gen": "x"})
+        check_base(made, {"gen": "x"}, device="cpu")
         return
     with pytest.raises(InvalidInput) as refused:
-        _check_base(base, {"gen": "x"})
+        check_base(made, {"gen": "x"}, device="cpu")
     assert refused.value.key.startswith(key)
 
 

@@ -1,8 +1,7 @@
 """What a search hands to its workers and its ledger is what the experiment states."""
 
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from sweepcp.data.token_store import TokenStore
 from sweepcp.errors import InvalidInput
 from sweepcp.runs.run_folder import RunWriter, read_run
 from sweepcp.search import ray_driver, search
+from sweepcp.search.devices import TrialSlots
 from sweepcp.search.ledger import TrialLedger
 from sweepcp.search.search import prepare_worker
 from sweepcp.util.progress import NoProgress
@@ -24,10 +24,14 @@ CHANGES = (
     "seed=11",
     "training.micro_batch=2",
     "training.precision=fp32",
+    "training.attention=eager",
+    "training.recompute=true",
+    "training.compile=true",
     "budget.cpus_per_trial=3",
     "budget.trials=6",
     "choose.reference={domain: -3, general: -8}",
 )
+SLOTS = TrialSlots(gpu_share=0.25, concurrency=5)
 
 
 @pytest.fixture
@@ -37,8 +41,8 @@ def stores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, TokenSt
         for name, count in (("python-docs", 300), ("python-code", 700))
     }
     monkeypatch.setattr(search, "build_stores", lambda *_, **__: made)
-    monkeypatch.setattr(search, "_check_base", lambda *_: None)
-    monkeypatch.setattr(search, "_find_or_pretrain_base", lambda *_, **__: "the base")
+    monkeypatch.setattr(search, "check_base", lambda *_, **__: None)
+    monkeypatch.setattr(search, "find_or_pretrain_base", lambda *_, **__: "the base")
     monkeypatch.setattr(search, "experiment_scoring_spec", lambda *_: "scoring")
     return made
 
@@ -46,9 +50,11 @@ def stores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, TokenSt
 @pytest.mark.usefixtures("stores")
 def test_workers_have_the_settings_of_the_experiment():
     searched = experiment(*CHANGES, "budget.tokens=20_480")
-    spec, tokens = prepare_worker(searched, {}, {}, progress=NoProgress())
+    spec, tokens = prepare_worker(searched, {}, {}, slots=SLOTS, progress=NoProgress())
     assert tokens == {"python-docs": 30_000.0, "python-code": 70_000.0}
     assert (spec.micro_batch, spec.precision, spec.threads) == (2, "fp32", 3)
+    assert (spec.attention, spec.recompute, spec.compile) == ("eager", True, True)
+    assert (spec.device, spec.gpu_share) == ("cuda", 0.25)
     assert (spec.model, spec.base) == ("the base", searched.base)
     assert [store.fraction for store in spec.stores] == [1.0, 1.0]
 
@@ -57,7 +63,7 @@ def test_workers_have_the_settings_of_the_experiment():
 def test_workers_see_the_part_of_a_source_that_matches_the_repetition():
     target = "target={tokens: 204_800, match_repetition: true}"
     searched = experiment("budget.tokens=20_480", target, "training.seq_len=16")
-    spec, tokens = prepare_worker(searched, {}, {}, progress=NoProgress())
+    spec, tokens = prepare_worker(searched, {}, {}, slots=SLOTS, progress=NoProgress())
     assert [store.fraction for store in spec.stores] == pytest.approx([0.1, 0.1])
     for store in spec.stores:
         assert store.fraction == matched_fraction(searched, store.source, tokens[store.source])
@@ -67,7 +73,7 @@ def test_workers_see_the_part_of_a_source_that_matches_the_repetition():
 def test_a_source_that_would_be_repeated_too_often_is_refused():
     changes = ["budget.tokens=204_800", "sources.python-docs.beyond_max_epochs=refuse"]
     with pytest.raises(InvalidInput, match=r"up to 6\.83 epochs"):
-        prepare_worker(experiment(*changes), {}, {}, progress=NoProgress())
+        prepare_worker(experiment(*changes), {}, {}, slots=SLOTS, progress=NoProgress())
 
 
 def test_the_ledger_has_the_settings_of_the_experiment(
@@ -78,19 +84,14 @@ def test_the_ledger_has_the_settings_of_the_experiment(
     run = read_run(tmp_path)
     ledgers: list[TrialLedger] = []
 
-    @contextmanager
-    def cluster(*_: object) -> Iterator[int]:
-        yield 5
-
     def take(ledger: TrialLedger, _: Callable[[], Any], **settings: Any) -> None:
         ledgers.append(ledger)
-        assert settings == {"budget": run.experiment.budget, "concurrency": 5}
+        assert settings == {"budget": run.experiment.budget, "slots": SLOTS}
 
-    monkeypatch.setattr(ray_driver, "ray_cluster", cluster)
     monkeypatch.setattr(ray_driver, "run_trials", take)
     tokens = {"python-docs": 3e6, "python-code": 9e6}
     writer = RunWriter(tmp_path)
-    search._run_missing_trials(writer, run, None, tokens, progress=NoProgress(), address=None)  # type: ignore[arg-type]
+    search._run_missing_trials(writer, run, None, tokens, slots=SLOTS, progress=NoProgress())  # type: ignore[arg-type]
     (ledger,) = ledgers
     reference = run.experiment.choose.reference
     assert (reference.domain, reference.general) == (-3, -8)
@@ -107,19 +108,16 @@ def test_a_store_that_was_removed_during_the_search_is_no_invalid_input(
     write_run(tmp_path / "run", 2)
     run = read_run(tmp_path / "run")
     writer = RunWriter(tmp_path / "run")
-    spec, tokens = prepare_worker(experiment("budget.tokens=20_480"), {}, {}, progress=NoProgress())
-
-    @contextmanager
-    def cluster(*_: object) -> Iterator[int]:
-        yield 1
+    spec, tokens = prepare_worker(
+        experiment("budget.tokens=20_480"), {}, {}, slots=SLOTS, progress=NoProgress()
+    )
 
     def refuse(*_: object, **__: object) -> None:
         raise InvalidInput(file="train.idx", found="no file", rule="a rule", fix="a fix")
 
-    monkeypatch.setattr(ray_driver, "ray_cluster", cluster)
     monkeypatch.setattr(ray_driver, "run_trials", refuse)
     search_again = partial(
-        search._run_missing_trials, writer, run, spec, tokens, progress=NoProgress(), address=None
+        search._run_missing_trials, writer, run, spec, tokens, slots=SLOTS, progress=NoProgress()
     )
     with pytest.raises(InvalidInput, match=r"train\.idx"):
         search_again()

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from sweepcp.config.deepspeed_settings import DeepSpeedSettings
 from sweepcp.config.model_dimensions import ModelDimensions, dimensions_of
 from sweepcp.config.target import Target, TargetCorpus, load_target
 from sweepcp.config.validation import validate
@@ -118,12 +119,12 @@ def test_memory_of_states_is_what_deepspeed_estimates(offload: str):
     from deepspeed.runtime.zero.stage3 import estimate_zero3_model_states_mem_needs
 
     target, _ = load_target("llama-3.1-70b-60x8")
-    target = target.model_copy(
-        update={"compute": target.compute.model_copy(update={"offload": offload})}
-    )
+    compute = target.compute.model_copy(update={"offload": offload})
+    # DeepSpeed's estimate knows no hierarchical partitioning.
+    target = target.model_copy(update={"compute": compute, "deepspeed": DeepSpeedSettings()})
     dimensions = target.model.shape
     assert dimensions is not None
-    memory = estimate_memory(dimensions, target)
+    memory = estimate_memory(dimensions, target, isolated=True)
     _, on_gpu, _ = estimate_zero3_model_states_mem_needs(
         dimensions.parameter_count,
         dimensions.largest_module_parameters,
@@ -137,18 +138,32 @@ def test_memory_of_states_is_what_deepspeed_estimates(offload: str):
 
 
 def test_memory_of_activations_by_hand():
+    """One sequence of 8,192 tokens in bf16, recomputed, on Llama 3.1 8B."""
     target, _ = load_target("llama-3.1-8b-4x8")
     dimensions = target.model.shape
     assert dimensions is not None
-    memory = estimate_memory(dimensions, target)
-    assert memory.activations == 2 * 8192 * 4096 * 32 + 34 * 8192 * 4096
-    assert memory.logits == 8192 * 128_256 * 12
+    memory = estimate_memory(dimensions, target, isolated=True)
+    tokens, vocabulary = 8192, 128_256
+    # The last norm with its output in bf16, cosines and sines, ids and positions.
+    outside = (4 + 2 + 2) * 4096 + 4 + 2 * 2 * 128 + 16
+    assert memory.activations == tokens * (32 * 2 * 4096 + outside)
+    # The most is needed while the gradient of the logits is computed, in chunks of 256 MiB.
+    assert memory.logits == 2 * 2 * tokens * vocabulary + 2**28
+    assert memory.masks == 0
+    states = 18 * -(-8_030_261_248 // 32)
+    gathered = 2 * 2 * vocabulary * 4096
+    assert memory.total == states + gathered + memory.activations + memory.logits
     eager = target.model_copy(
         update={"compute": target.compute.model_copy(update={"attention": "eager"})}
     )
-    assert (
-        estimate_memory(dimensions, eager).activations - memory.activations == 5 * 32 * 8192 * 8192
-    )
+    # With eager the most is needed by the layer that is recomputed, for its scores.
+    norms, scores = 2 * (4 + 2 + 2) * 4096 + 2 * 4, (4 + 2) * 8192 * 32
+    attention, mlp = 2 * 4 * 4096, 4 * 2 * 14_336
+    gradients = 2 * 2 * 14_336
+    memory = estimate_memory(dimensions, eager, isolated=True)
+    layer = norms + scores + attention + mlp + gradients
+    assert memory.activations == tokens * (32 * 2 * 4096 + outside + layer)
+    assert (memory.masks, memory.logits) == (2 * tokens**2, 0)
 
 
 def test_a_configuration_without_its_size_has_no_dimensions():
@@ -165,19 +180,27 @@ def test_memory_in_single_precision_and_without_recomputation_by_hand(tmp_path: 
     dimensions = dimensions_of({"model_type": "llama", "vocab_size": 10, **SMALL})
     assert dimensions is not None
     target = validate(Target, target_content(tmp_path), "target.yaml")
-    memory = estimate_memory(dimensions, target)
+    memory = estimate_memory(dimensions, target, isolated=True)
     # An odd number of parameters would be rounded up.
     half = dimensions.parameter_count // 2
     assert dimensions.parameter_count == 2 * half
     assert (memory.weights, memory.master, memory.gradients) == (4 * half, 4 * half, 4 * half)
     assert memory.optimizer == 8 * half
     assert memory.gathered == 2 * 4 * 64 * 32
-    # 34 bytes per value of a layer in 16 bits, twice that in 32 bits, in two layers.
-    assert memory.activations == 2 * 2 * 34 * 64 * 32
-    assert memory.logits == 64 * 10 * (2 * 4 + 8)
+    norms, attention, mlp = 24 * 32 + 2 * 4, 4 * 4 * 32 + 4 * 2, 4 * 4 * 64
+    outside = 12 * 32 + 4 + 2 * 4 * 16 + 16
+    # The gradients within the last norm need more than those of a vocabulary of 10.
+    gradients = 20 * 32
+    layers = 2 * (norms + attention + mlp)
+    assert memory.activations == 64 * (layers + outside + gradients)
+    # A boolean mask, and one in fp32 in each of two layers.
+    assert memory.masks == 2 * 32 * 32 * (1 + 4 * 2)
+    assert memory.logits == 0
+    assert memory.total == 20 * half + memory.gathered + memory.activations + memory.masks
     assert memory.host == 0
     compute = target.compute.model_copy(update={"offload": "optimizer"})
-    offloaded = estimate_memory(dimensions, target.model_copy(update={"compute": compute}))
+    target = target.model_copy(update={"compute": compute})
+    offloaded = estimate_memory(dimensions, target, isolated=True)
     assert (offloaded.weights, offloaded.master, offloaded.optimizer) == (4 * half, 0, 0)
     # Of both processes of the node.
     assert offloaded.host == 2 * 16 * half
@@ -231,7 +254,7 @@ def test_defaults_of_a_target_are_those_of_its_reference(tmp_path: Path):
     assert target.compute.model_dump() == {
         "micro_batch": 1,
         "precision": "bf16",
-        "attention": "sdpa",
+        "attention": "auto",
         "recompute": False,
         "offload": "none",
     }
