@@ -258,7 +258,7 @@ def test_a_signal_ends_a_command_with_one_message(name: str, number: signal.Sign
     process = start(name)
     await_line(process, "began")
     process.send_signal(number)
-    output, text = process.communicate(timeout=10)
+    output, text = process.communicate(timeout=60)
     assert (process.returncode, text) == (128 + number, f"{STOPPED}\n")
     assert output == "exit functions have run\n"
 
@@ -267,14 +267,14 @@ def test_an_interrupt_that_python_ignores_in_a_destructor_is_raised_again(start:
     process = start("swallow")
     await_line(process, "in")
     process.terminate()
-    output, text = process.communicate(timeout=10)
+    output, text = process.communicate(timeout=60)
     assert (process.returncode, text) == (143, f"{STOPPED}\n")
     assert output == "began\ncleaned\nexit functions have run\n"
 
 
 def test_a_file_never_takes_the_number_of_a_closed_stream(start: Start, tmp_path: Path):
     process = start("write", stdout=None, preexec_fn=lambda: os.close(1))
-    _, text = process.communicate(timeout=10)
+    _, text = process.communicate(timeout=60)
     assert (process.returncode, text) == (0, "")
     assert (tmp_path / "file").read_text() == "content"
 
@@ -285,7 +285,7 @@ def test_a_second_signal_ends_the_process_at_once(start: Start):
     process.terminate()
     await_line(process, "cleaning")
     process.send_signal(signal.SIGINT)
-    _, text = process.communicate(timeout=10)
+    _, text = process.communicate(timeout=60)
     assert (process.returncode, text) == (143, f"{STOPPED}\n")
 
 
@@ -302,7 +302,7 @@ def test_sighup_stays_ignored_under_nohup_and_sigint_reaches_commands_in_the_bac
     time.sleep(0.1)
     assert process.poll() is None
     process.send_signal(signal.SIGINT)
-    _, text = process.communicate(timeout=10)
+    _, text = process.communicate(timeout=60)
     assert (process.returncode, text) == (130, f"{STOPPED}\n")
 
 
