@@ -30,7 +30,7 @@ def check_attention(wanted: Attention, *, device: str, precision: str) -> None:
         raise InvalidInput(
             found=f"{wanted} in fp32",
             rule="an implementation that has the precision: this one computes in bf16 only",
-            fix="set it to auto, or the precision to bf16",
+            fix="set it to auto, or compute in bf16, which needs compute capability 8.0",
         )
     if wanted == "flash_attention_2" and find_spec("flash_attn") is None:
         raise InvalidInput(

@@ -47,8 +47,8 @@ class ZeroSettings(ConfigModel):
 
     zero_hpz_partition_size: PositiveInt | None = None
     """Hierarchical partitioning: the number of consecutive processes, as a rule those of a node,
-    that hold a second copy of the weights together, from which the backward pass gathers them
-    without other nodes. It divides the number of processes."""
+    that hold a second copy of the weights together, from which all but the first forward pass of a
+    step gather them. It divides the number of processes."""
     zero_quantized_weights: bool | None = None
     """Whether weights are gathered in 8 bits. It changes the numbers of the run. On GPUs only;
     DeepSpeed compiles a kernel for it."""
@@ -65,7 +65,8 @@ class ZeroSettings(ConfigModel):
     stage3_prefetch_bucket_size: Elements | None = None
     """Elements of weights that are gathered ahead of their use; by default 48 Mi."""
     stage3_param_persistence_threshold: Elements | None = None
-    """Parameters with fewer elements stay gathered; by default 100,000."""
+    """Parameters with fewer elements stay gathered; by default 100,000. With one process all of
+    them do, unless weights are offloaded, quantised or gathered sequentially."""
     stage3_model_persistence_threshold: Elements | None = None
     """Elements of all parameters that stay gathered together, at most."""
     stage3_max_live_parameters: Elements | None = None
@@ -92,7 +93,7 @@ class ZeroSettings(ConfigModel):
     """For `compute.offload: optimizer` or `all`."""
 
     refused_keys: ClassVar = {
-        **_refused("3, the stage that a full run partitions with", "stage"),
+        **_refused("a key that is not fixed: a full run is ZeRO stage 3", "stage"),
         **_stated_by(
             dict.fromkeys(
                 ("cpu_offload", "cpu_offload_param", "cpu_offload_use_pin_memory"),

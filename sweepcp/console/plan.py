@@ -26,8 +26,8 @@ TARGET_COLUMNS = (Column(name="target", drop=2), Column(name="target at most", d
 def show_plan(console: Console, plan: Plan) -> None:
     """Print what a search would run and cost, and every warning."""
     console.print(Text(f"Plan of {plan.experiment.name}", style="bold"))
-    lines = [*_trial_lines(plan), *_choice_lines(plan), _base_line(plan), _memory_line(plan)]
-    lines += _cost_lines(plan)
+    lines = [*_trial_lines(plan), *_choice_lines(plan), _base_line(plan)]
+    lines += [*_memory_lines(plan), *_cost_lines(plan)]
     print_line(console, "\n".join(f"  {line}" for line in lines))
     _print_lr_curve(console, plan)
     _print_sources(console, plan)
@@ -86,23 +86,22 @@ def _base_line(plan: Plan) -> str:
     return f"base      pretrained here on {tokens}, {size}, max LR {base.max_lr:g}; then cached"
 
 
-def _memory_line(plan: Plan) -> str:
+def _memory_lines(plan: Plan) -> list[str]:
     memory = plan.memory
     if memory is None:
-        return "memory    unknown: set base.shape or base.parameters"
-    need = (
-        f"memory    {memory.required / GIB:.1f} GiB per trial, estimated, of the "
-        f"{memory.available / GIB:.1f} GiB of {memory.device}: "
-    )
+        return ["memory    unknown: set base.shape or base.parameters"]
+    available = f"{memory.device.available / GIB:.1f} GiB available ({memory.device.name})"
+    need = f"memory    {memory.required / GIB:.1f} GiB per trial, estimated; {available}"
     if memory.step is None:
         rest = "set base.shape to estimate the rest"
-        return f"{need}for weights, gradients and optimizer alone; {rest}"
+        return [need, f"          for weights, gradients and optimizer alone; {rest}"]
     step, sequences = memory.step, plan.first.sequences
     uses = {"weights, gradients and optimizer": memory.states, "bf16 copies": step.copies}
     uses |= {"activations": step.activations, "masks": step.masks, "logits": step.logits}
+    uses["libraries and allocator"] = memory.overhead
     shown = [f"{use} {size / GIB:.1f}" for use, size in uses.items() if size >= SHOWN_BYTES]
     passes = f"{memory.micro_batch} of {sequences} sequences per forward pass"
-    return f"{need}{', '.join([*shown, 'overhead'])}; {passes}"
+    return [need, f"          {', '.join(shown)}; {passes}"]
 
 
 def _cost_lines(plan: Plan) -> list[str]:

@@ -64,7 +64,7 @@ from sweepcp.scoring.scorecard import (
 from sweepcp.scoring.scorer import Scorer
 from sweepcp.scoring.spec import ScoringSpec, make_scoring_spec
 from sweepcp.training.loop import run_training
-from sweepcp.training.process_group import ProcessGroup
+from sweepcp.training.process_group import FILES_TIMEOUT, STEPS_TIMEOUT, ProcessGroup
 from sweepcp.training.zero_engine import ZeroEngine, join_process_group
 from sweepcp.util.files import write_json, write_text
 from sweepcp.util.locks import exclusive_lock
@@ -298,6 +298,7 @@ class _FullRun:
             Stopped: A signal was received.
         """
         steps, watch = self.recipe.steps, self.target.watch
+        self.group.set_timeout(STEPS_TIMEOUT)
         self.memory.begin_step()
         for metrics in run_training(
             self.engine,
@@ -321,19 +322,19 @@ class _FullRun:
             stops = bool(alarm) and watch.stop
             signal_number = self.stop.agree(self.group)
             if is_last or stops or signal_number or self._saves_after(metrics.step):
-                save_checkpoint(
-                    self.checkpoints,
-                    self.engine.state(),
-                    self.progress,
-                    self.group,
-                    keep=self.target.checkpoints.keep,
-                )
-                self.log.record_checkpoint(metrics.step)
+                self._save(metrics.step)
             if signal_number:
                 raise Stopped(signal_number)
             if stops and not is_last:
                 raise Alarmed(alarm)
             self.memory.begin_step()
+
+    def _save(self, step: int) -> None:
+        self.group.set_timeout(FILES_TIMEOUT)
+        keep = self.target.checkpoints.keep
+        save_checkpoint(self.checkpoints, self.engine.state(), self.progress, self.group, keep=keep)
+        self.group.set_timeout(STEPS_TIMEOUT)
+        self.log.record_checkpoint(step)
 
     def _saves_after(self, step: int) -> bool:
         return step % self.target.checkpoints.every == 0
@@ -350,6 +351,7 @@ class _FullRun:
         spikes, rollbacks = self.target.spikes, self.progress.rollbacks
         if spikes is None or error.step is None or rollbacks == spikes.at_most:
             raise error
+        self.group.set_timeout(FILES_TIMEOUT)
         latest = find_checkpoint(self.checkpoints, self.bundle.id, self.group)
         if latest is None:
             raise error
@@ -381,6 +383,7 @@ class _FullRun:
 
     def _finish(self, base: list[ItemScores]) -> Scorecard:
         """Export the model, and score it on both suites."""
+        self.group.set_timeout(FILES_TIMEOUT)
         logger.info("writing the model")
         self.engine.save_weights(self.out / "model")
         logger.info("scoring both suites")

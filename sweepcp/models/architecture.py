@@ -138,9 +138,16 @@ def built_dimensions(model: PreTrainedModel) -> ModelDimensions:
         # Models without positions (ALiBi, state-space models) have no limit.
         max_position_embeddings=_size(config, *LENGTH_KEYS, default=MAX_SIZE),
         tie_word_embeddings=bool(getattr(config, "tie_word_embeddings", False)),
+        head_dim=_head_size(config),
         parameters=sum(parameter.numel() for parameter in model.parameters()),
         text_parameters=None if config is model.config else _count_text_parameters(model),
     )
+
+
+def _head_size(config: PretrainedConfig) -> int | None:
+    # Not its attribute: where sizes differ between layers, access raises.
+    value = vars(config).get("head_dim")
+    return value if type(value) is int and value > 0 else None
 
 
 def _size(config: PretrainedConfig, *keys: str, default: int | None = None) -> int:

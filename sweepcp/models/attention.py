@@ -8,6 +8,7 @@ transformers' own use of flash-attn looks for documents in the positions of ever
 the host waits for the GPU, and leaves out what a version of the kernel does not compute.
 """
 
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
@@ -39,6 +40,7 @@ __all__ = [
     "use_attention",
     "use_row_attention",
 ]
+logger = logging.getLogger(__name__)
 WITH_FLASH_ATTN = "documents_fa2"
 """The name under which transformers finds `flash_attention_2` here."""
 
@@ -73,7 +75,7 @@ def resolve_attention(
     """
     check = {"device": device.type, "precision": "bf16" if in_bf16 else "fp32"}
     if wanted != "auto":
-        check_attention(wanted, **check)
+        _check_kernel(wanted, **check)
         if wanted in PACKED and (lack := _lack_of_support(config)):
             raise InvalidInput(
                 found=f"{wanted} for a {config.model_type}: {lack}",
@@ -86,11 +88,35 @@ def resolve_attention(
         return "sdpa"
     for name in PACKED:
         try:
-            check_attention(name, **check)
+            _check_kernel(name, **check)
         except InvalidInput:
             continue
         return name
     return "sdpa"
+
+
+def _check_kernel(wanted: Attention, *, device: str, precision: str) -> None:
+    """Check what `check_attention` does, and that flash-attn can be imported."""
+    check_attention(wanted, device=device, precision=precision)
+    if wanted != "flash_attention_2":
+        return
+    try:
+        _flash_attn_kernel()
+    except ImportError as error:
+        reason = " ".join(str(error).split())
+        logger.warning("flash-attn is installed and cannot be imported: %s", reason)
+        raise InvalidInput(
+            found=f"{wanted}, and flash-attn cannot be imported: {reason}",
+            rule="a version of flash-attn 2 that was built for the installed torch",
+            fix="install it in the environment of every process, or set it to auto",
+        ) from None
+
+
+def _flash_attn_kernel() -> Callable[..., torch.Tensor]:
+    from flash_attn import flash_attn_varlen_func
+
+    kernel: Callable[..., torch.Tensor] = flash_attn_varlen_func
+    return kernel
 
 
 def _architecture(config: PretrainedConfig) -> type[PreTrainedModel]:
@@ -207,24 +233,12 @@ def _attend_within_documents(
             "attention got no boundaries of documents: the architecture does not hand cu_seq_lens "
             "to its layers"
         )
-    if len(query) != 1 or key.shape[2] != query.shape[2]:
-        raise ValueError(
-            "attention by boundaries takes one sequence, with as many keys as queries: "
-            f"{tuple(query.shape)}, {tuple(key.shape)}"
-        )
     head_size, value_size = query.shape[3], value.shape[3]
     if value_size < head_size:
         # The kernel has one head size; latent attention has shorter values.
         value = pad(value, (0, head_size - value_size))
-    # Position embeddings and norms leave queries and keys in fp32, which the kernels do not take.
-    device = query.device.type
-    in_autocast = is_autocast_available(device) and torch.is_autocast_enabled(device)
-    dtype = torch.get_autocast_dtype(device) if in_autocast else value.dtype
-    tokens_first = [
-        tensor.to(dtype).transpose(1, 2).flatten(0, 1) for tensor in (query, key, value)
-    ]
     output = attend(
-        *tokens_first,
+        *_tokens_first(query, key, value),
         cu_seq_lens=cu_seq_lens_q,
         longest=max_length_q,
         scale=scaling,
@@ -238,6 +252,22 @@ def _refuse_unsupported(arguments: dict[str, Any], *, is_causal: bool) -> None:
     unsupported += [] if is_causal else ["attention to later tokens"]
     if unsupported:
         raise ValueError(f"attention by boundaries has no {', '.join(unsupported)}")
+
+
+def _tokens_first(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
+) -> list[torch.Tensor]:
+    """Return tensors in the shape (tokens, heads, head size) and in the dtype of the kernels."""
+    if len(query) != 1 or key.shape[2] != query.shape[2]:
+        raise ValueError(
+            "attention by boundaries takes one sequence, with as many keys as queries: "
+            f"{tuple(query.shape)}, {tuple(key.shape)}"
+        )
+    # Position embeddings and norms leave queries and keys in fp32, which the kernels do not take.
+    device = query.device.type
+    in_autocast = is_autocast_available(device) and torch.is_autocast_enabled(device)
+    dtype = torch.get_autocast_dtype(device) if in_autocast else value.dtype
+    return [tensor.to(dtype).transpose(1, 2).flatten(0, 1) for tensor in (query, key, value)]
 
 
 def _attend_with_torch(
@@ -266,7 +296,7 @@ def _attend_with_torch(
         )
     groups = query.shape[1] // key.shape[1]
     if groups > 1 and not HAS_GQA:
-        key, value = (tensor.repeat_interleave(groups, dim=1) for tensor in (key, value))
+        key, value = (_repeat_heads(tensor, groups) for tensor in (key, value))
     kernel: Any = partial(varlen_attn, enable_gqa=groups > 1) if HAS_GQA else varlen_attn
     output: torch.Tensor = kernel(
         query,
@@ -282,6 +312,11 @@ def _attend_with_torch(
     return output
 
 
+def _repeat_heads(tensor: torch.Tensor, groups: int) -> torch.Tensor:
+    """Repeat each head for the query heads of its group; shape (tokens, heads, head size)."""
+    return tensor.repeat_interleave(groups, dim=1)
+
+
 def _attend_with_flash_attn(
     query: torch.Tensor,
     key: torch.Tensor,
@@ -293,9 +328,7 @@ def _attend_with_flash_attn(
     window: int | None,
 ) -> torch.Tensor:
     """Compute the same with the kernel of flash-attn."""
-    from flash_attn import flash_attn_varlen_func
-
-    output: torch.Tensor = flash_attn_varlen_func(
+    return _flash_attn_kernel()(
         query,
         key,
         value,
@@ -307,7 +340,6 @@ def _attend_with_flash_attn(
         causal=True,
         window_size=_kernel_window(window),
     )
-    return output
 
 
 def _kernel_window(window: int | None) -> tuple[int, int]:

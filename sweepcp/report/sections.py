@@ -237,8 +237,10 @@ def _memory_lines(run: Run, costs: list[Cost]) -> list[str]:
     )
     lines = []
     if passes:
-        counts = ", ".join(f"{count} trials of {text}" for text, count in passes.items())
-        lines.append(f"Forward passes: {counts}.")
+        counts = ", ".join(
+            f"{text} in {count} trial{'' if count == 1 else 's'}" for text, count in passes.items()
+        )
+        lines.append(f"Forward passes of training: {counts}.")
     if halving := smallest_halving(run.trials):
         lines.append(f"{halving}.")
     measured = [cost.memory_gib for cost in costs if cost.memory_gib is not None]

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import ConfigDict, Field, model_validator
 
+from sweepcp.config.attention import PACKED
 from sweepcp.config.recipe import Recipe
 from sweepcp.config.types import Role
 from sweepcp.errors import InvalidInput
@@ -228,6 +229,9 @@ def check_environment(
         where: The process or folder, for the message.
         fix: What the user can do, for the message.
     """
+    if environment.get("attention") in PACKED:
+        # Earlier versions did not record the implementation, and had none of these.
+        base = {"attention": "sdpa"} | base
     different = [name for name in environment if name in base and environment[name] != base[name]]
     if different:
         raise InvalidInput(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, TypeVar
 from sweepcp.config.base_model import BaseSpec
 from sweepcp.config.experiment import Experiment
 from sweepcp.data.token_store import TokenStore
-from sweepcp.errors import located
+from sweepcp.errors import InvalidInput, located
 from sweepcp.models.base import model_config, pretrained_path
 from sweepcp.models.randomness import format_settings, random_settings
 from sweepcp.util.gpus import Device, hide_gpus
@@ -58,7 +58,8 @@ def find_or_pretrain_base(
     It is pretrained in a task of Ray, to which this process must be connected.
 
     Raises:
-        InvalidInput: The configuration cannot be built, or does not isolate packed documents.
+        InvalidInput: The configuration cannot be built, does not isolate packed documents, or does
+            not fit into the memory of a GPU.
         Diverged: The loss or the gradient norm of a step is not finite.
         WorkLost: The process was killed, or its node was lost.
     """
@@ -121,12 +122,12 @@ def _pretrain(
     import torch
 
     from sweepcp.models.loading import load_tokenizer
-    from sweepcp.training.device import open_device
+    from sweepcp.training.device import is_out_of_memory, open_device
     from sweepcp.training.pretraining import pretrain_base
 
     assert base.pretrain is not None
     torch.set_num_threads(threads)
-    yield from pretrain_base(
+    steps = pretrain_base(
         base.pretrain,
         base.max_lr,
         path,
@@ -134,3 +135,14 @@ def _pretrain(
         load_tokenizer(base),
         device=open_device(device),
     )
+    try:
+        yield from steps
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        raise InvalidInput(
+            key="base.pretrain.config",
+            found="a model whose pretraining in fp32 does not fit into the memory of the GPU",
+            rule="a model that one GPU can train",
+            fix="make it smaller, or use a larger GPU",
+        ) from None

@@ -10,8 +10,8 @@ from sweepcp.config.budget import RESOURCE_UNITS, Budget
 from sweepcp.config.experiment import Experiment, TrainingSection
 from sweepcp.config.model_dimensions import ModelDimensions
 from sweepcp.errors import InvalidInput, located
-from sweepcp.models.base import base_dimensions
-from sweepcp.models.memory import training_memory
+from sweepcp.models.base import base_dimensions, count_parameters
+from sweepcp.models.memory import CONTEXT_BYTES, STATE_BYTES, training_memory
 from sweepcp.util.gpus import Device, Gpu, visible_gpus
 
 KEY = "budget.gpus_per_trial"
@@ -60,8 +60,12 @@ def device_of(gpu_share: float) -> Device:
 
 
 def local_device(budget: Budget) -> Device:
-    """Return the device of a command that scores on this machine as trials would be scored."""
-    return device_of(resolve_devices(budget, visible_gpus()))
+    """Return the device of a command on this machine that runs no trials.
+
+    That of trials, if it is here: corpora are also checked where a search would not run.
+    """
+    gpus = visible_gpus()
+    return device_of(resolve_devices(budget, gpus)) if gpus else "cpu"
 
 
 def trial_slots(budget: Budget, nodes: Sequence[Node]) -> TrialSlots:
@@ -183,6 +187,14 @@ def _check_precision(precision: str, gpus: Sequence[Gpu]) -> str:
     if precision != "auto":
         return precision
     if lacking is not None:
+        capable = next((gpu for gpu in gpus if gpu.has_bf16), None)
+        if capable is not None:
+            raise InvalidInput(
+                key="training.precision",
+                found=f"auto, which is bf16 on {capable.name} and fp32 on {lacking.name}",
+                rule="one precision for all trials of a run",
+                fix="set it to fp32, or hide GPUs with CUDA_VISIBLE_DEVICES",
+            )
         return "fp32"
     return "bf16" if gpus and all(gpu.has_bf16 for gpu in gpus) else "auto"
 
@@ -192,14 +204,21 @@ def _check_memory(
 ) -> None:
     """Raise `InvalidInput` if the estimated memory of a trial is more than its share of a GPU."""
     memory = min((gpu.memory_gib for gpu in gpus if gpu.memory_gib is not None), default=None)
-    dimensions = base_dimensions(experiment.base)
-    if memory is None or dimensions is None:
+    dimensions, parameters = base_dimensions(experiment.base), count_parameters(experiment.base)
+    if memory is None or parameters is None:
         return
     training = experiment.training
-    sequences = training.batch_tokens // training.seq_len
-    estimate = partial(_needed_gib, training, dimensions, in_bf16=in_bf16)
-    micro_batch = 1 if training.micro_batch == "auto" else min(training.micro_batch, sequences)
-    needed, least, available = estimate(micro_batch), estimate(1), gpu_share * memory
+    if dimensions is None:
+        needed = least = (STATE_BYTES * parameters + CONTEXT_BYTES) / 2**30
+        part = "for weights, gradients and optimizer alone"
+    else:
+        sequences = training.batch_tokens // training.seq_len
+        estimate = partial(_needed_gib, training, dimensions, in_bf16=in_bf16)
+        micro_batch = 1 if training.micro_batch == "auto" else min(training.micro_batch, sequences)
+        needed, least = estimate(micro_batch), estimate(1)
+        unit = "sequences" if micro_batch > 1 else "sequence"
+        part = f"with {micro_batch} {unit} per forward pass"
+    available = gpu_share * memory
     if needed <= available:
         return
     if least <= available:
@@ -208,13 +227,12 @@ def _check_memory(
         fix = f"set {KEY} to {_rounded_up(least / memory):g} or more"
     else:
         fix = "use a smaller proxy of the same family or a larger GPU"
-        if not training.recompute:
+        if dimensions is not None and not training.recompute:
             fix += ", or set training.recompute to true"
     raise InvalidInput(
         key=KEY,
         found=f"{gpu_share:g}, which is {available:.1f} of {memory:.1f} GiB",
-        rule=f"the memory of a trial, estimated at {needed:.1f} GiB with {micro_batch} "
-        f"sequence{'s' if micro_batch > 1 else ''} per forward pass",
+        rule=f"the memory of a trial, estimated at {needed:.1f} GiB {part}",
         fix=fix,
     )
 

@@ -25,6 +25,20 @@ ASSUMED_GPU, ASSUMED_GIB = "a GPU of 80 GB", 79.0
 """Where trials need a GPU and none is visible. An H100 of 80 GB has 79.1 GiB for programs."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class DeviceMemory:
+    """The memory of a device that a trial may use."""
+
+    available: float
+    """Bytes of the device, or of the trial's share of it."""
+    total: float
+    """Bytes of the whole device."""
+    name: str
+    """The device and the share of it, in words."""
+    larger_share: str
+    """What gives a trial more of the device."""
+
+
 @dataclass(frozen=True)
 class MemoryPlan:
     """The memory of a trial at the micro batch that it starts with."""
@@ -37,15 +51,17 @@ class MemoryPlan:
     """Sequences per forward pass; None if `step` is."""
     required: int
     """Bytes that the trial needs of the device, without those that are not known."""
-    available: float
-    """Bytes of the device, or of the trial's share of it."""
-    device: str
-    """The device, in words."""
+    device: DeviceMemory
 
     @property
     def fits(self) -> bool:
         """Whether what is known of the need is available."""
-        return self.required <= self.available
+        return self.required <= self.device.available
+
+    @property
+    def overhead(self) -> int:
+        """Bytes of `required` that training itself does not use."""
+        return self.required - self.states - (self.step.total if self.step else 0)
 
     def warnings(self, training: TrainingSection) -> list[str]:
         """Return a warning if the trial does not fit, with what helps."""
@@ -60,9 +76,13 @@ class MemoryPlan:
             fixes.insert(0, "training.recompute: true")
         if training.micro_batch not in ("auto", 1):
             fixes.insert(0, "training.micro_batch: auto")
+        device = self.device
+        if device.available < self.required <= device.total:
+            fixes.insert(0, device.larger_share)
         return [
-            f"a trial needs {self.required / GIB:.1f} GiB {need}, and has "
-            f"{self.available / GIB:.1f} GiB of {self.device}: use {' or '.join(fixes)}"
+            f"a trial needs {self.required / GIB:.1f} GiB {need}, and "
+            f"{device.available / GIB:.1f} GiB are available ({device.name}): "
+            f"use {' or '.join(fixes)}"
         ]
 
 
@@ -78,13 +98,13 @@ def plan_memory(experiment: Experiment, first: Recipe) -> MemoryPlan | None:
     """
     training, gpus = experiment.training, visible_gpus()
     share = resolve_devices(experiment.budget, gpus)
-    available, device = _available(experiment.budget, share, gpus)
+    device = _device_memory(experiment.budget, share, gpus)
     dimensions, parameters = base_dimensions(experiment.base), count_parameters(experiment.base)
     if dimensions is None:
         if parameters is None:
             return None
         states = STATE_BYTES * parameters
-        return MemoryPlan(states, None, None, states + CONTEXT_BYTES, available, device)
+        return MemoryPlan(states, None, None, states + CONTEXT_BYTES, device)
     may_use_bf16 = share > 0 and all(gpu.has_bf16 is not False for gpu in gpus)
     memory_of = partial(
         training_memory,
@@ -96,28 +116,36 @@ def plan_memory(experiment: Experiment, first: Recipe) -> MemoryPlan | None:
         isolated=not first.cross_documents,
     )
     if training.micro_batch == "auto":
-        micro_batch = halve_until_fitting(first.sequences, memory_of, available_bytes=available)
+        micro_batch = halve_until_fitting(
+            first.sequences, memory_of, available_bytes=device.available
+        )
     else:
         micro_batch = min(training.micro_batch, first.sequences)
     memory = memory_of(micro_batch=micro_batch)
-    return MemoryPlan(memory.states, memory.step, micro_batch, memory.required, available, device)
+    return MemoryPlan(memory.states, memory.step, micro_batch, memory.required, device)
 
 
-def _available(budget: Budget, share: float, gpus: Sequence[Gpu]) -> tuple[float, str]:
-    """Return the bytes that a trial has, and the device in words."""
+def _device_memory(budget: Budget, share: float, gpus: Sequence[Gpu]) -> DeviceMemory:
     if not share:
         trials = min(
             budget.trials,
             budget.concurrency or budget.trials,
             max(1, usable_cores() // budget.cpus_per_trial),
         )
-        return usable_memory() / trials, _part(1 / trials, "this machine")
+        total, name = usable_memory(), "this machine"
+        return DeviceMemory(
+            available=total / trials,
+            total=total,
+            name=name if trials == 1 else f"{name}, {trials} trials at a time",
+            larger_share="a lower budget.concurrency",
+        )
     known = [(gpu.memory_gib, gpu.name) for gpu in gpus if gpu.memory_gib is not None]
     # Not that of MIG instances, nor where GPU and CPU share theirs.
-    unknown = f"{gpus[0].name} (its memory is not known)" if gpus else ASSUMED_GPU
-    gigabytes, name = min(known, default=(ASSUMED_GIB, unknown))
-    return share * gigabytes * GIB, _part(share, name)
-
-
-def _part(share: float, device: str) -> str:
-    return device if share == 1 else f"{share:.3g} of {device}"
+    assumed = f"{ASSUMED_GPU}, assumed for {gpus[0].name}" if gpus else ASSUMED_GPU
+    gigabytes, name = min(known, default=(ASSUMED_GIB, assumed))
+    return DeviceMemory(
+        available=share * gigabytes * GIB,
+        total=gigabytes * GIB,
+        name=name if share == 1 else f"{share:g} of {name}",
+        larger_share="a larger budget.gpus_per_trial",
+    )

@@ -29,9 +29,9 @@ from sweepcp.scoring.scorecard import ItemScores
 from sweepcp.scoring.scorer import Scorer
 from sweepcp.search.trial_memory import GIB, TrialMemory
 from sweepcp.search.worker_io import WorkerSpec
-from sweepcp.training.device import open_device
+from sweepcp.training.device import is_out_of_memory, open_device
 from sweepcp.training.engine import PlainEngine, computes_in_bf16
-from sweepcp.training.isolation import check_isolation
+from sweepcp.training.isolation import ensure_isolation
 from sweepcp.training.loop import StepMetrics, run_training
 from sweepcp.training.process_group import ProcessGroup
 from sweepcp.util.memory import usable_memory
@@ -75,9 +75,10 @@ class TrialRunner:
         if spec.recompute:
             recompute_activations(self.model)
         with located(spec.model):
-            check_isolation(
+            ensure_isolation(
                 self.model,
                 group,
+                wanted=spec.attention,
                 seq_len=spec.scoring.seq_len,
                 packed=spec.scoring.packed,
             )
@@ -200,7 +201,9 @@ class TrialRunner:
             torch.cuda.reset_peak_memory_stats(self.device)
         try:
             yield from run_training(engine, recipe, stream, max_lr=self.spec.base.max_lr)
-        except torch.OutOfMemoryError:
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
             raise OutOfDeviceMemory(self._describe_shortage(recipe, engine.micro_batch)) from None
         finally:
             if engine.micro_batch < first:

@@ -72,5 +72,7 @@ def _boundaries(position_ids: np.ndarray) -> np.ndarray:
 def _to_device(array: np.ndarray, device: torch.device) -> torch.Tensor:
     tensor = torch.as_tensor(array)
     if device.type == "cuda":
-        return tensor.pin_memory().to(device, non_blocking=True)
+        # What has gaps, as inputs cut from rows of one more token, would be copied once more, to
+        # memory that is not pinned.
+        return tensor.contiguous().pin_memory().to(device, non_blocking=True)
     return tensor.to(device)

@@ -1,5 +1,6 @@
 """The DeepSpeed configuration of a full run."""
 
+import sys
 from typing import Any
 
 from sweepcp.config.recipe import Recipe
@@ -87,6 +88,24 @@ def zero_config(recipe: Recipe, target: Target, *, world_size: int) -> dict[str,
         # The same for their sum over micro batches.
         config |= {"bf16": {"enabled": True}, "data_types": {"grad_accum_dtype": "fp32"}}
     return _merge(config, target.deepspeed.stated())
+
+
+def config_of_process(config: dict[str, Any], *, world_size: int) -> dict[str, Any]:
+    """Return a configuration with what changes the speed of a run and not its numbers.
+
+    It is no part of a bundle's `ds_config.json`, which other trainers read, too.
+    """
+    # DeepSpeed's throughput timer waits for the GPU twice per micro batch; the run logs its own.
+    settings = config | {"timers": {"throughput": {"enabled": False}}}
+    zero = config["zero_optimization"]
+    copies = ("offload_param", "zero_quantized_weights", "stage3_allgather_sequential")
+    if world_size == 1 and not any(zero.get(key) for key in copies):
+        # The shard of the only process is the whole parameter, and a gathered parameter is a view
+        # of it. Fetching each one in every layer would wait for the GPU and save no memory.
+        settings["zero_optimization"] = zero | {
+            "stage3_param_persistence_threshold": sys.maxsize,
+        }
+    return settings
 
 
 def _offload_sections(target: Target) -> tuple[str, ...]:

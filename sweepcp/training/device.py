@@ -1,5 +1,7 @@
 """The device of a process, prepared for training and scoring."""
 
+import re
+
 import torch
 
 from sweepcp.errors import InvalidInput
@@ -7,6 +9,8 @@ from sweepcp.models.memory import CONTEXT_BYTES
 from sweepcp.util.gpus import Device
 
 CPU = torch.device("cpu")
+NO_MEMORY = re.compile(r"CUDA (driver )?error: out of memory|_STATUS_ALLOC_FAILED")
+"""Messages of CUDA and its libraries, whose own memory torch's allocator does not manage."""
 
 
 def open_device(device: Device, *, gpu_share: float = 1.0) -> torch.device:
@@ -30,10 +34,7 @@ def open_device(device: Device, *, gpu_share: float = 1.0) -> torch.device:
             fix="install a torch for the driver's version of CUDA, or set budget.gpus_per_trial "
             "to 0 to use CPUs",
         )
-    # TF32 has 10 bits of mantissa. Environment variables and other libraries may have switched it
-    # on, and cuDNN has it on by default.
-    torch.set_float32_matmul_precision("highest")
-    torch.backends.cudnn.allow_tf32 = False
+    switch_off_tf32()
     opened = torch.device("cuda")
     if gpu_share < 1:
         # The allocator does not count the context, of which each process has one.
@@ -41,3 +42,16 @@ def open_device(device: Device, *, gpu_share: float = 1.0) -> torch.device:
         context = CONTEXT_BYTES / total
         torch.cuda.set_per_process_memory_fraction(max(0.0, gpu_share - context))
     return opened
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Return whether an error means that the memory of the device is used up."""
+    return isinstance(error, torch.OutOfMemoryError) or bool(NO_MEMORY.search(str(error)))
+
+
+def switch_off_tf32() -> None:
+    """Make fp32 on a GPU fp32, in the products of this process."""
+    # TF32 has 10 bits of mantissa. Environment variables and other libraries may have switched it
+    # on, and cuDNN has it on by default.
+    torch.set_float32_matmul_precision("highest")
+    torch.backends.cudnn.allow_tf32 = False

@@ -1,5 +1,6 @@
 """Training on one device: AdamW with fp32 master weights, in micro batches that fit the memory."""
 
+import gc
 import logging
 from typing import Any
 
@@ -12,6 +13,7 @@ from sweepcp.config.recipe import Recipe
 from sweepcp.data.stream import Batch
 from sweepcp.errors import InvalidInput
 from sweepcp.training.batches import to_micro_batches
+from sweepcp.training.device import is_out_of_memory
 from sweepcp.training.loss import token_losses
 from sweepcp.training.process_group import ProcessGroup
 from sweepcp.util.gpus import BF16_CAPABILITY
@@ -88,8 +90,8 @@ class PlainEngine:
                     summed = token_losses(self.model, micro_batch).sum(1)
                 (summed.sum() / target_tokens).backward()
                 row_losses.append(summed.detach())
-        except torch.OutOfMemoryError:
-            if not self.halves or self.micro_batch == 1:
+        except RuntimeError as error:
+            if not is_out_of_memory(error) or not self.halves or self.micro_batch == 1:
                 raise
             return None
         return row_losses
@@ -97,6 +99,7 @@ class PlainEngine:
     def _halve_micro_batch(self) -> None:
         # Outside of the handler of the error, whose traceback refers to the activations.
         self.optimizer.zero_grad()
+        gc.collect()  # what a pass that was broken off left in cycles
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
             # The peak that a trial records is that of the size it was trained at.

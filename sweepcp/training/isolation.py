@@ -6,6 +6,7 @@ ignore positions; transformers does not report it. So a packed batch is compared
 documents alone, before anything is trained or scored.
 """
 
+import logging
 import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -16,13 +17,16 @@ import numpy as np
 import torch
 from transformers import PretrainedConfig, PreTrainedModel
 
+from sweepcp.config.types import Attention
 from sweepcp.data.stream import Batch, restarting_positions
 from sweepcp.errors import InvalidInput
 from sweepcp.models.attention import PACKED, attention_of, use_row_attention
 from sweepcp.training.batches import to_micro_batches
+from sweepcp.training.device import is_out_of_memory
 from sweepcp.training.loss import token_losses
 from sweepcp.training.process_group import ProcessGroup
 
+logger = logging.getLogger(__name__)
 Document = tuple[int, int, int]
 """A document of a packed batch: its row, its first position, and the one after its last."""
 
@@ -103,6 +107,42 @@ def check_isolation(
         probe.refuse(difference, bound=bound, error=_leaking)
 
 
+def ensure_isolation(
+    model: PreTrainedModel,
+    group: ProcessGroup,
+    *,
+    wanted: Attention,
+    seq_len: int,
+    packed: bool,
+) -> None:
+    """Check isolation, and have the model compute with sdpa if what `auto` chose does not pass.
+
+    Args:
+        model: See `check_isolation`.
+        group: The ranks.
+        wanted: The implementation of attention that was asked for.
+        seq_len: Tokens of a training sequence.
+        packed: Whether documents are to be separated.
+
+    Raises:
+        InvalidInput: What was asked for does not pass, or sdpa does not either.
+    """
+    try:
+        check_isolation(model, group, seq_len=seq_len, packed=packed)
+    except InvalidInput as error:
+        if wanted != "auto" or attention_of(model) not in PACKED:
+            raise
+        logger.warning(
+            "attention: sdpa in place of %s, which does not pass its check (%s)",
+            attention_of(model),
+            error.found,
+        )
+    else:
+        return
+    model.set_attn_implementation("sdpa")
+    check_isolation(model, group, seq_len=seq_len, packed=packed)
+
+
 class _Probe:
     """A batch of packed documents, and the losses of a model on it."""
 
@@ -137,10 +177,11 @@ class _Probe:
     def packed_losses(self, ids: np.ndarray, *, seed: int) -> np.ndarray:
         try:
             return _losses(self.model, self.group, ids, self.documents, seed=seed)
-        except torch.OutOfMemoryError:
-            raise
         except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
-            raise _unable(type(self.model).__name__, error) from error
+            # Of a GPU that has no memory left, or fails, no model is to blame.
+            if is_out_of_memory(error) or "CUDA error" in str(error):
+                raise
+            raise _unable(self.model, error) from error
 
     def losses_alone(self, shape: tuple[int, ...]) -> np.ndarray:
         losses = np.zeros(shape)
@@ -263,12 +304,14 @@ def _random(architecture: str, difference: float) -> InvalidInput:
     )
 
 
-def _unable(architecture: str, error: Exception) -> InvalidInput:
+def _unable(model: PreTrainedModel, error: Exception) -> InvalidInput:
+    attention = attention_of(model)
+    others = f"set the attention to sdpa in place of {attention}, or " * (attention in PACKED)
     return InvalidInput(
         key="model_type",
-        found=f"{architecture}: {type(error).__name__}: {error}",
+        found=f"{type(model).__name__}: {type(error).__name__}: {error}",
         rule="a model that computes logits from token ids alone",
-        fix="use another model",
+        fix=f"{others}use another model",
     )
 
 

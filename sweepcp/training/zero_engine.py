@@ -10,7 +10,6 @@ import logging
 import os
 import warnings
 from collections.abc import Iterable, Iterator
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -32,11 +31,13 @@ from sweepcp.models.checkpoint import MatchedTensor, match_tensors
 from sweepcp.models.files import SafetensorsFile, read_config
 from sweepcp.models.randomness import format_settings, random_settings
 from sweepcp.training.batches import to_micro_batches
+from sweepcp.training.deepspeed_config import config_of_process
+from sweepcp.training.device import switch_off_tf32
 from sweepcp.training.engine import build_adamw, copy_to_host
-from sweepcp.training.isolation import check_isolation
+from sweepcp.training.isolation import ensure_isolation
 from sweepcp.training.launcher import LaunchedProcess, set_rendezvous_environment
 from sweepcp.training.loss import token_losses
-from sweepcp.training.process_group import ProcessGroup
+from sweepcp.training.process_group import FILES_TIMEOUT, ProcessGroup
 from sweepcp.training.sharded_weights import (
     read_weights,
     refuse_converted,
@@ -49,13 +50,6 @@ from sweepcp.util.parallel import threads_per_rank
 logger = logging.getLogger(__name__)
 MOMENTS = ("exp_avg", "exp_avg_sq")
 """What torch's AdamW keeps per element besides the weight."""
-COLLECTIVE_TIMEOUT = timedelta(hours=3)
-"""How long a rank waits for the others in a collective before the run ends. One rank fetches the
-model, hashes the token stores and verifies checkpoints while the others wait: 2 TB at 200 MB/s take
-2.8 hours. DeepSpeed's own limit is 10 minutes."""
-RUNTIME_SETTINGS = {"timers": {"throughput": {"enabled": False}}}
-"""What the engine adds to the configuration of a bundle: DeepSpeed's throughput timer waits for the
-GPU twice per micro batch, and the run logs its own throughput."""
 
 
 def join_process_group(device: str) -> ProcessGroup:
@@ -74,6 +68,7 @@ def join_process_group(device: str) -> ProcessGroup:
         return ProcessGroup(rank=rank, world_size=world_size, local_rank=process.local_rank)
     local = torch.device("cuda", process.gpu_index(torch.cuda.device_count()) or 0)
     torch.cuda.set_device(local)
+    switch_off_tf32()
     # DeepSpeed takes LOCAL_RANK for the index of the GPU, which is 0 for every task that sees its
     # own GPU alone.
     os.environ["LOCAL_RANK"] = str(local.index)
@@ -118,7 +113,7 @@ def _meet(process: LaunchedProcess, backend: str) -> None:
     import deepspeed
 
     try:
-        deepspeed.init_distributed(backend, timeout=COLLECTIVE_TIMEOUT)
+        deepspeed.init_distributed(backend, timeout=FILES_TIMEOUT)
     except (torch.distributed.DistStoreError, torch.distributed.DistNetworkError) as error:
         place = f"MASTER_ADDR {os.environ['MASTER_ADDR']}, MASTER_PORT {os.environ['MASTER_PORT']}"
         raise WorkLost(
@@ -179,12 +174,13 @@ class ZeroEngine:
         self.engine, self.optimizer, *_ = deepspeed.initialize(
             model=self.model,
             optimizer=build_adamw(self.model, recipe),
-            config=config | RUNTIME_SETTINGS,
+            config=config_of_process(config, world_size=group.world_size),
         )
         with located(folder):
-            check_isolation(
+            ensure_isolation(
                 self.model,
                 group,
+                wanted=attention,
                 seq_len=recipe.seq_len,
                 packed=not recipe.cross_documents,
             )

@@ -4,7 +4,7 @@ import logging
 import os
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from typing import Literal
@@ -14,6 +14,8 @@ logger = logging.getLogger(__name__)
 QUERY = ("--query-gpu=index,uuid,name,memory.total,compute_cap", "--format=csv,noheader,nounits")
 ANSWER_SECONDS = 60.0
 """A driver that is not kept loaded takes seconds to answer."""
+SHOWN_CHARACTERS = 200
+"""How much is shown of an answer that is none."""
 BF16_CAPABILITY = (8, 0)
 """Compute capability from which a GPU computes in bf16: Ampere's."""
 
@@ -48,7 +50,7 @@ def visible_gpus() -> tuple[Gpu, ...]:
     if program is None or (allowed is not None and not allowed.strip()):
         return ()
     listed = _listed_gpus(program)
-    return tuple(listed.values()) if allowed is None else tuple(_allowed_gpus(listed, allowed))
+    return tuple(listed.values()) if allowed is None else _allowed_gpus(program, allowed)
 
 
 @cache
@@ -64,23 +66,38 @@ def _listed_gpus(program: str) -> dict[tuple[str, str], Gpu]:
             timeout=ANSWER_SECONDS,
         ).stdout
     except (OSError, subprocess.SubprocessError) as error:
-        reason = getattr(error, "stdout", None) or getattr(error, "stderr", None) or error
-        logger.warning("no GPU is used: nvidia-smi failed (%s)", " ".join(str(reason).split()))
+        reason: object = f"no answer in {ANSWER_SECONDS:g} s"
+        if not isinstance(error, subprocess.TimeoutExpired):
+            reason = getattr(error, "stdout", None) or getattr(error, "stderr", None) or error
+        logger.warning("no GPU is used: nvidia-smi failed (%s)", _one_line(reason))
         return {}
     gpus = {}
     for line in answer.splitlines():
         cells = [cell.strip() for cell in line.split(",")]
-        if len(cells) >= 5:
+        if len(cells) >= 5 and cells[0].isdecimal():
             # A name may hold commas.
             index, uuid, *names, memory, capability = cells
             name = ", ".join(names)
             gpus[index, uuid] = Gpu(name, _gib(memory), _capability(capability))
+    if not gpus and answer.strip():
+        logger.warning("no GPU is used: nvidia-smi lists none (%s)", _one_line(answer))
     return gpus
 
 
-def _allowed_gpus(listed: dict[tuple[str, str], Gpu], allowed: str) -> Iterator[Gpu]:
-    """Yield GPUs in the order of CUDA_VISIBLE_DEVICES, of which CUDA reads indices and UUIDs."""
-    for entry in (part.strip() for part in allowed.split(",")):
+@cache
+def _allowed_gpus(program: str, allowed: str) -> tuple[Gpu, ...]:
+    """Return GPUs in the order of CUDA_VISIBLE_DEVICES; none if it names one twice, as CUDA."""
+    entries = [entry.strip() for entry in allowed.split(",")]
+    gpus = tuple(_named_gpus(_listed_gpus(program), entries))
+    if len(set(entries[: len(gpus)])) == len(gpus):
+        return gpus
+    logger.warning("no GPU is used: CUDA_VISIBLE_DEVICES names one twice (%s)", _one_line(allowed))
+    return ()
+
+
+def _named_gpus(listed: dict[tuple[str, str], Gpu], entries: Iterable[str]) -> Iterator[Gpu]:
+    """Yield GPUs by index or UUID, up to the first entry that names none."""
+    for entry in entries:
         if entry.startswith("MIG-"):
             # `nvidia-smi` lists whole GPUs only; an instance of one has a part of its memory.
             capability = next((gpu.capability for gpu in listed.values()), None)
@@ -95,6 +112,10 @@ def _allowed_gpus(listed: dict[tuple[str, str], Gpu], allowed: str) -> Iterator[
         if len(found) != 1:
             return  # CUDA ignores what follows an entry that it does not know
         yield found[0]
+
+
+def _one_line(reason: object) -> str:
+    return repr(" ".join(str(reason).split())[:SHOWN_CHARACTERS])[1:-1]
 
 
 def _gib(text: str) -> float | None:

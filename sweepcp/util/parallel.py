@@ -271,5 +271,5 @@ def task_result(reference: Any) -> Any:
     except ray.exceptions.RayTaskError as error:
         raise error.cause from error
     except ray.exceptions.RayError as error:
-        reason = str(error).splitlines()[0]
-        raise WorkLost(f"a task on the Ray cluster was lost: {reason}") from None
+        reason = str(error).splitlines()[0].rstrip(".")
+        raise WorkLost(f"the process of a Ray task was lost ({reason})") from None

@@ -31,13 +31,15 @@ from tests.make import recipe
 group = join_process_group("cpu")
 config = {"train_batch_size": 2, "train_micro_batch_size_per_gpu": 2}
 config |= {"gradient_accumulation_steps": 1, "zero_optimization": {"stage": 3}}
+config["zero_optimization"]["stage3_param_persistence_threshold"] = 0
 config |= {"zero_force_ds_cpu_optimizer": False, "steps_per_print": 1 << 30}
 for folder in sys.argv[1:]:
     try:
         settings = recipe(seq_len=32, batch_tokens=64, tokens=640)
         shards = read_shards(Path(folder))
-        ZeroEngine(shards, settings, config, group, attention="sdpa", recompute=False)
-        print("RESULT loaded", flush=True)
+        engine = ZeroEngine(shards, settings, config, group, attention="sdpa", recompute=False)
+        stay = all(weight.ds_persist for weight in engine.model.parameters())
+        print("RESULT loaded", "and gathered once" if stay else "", flush=True)
     except InvalidInput as error:
         print("RESULT", repr(str(error)), flush=True)
 """
@@ -87,7 +89,7 @@ def test_a_full_run_refuses_what_trials_refuse_and_for_the_same_reason(tmp_path:
         with pytest.raises(InvalidInput) as caught:
             check_model_files(folder)
         assert result == repr(str(caught.value))
-    assert results[2] == "loaded"
+    assert results[2] == "loaded and gathered once"
     assert "packed documents" in results[3]
     assert "cross_documents: true" in results[3]
 

@@ -1,5 +1,6 @@
 """Implementations of attention: documents packed and alone, the rule of `auto`, and refusals."""
 
+import logging
 import sys
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -16,6 +17,7 @@ from transformers import (
     PreTrainedModel,
 )
 from transformers.initialization import no_init_weights
+from transformers.models.llama.modeling_llama import repeat_kv
 
 from sweepcp.config import attention as config_attention
 from sweepcp.config.attention import check_attention
@@ -240,7 +242,16 @@ def test_the_kernel_gets_the_dtype_of_autocast(monkeypatch: pytest.MonkeyPatch):
     model = build("llama", "varlen")
     with torch.autocast("cpu", dtype=torch.bfloat16):
         losses(model, packed_batch(tokens=TOKENS))
-    assert seen == [{torch.bfloat16}] * 2
+        # Where values are normalised, they are in fp32, too.
+        AttentionInterface()["varlen"](model, *torch.zeros(3, 1, 2, 4, 8), None, **ARGUMENTS)
+    assert seen == [{torch.bfloat16}] * 3
+
+
+def test_heads_are_repeated_as_transformers_does():
+    """For a torch whose kernel needs as many heads of keys as of queries."""
+    tensor = torch.randn(5, 3, 8)
+    expected = repeat_kv(tensor.transpose(0, 1)[None], 2)[0].transpose(0, 1)
+    assert torch.equal(models_attention._repeat_heads(tensor, 2), expected)
 
 
 attend: Any = AttentionInterface()["varlen"]
@@ -277,6 +288,8 @@ def test_values_may_be_shorter_than_keys():
 def find_flash(monkeypatch: pytest.MonkeyPatch, *, installed: bool) -> None:
     found = SimpleNamespace() if installed else None
     monkeypatch.setattr(config_attention, "find_spec", lambda name: found)
+    if installed:
+        monkeypatch.setattr(models_attention, "_flash_attn_kernel", lambda: None)
 
 
 LLAMA = AutoConfig.for_model("llama", **SIZES)
@@ -301,6 +314,19 @@ def test_auto_is_the_first_that_can_run(
 ):
     find_flash(monkeypatch, installed=installed)
     assert resolve_attention("auto", LLAMA, device=device, in_bf16=in_bf16) == expected
+
+
+def test_a_flash_attn_that_cannot_be_imported_is_not_chosen(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    """As one that was built for another torch, or the package of another version."""
+    monkeypatch.setattr(config_attention, "find_spec", lambda name: SimpleNamespace())
+    monkeypatch.setitem(sys.modules, "flash_attn", ModuleType("flash_attn"))
+    with caplog.at_level(logging.WARNING):
+        assert resolve_attention("auto", LLAMA, device=CUDA, in_bf16=True) == "varlen"
+    assert "cannot import name 'flash_attn_varlen_func'" in caplog.text
+    with pytest.raises(InvalidInput, match="flash-attn cannot be imported"):
+        resolve_attention("flash_attention_2", LLAMA, device=CUDA, in_bf16=True)
 
 
 @pytest.mark.parametrize(

@@ -63,6 +63,28 @@ def test_pretraining_has_the_threads_of_a_trial_and_a_whole_gpu(
     assert tasks == [{"cpus": 3, "gpus": gpus, "ends_process": True}]
 
 
+@pytest.mark.usefixtures("tasks")
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("2 GiB"), RuntimeError("another")])
+def test_a_base_that_does_not_fit_the_gpu_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: RuntimeError
+):
+    def pretrain(*_: Any, **__: Any) -> Iterator[StepMetrics]:
+        yield METRICS
+        raise error
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch, "set_num_threads", lambda _: None)
+    monkeypatch.setattr(pretraining, "pretrain_base", pretrain)
+    monkeypatch.setattr(base_model, "pretrained_path", lambda *_: tmp_path)
+    with pytest.raises((InvalidInput, RuntimeError)) as raised:
+        find_or_pretrain_base(experiment(), {}, {}, device="cuda", progress=NoProgress())
+    if isinstance(error, torch.OutOfMemoryError):
+        assert isinstance(raised.value, InvalidInput)
+        assert raised.value.key == "base.pretrain.config"
+    else:
+        assert raised.value is error
+
+
 def test_a_base_in_the_cache_needs_no_task(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tasks: list[dict[str, Any]]
 ):
@@ -71,6 +93,21 @@ def test_a_base_in_the_cache_needs_no_task(
     check_base(experiment(), {}, device="cuda")
     find_or_pretrain_base(experiment(), {}, {}, device="cuda", progress=NoProgress())
     assert not tasks
+
+
+@pytest.mark.parametrize(("device", "visible"), [("cpu", ""), ("cuda", "0")])
+def test_the_check_opens_the_device_of_trials(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    tasks: list[dict[str, Any]],
+    device: Device,
+    visible: str,
+):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(base_model, "pretrained_path", lambda *_: tmp_path)
+    check_base(experiment(), {}, device=device)
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == visible
+    assert len(tasks) == 1
 
 
 def test_a_torch_without_cuda_is_found_by_the_check(

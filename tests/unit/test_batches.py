@@ -1,5 +1,6 @@
 """A batch on the device: its cuts, the boundaries of its documents, and how it gets there."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -46,7 +47,14 @@ def test_to_a_gpu_it_is_copied_once_from_pinned_memory_without_waiting(
 ):
     copies: list[dict[str, Any]] = []
 
+    batch = packed_batch()
+    # As streams do, which read the token after a sequence, too.
+    rows = np.concatenate([batch.input_ids, batch.targets[:, -1:]], axis=1)
+    batch = replace(batch, input_ids=rows[:, :-1])
+
     def pin(tensor: torch.Tensor) -> SimpleNamespace:
+        assert tensor.is_contiguous()
+
         def copy(device: torch.device, **settings: Any) -> torch.Tensor:
             copies.append({"device": device.type} | settings)
             return tensor
@@ -54,7 +62,7 @@ def test_to_a_gpu_it_is_copied_once_from_pinned_memory_without_waiting(
         return SimpleNamespace(to=copy)
 
     monkeypatch.setattr(torch.Tensor, "pin_memory", pin)
-    to_micro_batches(packed_batch(), rows=1, device=torch.device("cuda"))
+    to_micro_batches(batch, rows=1, device=torch.device("cuda"))
     assert copies == [{"device": "cuda", "non_blocking": True}] * 4
     assert batches.to_micro_batch(packed_batch(), device=CPU).longest == 20
     assert len(copies) == 4

@@ -16,6 +16,8 @@ from sweepcp.data.documents import Document
 from sweepcp.data.shards import RecordLocation
 from sweepcp.data.source_files import resolve_source
 from sweepcp.data.token_store import TokenStore
+from sweepcp.training import device as device_module
+from sweepcp.util.gpus import Device
 from sweepcp.util.progress import NoProgress
 from tests.make import experiment, jsonl, source
 
@@ -132,3 +134,20 @@ def test_the_share_of_a_language_needs_a_two_letter_code_and_a_sample(tmp_path: 
     assert share("fr", en=3, de=1) == 0.0
     assert share("python", en=3) is None
     assert share("en") is None
+
+
+class Opened(Exception):
+    """Raised in place of opening a device."""
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_the_base_is_scored_on_the_device_that_is_asked_for(
+    monkeypatch: pytest.MonkeyPatch, device: Device
+):
+    def open_device(device: str) -> None:
+        raise Opened(device)
+
+    monkeypatch.setattr(device_module, "open_device", open_device)
+    monkeypatch.setattr(check, "_available_base", lambda *_: "a model")
+    with pytest.raises(Opened, match=device):
+        check._measure_base_loss(experiment(), {}, [], device=device, progress=NoProgress())

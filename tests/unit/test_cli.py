@@ -210,7 +210,7 @@ def test_plan_shows_the_budget_and_warnings(
         "3e-05",
         "350,000,000,000 planned",
         "9.7e+18 FLOPs",
-        "GiB per trial, estimated, of the",
+        "67.4 GiB per trial, estimated; 79.0 GiB available (a GPU of 80 GB)",
         "not a commit",
     ):
         assert part in text

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 import typing
 from pathlib import Path
 from types import SimpleNamespace
@@ -27,7 +28,7 @@ from sweepcp.promote.candidate import candidate_from_publication
 from sweepcp.promote.estimates import estimate_memory
 from sweepcp.promote.translate import promote
 from sweepcp.training import zero_engine
-from sweepcp.training.deepspeed_config import check_deepspeed, zero_config
+from sweepcp.training.deepspeed_config import check_deepspeed, config_of_process, zero_config
 from sweepcp.training.process_group import ALONE
 from sweepcp.training.zero_engine import ZeroEngine
 from tests.make import recipe, target_content, write_bundle
@@ -316,3 +317,28 @@ def test_quantised_weights_are_an_assumption(tmp_path: Path):
     bundle = promote(candidate, made, file=file, out=tmp_path / "bundle")
     (sentence,) = [text for text in bundle.assumptions if "quantized" in text]
     assert sentence.startswith("zero_quantized_weights: weights are gathered in 8 bits")
+
+
+@pytest.mark.parametrize(
+    ("world_size", "offload", "zero", "stays"),
+    [
+        (1, "none", {}, True),
+        (1, "optimizer", {}, True),
+        (2, "none", {}, False),
+        (1, "all", {}, False),
+        (1, "none", {"zero_quantized_weights": True}, False),
+        (1, "none", {"stage3_allgather_sequential": True}, False),
+    ],
+)
+def test_a_single_process_fetches_its_weights_once_where_that_copies_nothing(
+    tmp_path: Path, world_size: int, offload: str, zero: dict[str, object], *, stays: bool
+):
+    made = target(tmp_path, {"zero_optimization": zero}, compute={"offload": offload})
+    config = zero_config(recipe(), made, world_size=world_size)
+    used = config_of_process(config, world_size=world_size)
+    key = "stage3_param_persistence_threshold"
+    assert used["zero_optimization"][key] == (sys.maxsize if stays else 100_000)
+    assert config["zero_optimization"][key] == 100_000
+    assert used | {"zero_optimization": config["zero_optimization"]} == config | {
+        "timers": {"throughput": {"enabled": False}}
+    }

@@ -1,6 +1,7 @@
 """What trials compute on, how many have room, and what is refused before anything is started."""
 
 import sys
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,9 @@ from sweepcp.errors import InvalidInput
 from sweepcp.models.base import base_dimensions
 from sweepcp.models.memory import training_memory
 from sweepcp.runs.run_folder import read_run
-from sweepcp.search import rescore, search
+from sweepcp.search import ray_driver, rescore, search
 from sweepcp.search.devices import (
+    KEY,
     Node,
     TrialSlots,
     check_devices,
@@ -149,6 +151,37 @@ def test_a_micro_batch_of_an_earlier_run_is_read():
     assert experiment("training.micro_batch=3").training.micro_batch == 3
 
 
+@pytest.mark.parametrize(
+    ("address", "options", "gpus"),
+    [
+        (None, {"num_gpus": 2}, (Gpu("Tesla T4", 15.0, (7, 5)),) * 2),
+        # Of the GPUs of a cluster, Ray knows the number and the type.
+        ("head:6379", {}, (Gpu("L4", None, None),) * 2),
+    ],
+)
+def test_a_search_has_the_gpus_of_this_machine_or_of_the_cluster(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    address: str | None,
+    options: dict[str, int],
+    gpus: tuple[Gpu, ...],
+):
+    seen: list[dict[str, Any]] = []
+
+    def connect(_: str | None, **options: Any) -> AbstractContextManager[None]:
+        seen.append(options)
+        return nullcontext()
+
+    resources = {"CPU": 8.0, "GPU": 2.0, "accelerator_type:L4": 1.0}
+    nodes = [{"Alive": alive, "Resources": resources} for alive in (True, False)]
+    install_nvidia_smi(tmp_path, monkeypatch, T4_CARD, T4_CARD)
+    monkeypatch.setattr(ray_driver, "ray_connection", connect)
+    monkeypatch.setattr("ray.nodes", lambda: nodes)
+    with ray_driver.ray_cluster(address, budget(gpus_per_trial=0.25)) as slots:
+        assert slots == TrialSlots(0.25, 8, gpus)
+    assert seen == [options]
+
+
 def checked(*changes: str, gpus: tuple[Gpu, ...]) -> list[str]:
     return check_devices(experiment(*changes), gpus)
 
@@ -187,6 +220,8 @@ FLASH = "training.attention=flash_attention_2"
         ([FLASH, "training.precision=fp32"], (H100,), "training.attention", "bf16"),
         ([FLASH], (T4,), "training.attention", "auto"),
         (["training.precision=bf16"], (H100, T4), "training.precision", "fp32 or auto"),
+        # Workers of two precisions do not share a run.
+        ([], (T4, UNKNOWN, H100), "training.precision", "set it to fp32, or hide"),
     ],
 )
 def test_what_the_devices_cannot_do_is_refused(
@@ -246,6 +281,18 @@ def test_a_trial_that_no_share_holds_needs_another_card():
     assert "training.recompute" in refusal(LARGE, gpus=(tiny,)).fix
     error = refusal(LARGE, "training.recompute=true", gpus=(tiny,))
     assert error.fix == "use a smaller proxy of the same family or a larger GPU"
+
+
+def test_of_a_base_without_dimensions_the_weights_must_fit():
+    sized = ["base.pretrain=null", "base.hub=a/b", "base.revision=main"]
+    sized += ["budget.gpus_per_trial=0.5"]
+    large, medium = (f"base.parameters={count}" for count in (8_030_261_248, 3_000_000_000))
+    error = refusal(*sized, large, gpus=(H100,))
+    assert error.rule.endswith("120.2 GiB for weights, gradients and optimizer alone")
+    assert error.fix == "use a smaller proxy of the same family or a larger GPU"
+    assert refusal(*sized, medium, gpus=(H100,)).fix == f"set {KEY} to 1 or more"
+    assert checked(*sized, medium, gpus=(Gpu("A", 91.0, (9, 0)),)) == []
+    assert checked(*sized, gpus=(H100,)) == []
 
 
 def test_memory_that_is_not_known_is_not_compared():
@@ -318,6 +365,9 @@ def test_commands_without_trials_follow_the_budget(
 ):
     install_nvidia_smi(tmp_path, monkeypatch, H100_CARD)
     assert local_device(budget(gpus_per_trial=asked)) == device
+    # Corpora may be checked on a machine without GPUs.
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert local_device(budget(gpus_per_trial=asked)) == "cpu"
 
 
 class Opened(Exception):

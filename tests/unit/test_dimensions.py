@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     Gemma3Config,
     Gemma3ForConditionalGeneration,
@@ -16,6 +17,7 @@ from transformers import (
 
 from sweepcp.config.target import load_target
 from sweepcp.errors import InvalidInput
+from sweepcp.models.architecture import built_dimensions, empty_model
 from sweepcp.models.dimensions import read_dimensions
 from sweepcp.models.loading import byte_tokenizer
 from sweepcp.promote.bundle import load_bundle
@@ -101,7 +103,7 @@ def test_sizes_of_the_language_model_are_read_from_its_section(tmp_path: Path):
     model = gemma3()
     folder = saved(model, tmp_path / "gemma3")
     dimensions = read_dimensions(folder)
-    assert {name: getattr(dimensions, name) for name in TEXT} == TEXT | {"head_dim": None}
+    assert {name: getattr(dimensions, name) for name in TEXT} == TEXT
     assert dimensions.model_type == "gemma3"
     loaded = AutoModelForCausalLM.from_pretrained(folder)
     assert dimensions.parameter_count == sum(p.numel() for p in loaded.parameters())
@@ -118,6 +120,13 @@ def test_values_that_only_transformers_knows_are_read_by_it(tmp_path: Path):
     del content["text_config"]["max_position_embeddings"]
     (folder / "config.json").write_text(json.dumps(content))
     assert read_dimensions(folder).max_position_embeddings == 131_072
+
+
+def test_the_size_of_heads_is_that_of_the_configuration():
+    """Heads of Qwen 3 and Gemma 3 together are larger than the residual stream."""
+    config = AutoConfig.for_model("qwen3", **TEXT | {"head_dim": 24})
+    assert built_dimensions(empty_model(config)).head_dim == 24
+    assert built_dimensions(gpt2()).head_dim is None
 
 
 @pytest.mark.parametrize("make_model", [gpt2, gemma3])

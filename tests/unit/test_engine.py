@@ -1,6 +1,8 @@
 """Steps on one device: micro batches, shortage of memory, what is read from the device."""
 
 import logging
+import weakref
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -120,6 +122,69 @@ def test_a_failed_pass_leaves_no_gradient_behind(monkeypatch: pytest.MonkeyPatch
     assert torch.equal(model.lm_head.weight, whole.lm_head.weight)
 
 
+@pytest.mark.parametrize(
+    ("error", "halved"),
+    [
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate`"), True),
+        (torch.AcceleratorError("CUDA error: out of memory"), True),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_EXECUTION_FAILED when calling `cublas`"), False),
+        (torch.AcceleratorError("CUDA error: an illegal memory access was encountered"), False),
+    ],
+)
+def test_memory_that_runs_out_outside_of_the_allocator_counts(
+    monkeypatch: pytest.MonkeyPatch, error: Exception, halved: bool
+):
+    def compute(model: Any, micro_batch: Any) -> torch.Tensor:
+        if len(micro_batch.input_ids) > 1:
+            raise error
+        return token_losses(model, micro_batch)
+
+    monkeypatch.setattr(engine_module, "token_losses", compute)
+    engine = PlainEngine(small_model(), SETTINGS, micro_batch=2, precision="fp32", halves=True)
+    if halved:
+        take_step(engine)
+    else:
+        with pytest.raises(type(error)):
+            take_step(engine)
+    assert engine.micro_batch == (1 if halved else 2)
+
+
+def test_on_a_gpu_cached_memory_is_returned_and_the_peak_begins_again(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    """The peak that a trial records is that of the size it was trained at."""
+    calls: list[str] = []
+    for name in ("empty_cache", "reset_peak_memory_stats"):
+        monkeypatch.setattr(torch.cuda, name, partial(calls.append, name))
+    engine = PlainEngine(small_model(), SETTINGS, micro_batch=3, precision="fp32", halves=True)
+    engine._halve_micro_batch()
+    assert calls == []
+    engine.device = torch.device("cuda")
+    engine._halve_micro_batch()
+    assert calls == ["empty_cache", "reset_peak_memory_stats"]
+
+
+def test_memory_of_a_failed_pass_is_free_when_the_step_is_repeated(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    """Also where objects refer to each other, as frames and errors may."""
+    freed: list[bool] = []
+
+    class Activations:
+        def __init__(self) -> None:
+            self.itself = self
+
+    def compute(model: Any, micro_batch: Any) -> torch.Tensor:
+        if len(micro_batch.input_ids) > 1:
+            weakref.finalize(Activations(), freed.append, True)
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        assert freed
+        return token_losses(model, micro_batch)
+
+    monkeypatch.setattr(engine_module, "token_losses", compute)
+    take_step(PlainEngine(small_model(), SETTINGS, micro_batch=2, precision="fp32", halves=True))
+
+
 @pytest.mark.parametrize(("fits", "halves", "passes"), [(0, True, [3, 2, 1]), (2, False, [3])])
 def test_what_cannot_be_halved_is_an_error(
     monkeypatch: pytest.MonkeyPatch, fits: int, halves: bool, passes: list[int]
@@ -166,6 +231,20 @@ def test_a_step_reads_its_results_at_once(monkeypatch: pytest.MonkeyPatch, preci
     assert losses.dtype == np.float64
     assert losses.sum() > 0
     assert grad_norm > 0
+
+
+@pytest.mark.parametrize(
+    ("precision", "dtype"),
+    [("fp32", torch.float32), ("auto", torch.float32), ("bf16", torch.bfloat16)],
+)
+def test_the_forward_pass_computes_in_the_precision(precision: str, dtype: torch.dtype):
+    """Losses and gradients are fp32 in both."""
+    model = small_model()
+    seen = []
+    model.lm_head.register_forward_hook(lambda module, inputs, logits: seen.append(logits.dtype))
+    take_step(PlainEngine(model, SETTINGS, micro_batch=None, precision=precision))
+    assert seen == [dtype]
+    assert model.lm_head.weight.dtype == torch.float32
 
 
 class Recorder(torch.nn.Module):

@@ -314,11 +314,15 @@ def test_documents_are_isolated_unless_the_recipe_says_otherwise(
     for key in ("--reset-position-ids", "--reset-attention-mask", "--eod-mask-loss"):
         assert written[key] is not crosses
     stated = {}
-    for trainer in ("axolotl", "llama-factory"):
+    for trainer in ("axolotl", "llama-factory", "megatron-lm"):
         plan = TRAINERS[trainer].make_export_plan(make_input(loaded, Path("/export")))
         stated[trainer] = "attention" in {difference.fact for difference in plan.differences}
-    # Axolotl always isolates documents, LLaMA-Factory never.
-    assert stated == {"axolotl": crosses, "llama-factory": not crosses}
+    # Axolotl always isolates documents; LLaMA-Factory and Megatron-LM never do.
+    assert stated == {
+        "axolotl": crosses,
+        "llama-factory": not crosses,
+        "megatron-lm": not crosses,
+    }
 
 
 def test_a_source_without_a_share_is_no_part_of_the_blend(short: LoadedBundle):

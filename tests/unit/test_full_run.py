@@ -6,11 +6,14 @@ import shutil
 import signal
 import sys
 from collections.abc import Callable, Iterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
+import torch.distributed as dist
 
 from sweepcp.cli import main
 from sweepcp.data.stream import Batch, MixtureStream
@@ -19,7 +22,7 @@ from sweepcp.full_run import ending, run
 from sweepcp.full_run.preflight import fetch_model_files, stores_of_bundle
 from sweepcp.full_run.ray_launcher import ending_error
 from sweepcp.promote.bundle import LoadedBundle, load_bundle
-from sweepcp.training.process_group import ProcessGroup
+from sweepcp.training.process_group import FILES_TIMEOUT, STEPS_TIMEOUT, ProcessGroup
 from tests.fake_full_run import FakeEngine, FakeScorer, FakeSpec, Script
 from tests.integration.conftest import metrics
 from tests.make import write_bundle
@@ -442,3 +445,63 @@ def test_a_run_that_spikes_too_often_diverges(make_bundle, script, tmp_path):
     with pytest.raises(Diverged, match=r"step 9: loss 5\.0000"):
         run.full_run(bundle, tmp_path)
     assert (script.steps, read_ending(tmp_path)) == (11, (3, 9))
+
+
+# How long processes wait for each other.
+
+
+def test_steps_have_a_shorter_timeout_than_files(make_bundle, script, tmp_path, monkeypatch):
+    """A process that hangs in a step costs the others less time than reading files may take."""
+    limits: dict[str, set[timedelta]] = {}
+    limit = [FILES_TIMEOUT]
+
+    class Timed(ProcessGroup):
+        def set_timeout(self, timeout: timedelta) -> None:
+            limit[0] = timeout
+
+    def note_limit(place: Any, name: str) -> None:
+        function = getattr(place, name)
+
+        def call(*arguments: Any, **options: Any) -> Any:
+            limits.setdefault(name, set()).add(limit[0])
+            return function(*arguments, **options)
+
+        monkeypatch.setattr(place, name, call)
+
+    monkeypatch.setattr(run, "join_process_group", lambda _: Timed())
+    for name in ("save_checkpoint", "find_checkpoint", "read_checkpoint"):
+        note_limit(run, name)
+    for name in ("step", "save_weights"):
+        note_limit(FakeEngine, name)
+    bundle = make_bundle(spikes=SPIKES, checkpoints={"every": 4})
+    script.loss = lambda _: 5.0 if script.steps == 11 else 1.0
+    assert train(monkeypatch, bundle, tmp_path / "run") == 0
+    assert limits.pop("step") == {STEPS_TIMEOUT}
+    files = ("save_checkpoint", "find_checkpoint", "read_checkpoint", "save_weights")
+    assert limits == {name: {FILES_TIMEOUT} for name in files}
+    assert STEPS_TIMEOUT < FILES_TIMEOUT
+
+
+def test_a_timeout_holds_for_every_group_of_processes(tmp_path: Path):
+    """DeepSpeed reduces gradients in a group of its own. A rank that is behind is waited for."""
+    before: list[timedelta] = []
+
+    class Waiting(ProcessGroup):
+        def barrier(self) -> None:
+            backend = dist.group.WORLD._get_backend(torch.device("cpu"))
+            before.append(backend.options._timeout)
+            super().barrier()
+
+    dist.init_process_group(
+        "gloo", rank=0, world_size=1, init_method=f"file://{tmp_path}/store", timeout=FILES_TIMEOUT
+    )
+    try:
+        groups = [dist.group.WORLD, dist.new_group([0])]
+        Waiting(world_size=2).set_timeout(timedelta(minutes=7))
+        assert before == [FILES_TIMEOUT]
+        for group in groups:
+            backend = group._get_backend(torch.device("cpu"))
+            assert backend.options._timeout == timedelta(minutes=7)
+    finally:
+        dist.destroy_process_group()
+    ProcessGroup().set_timeout(timedelta(minutes=7))  # a single process needs no group

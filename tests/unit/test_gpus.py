@@ -8,6 +8,7 @@ import torch
 
 from sweepcp.errors import InvalidInput
 from sweepcp.training.device import open_device
+from sweepcp.util import gpus
 from sweepcp.util.gpus import Gpu, hide_gpus, visible_gpus
 from tests.gpu_stand_in import H100, T4, install_nvidia_smi
 
@@ -37,6 +38,7 @@ def test_gpus_are_those_that_nvidia_smi_lists(tmp_path: Path, monkeypatch: pytes
         ("0,7,1", [0]),
         ("GPU-t1,GPU-h0", [1, 0]),
         ("GPU-h", []),
+        ("9,0", []),
     ],
 )
 def test_gpus_are_limited_by_the_variable_as_cuda_reads_it(
@@ -53,6 +55,21 @@ def test_an_instance_of_a_gpu_has_a_part_of_its_memory(
     install_nvidia_smi(tmp_path, monkeypatch, H100)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "MIG-a,MIG-b")
     assert visible_gpus() == (Gpu("MIG instance", None, (9, 0)),) * 2
+
+
+@pytest.mark.parametrize("allowed", ["1,1", "0,1,0", "GPU-h0,GPU-h0", "MIG-a,MIG-a"])
+def test_a_gpu_that_is_allowed_twice_is_none_as_for_cuda(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    allowed: str,
+):
+    install_nvidia_smi(tmp_path, monkeypatch, *CARDS)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", allowed)
+    assert visible_gpus() == visible_gpus() == ()
+    assert [record.message for record in caplog.records] == [
+        f"no GPU is used: CUDA_VISIBLE_DEVICES names one twice ({allowed})"
+    ]
 
 
 def test_what_nvidia_smi_does_not_know_is_not_known(
@@ -73,6 +90,29 @@ def test_no_gpu_is_used_where_nvidia_smi_fails_or_is_missing(
     monkeypatch.setenv("PATH", str(tmp_path))
     assert visible_gpus() == ()
     assert len(caplog.records) == 1
+
+
+@pytest.mark.parametrize(
+    ("answer", "shown"),
+    [
+        ("echo No devices were found", "lists none (No devices were found)"),
+        ("echo a, b, c, d, e", "lists none (a, b, c, d, e)"),
+        (r"printf '\377\033[1m, \n0'", "lists none (\N{REPLACEMENT CHARACTER}\\x1b[1m, 0)"),
+        ("exec sleep 60", "failed (no answer in 0.2 s)"),
+    ],
+)
+def test_an_answer_that_lists_no_gpu_is_reported(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    answer: str,
+    shown: str,
+):
+    install_nvidia_smi(tmp_path, monkeypatch)
+    (tmp_path / "bin" / "nvidia-smi").write_text(f"#!/bin/sh\n{answer}\n")
+    monkeypatch.setattr(gpus, "ANSWER_SECONDS", 0.2 if "sleep" in answer else 60.0)
+    assert visible_gpus() == ()
+    assert [record.message for record in caplog.records] == [f"no GPU is used: nvidia-smi {shown}"]
 
 
 def test_hidden_gpus_are_not_visible(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

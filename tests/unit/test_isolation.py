@@ -16,10 +16,11 @@ from transformers import (
     MistralForCausalLM,
 )
 
+from sweepcp.config.types import Attention
 from sweepcp.errors import InvalidInput
 from sweepcp.models import attention
 from sweepcp.training import isolation
-from sweepcp.training.isolation import check_isolation
+from sweepcp.training.isolation import check_isolation, ensure_isolation
 from sweepcp.training.process_group import ProcessGroup
 from tests.make import SMALL
 
@@ -174,6 +175,23 @@ def test_in_bf16_too_it_is_told_from_rounding(
         check(model)
 
 
+def test_a_kernel_that_rounds_otherwise_than_sdpa_passes(monkeypatch: pytest.MonkeyPatch):
+    """The difference is above the bound of fp32, and below that of the model's own rounding."""
+    monkeypatch.setattr(isolation, "_takes_fp32", lambda device: False)
+    attend = attention._attend_one_by_one
+
+    def attend_in_fp32(*tensors: torch.Tensor, **arguments: Any) -> torch.Tensor:
+        with torch.autocast("cpu", enabled=False):
+            return attend(*(tensor.float() for tensor in tensors), **arguments).bfloat16()
+
+    monkeypatch.setattr(attention, "_attend_one_by_one", attend_in_fp32)
+    model = varlen_model(**WINDOW)
+    check(model)
+    monkeypatch.setattr(isolation, "ROUNDING_FACTOR", 0.1)
+    with pytest.raises(InvalidInput, match="from its loss under sdpa"):
+        check(model)
+
+
 def test_where_kernels_take_no_fp32_it_computes_under_autocast(monkeypatch: pytest.MonkeyPatch):
     for name in ("is_available", "is_bf16_supported"):
         monkeypatch.setattr(torch.cuda, name, lambda *args: True)
@@ -198,6 +216,65 @@ def test_a_model_that_is_not_finite_is_left_to_scoring():
 def test_a_model_that_cannot_be_called_with_token_ids_alone_is_refused():
     with pytest.raises(InvalidInput, match="ValueError: give me images"):
         check(Stub("no positions"))
+
+
+@pytest.mark.parametrize("wanted", ["auto", "varlen"])
+def test_what_auto_chose_gives_way_to_sdpa_if_it_does_not_pass(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, wanted: Attention
+):
+    """What was asked for does not."""
+    model = varlen_model(**WINDOW)
+    settings: dict[str, Any] = {"wanted": wanted, "seq_len": 64, "packed": True}
+    ensure_isolation(model, ProcessGroup(), **settings)
+    assert (model.config._attn_implementation, caplog.messages) == ("varlen", [])
+    change_kernel(monkeypatch, window=lambda window: None)
+    if wanted == "auto":
+        ensure_isolation(model, ProcessGroup(), **settings)
+        assert model.config._attn_implementation == "sdpa"
+        assert "attention: sdpa in place of varlen, which does not pass" in caplog.text
+        return
+    with pytest.raises(InvalidInput, match="from its loss under sdpa"):
+        ensure_isolation(model, ProcessGroup(), **settings)
+
+
+def test_a_model_that_does_not_pass_under_sdpa_is_refused():
+    with pytest.raises(InvalidInput, match="with the documents before it"):
+        ensure_isolation(
+            Stub("state"),  # type: ignore[arg-type]
+            ProcessGroup(),
+            wanted="auto",
+            seq_len=64,
+            packed=True,
+        )
+
+
+def test_a_kernel_that_cannot_run_leaves_sdpa(monkeypatch: pytest.MonkeyPatch):
+    def attend(*tensors: torch.Tensor, **arguments: Any) -> torch.Tensor:
+        raise RuntimeError("not compiled for this GPU")
+
+    monkeypatch.setattr(attention, "_attend_one_by_one", attend)
+    with pytest.raises(InvalidInput, match="not compiled for this GPU") as caught:
+        check(varlen_model())
+    assert caught.value.fix.startswith("set the attention to sdpa in place of varlen, or use")
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate`"),
+        torch.AcceleratorError("CUDA error: uncorrectable ECC error encountered"),
+    ],
+)
+def test_a_gpu_that_fails_is_not_the_models_fault(error: Exception):
+    model = Stub()
+    model.register_forward_pre_hook(lambda *_: raise_error(error))
+    with pytest.raises(type(error), match=str(error)[:20]):
+        check(model)
+
+
+def raise_error(error: Exception) -> None:
+    raise error
 
 
 def test_nothing_is_changed():

@@ -19,8 +19,8 @@ from sweepcp.training.launcher import (
     launched_process,
     set_rendezvous_environment,
 )
-from sweepcp.training.process_group import ProcessGroup
-from sweepcp.training.zero_engine import COLLECTIVE_TIMEOUT, join_process_group
+from sweepcp.training.process_group import FILES_TIMEOUT, ProcessGroup
+from sweepcp.training.zero_engine import join_process_group
 from sweepcp.util import parallel
 from sweepcp.util.parallel import threads_per_rank, usable_cores
 from tests.make import recipe as make_recipe
@@ -228,14 +228,18 @@ def test_a_task_that_sees_its_own_gpu_alone_uses_it(environment: pytest.MonkeyPa
         joined.update(backend=backend, **options)
 
     environment.setattr(deepspeed, "init_distributed", join)
+    environment.setattr(torch.backends.cudnn, "allow_tf32", True)
+    torch.set_float32_matmul_precision("high")
     preflight.check_compute(gpu_bundle())
     with warnings.catch_warnings():
         group = join_process_group("cuda")
     assert joined == {
         "device": torch.device("cuda", 0),
         "backend": "nccl",
-        "timeout": COLLECTIVE_TIMEOUT,
+        "timeout": FILES_TIMEOUT,
     }
+    assert torch.get_float32_matmul_precision() == "highest"
+    assert not torch.backends.cudnn.allow_tf32
     assert (group.rank, group.world_size, group.local_rank) == (3, 4, 3)
     assert group.device == torch.device("cuda", 0)
     # The index of the GPU that DeepSpeed computes on; see `deepspeed.zero.Init`.

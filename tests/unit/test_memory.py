@@ -286,3 +286,16 @@ def test_masks_are_counted_where_attention_has_them():
         (False, "sdpa", True): 2 * 2048**2 * (1 + 4 * 30),
         (False, "auto", True): 2 * 2048**2 * (1 + 4 * 30),
     }
+
+
+def test_with_recomputation_one_layer_has_its_mask():
+    memory = training_memory(
+        MEASURED_MODEL,
+        micro_batch=2,
+        seq_len=2048,
+        in_bf16=True,
+        attention="sdpa",
+        recompute=True,
+        isolated=True,
+    )
+    assert memory.step.masks == 2 * 2048**2 * (1 + 2)

@@ -106,8 +106,8 @@ def test_the_page_has_memory_beside_the_cost(folder: Path):
     run = sweepcp.load_run(folder)
     lines = cost_lines(run)
     expected = [
-        "Forward passes: 1 trials of 16 sequences with varlen attention, 3 trials of 8 sequences "
-        "with varlen attention.",
+        "Forward passes of training: 16 sequences with varlen attention in 1 trial, 8 sequences "
+        "with varlen attention in 3 trials.",
         HALVED,
         "GPU memory of training: at most 10 GiB, 0.90 to 1.20 times the estimate.",
     ]
@@ -154,12 +154,16 @@ def test_runs_of_earlier_versions_are_read_and_shown_as_before(
     assert "memory" not in output_of(capsys, monkeypatch, "front", str(old_folder))
 
 
-def test_scores_with_another_attention_do_not_compare_unless_none_was_recorded():
-    now = {"device": "cuda", "attention": "varlen"}
-    check_environment(now, {"device": "cuda"}, where="a worker", fix="a fix")
+@pytest.mark.parametrize("recorded", [{"attention": "sdpa"}, {}])
+def test_scores_with_another_attention_do_not_compare(recorded: dict[str, str]):
+    """Earlier versions recorded none: they had none of those that know where documents end."""
+    base = {"device": "cuda"}
+    for same in ("sdpa", "eager"):
+        check_environment({"attention": same}, base, where="a worker", fix="a fix")
+    now = base | {"attention": "varlen"}
     check_environment(now, now, where="a worker", fix="a fix")
     with pytest.raises(sweepcp.errors.InvalidInput) as caught:
-        check_environment(now, now | {"attention": "sdpa"}, where="a worker", fix="a fix")
+        check_environment(now, base | recorded, where="a worker", fix="a fix")
     assert caught.value.key == "attention"
     assert caught.value.found == "attention varlen"
     assert caught.value.rule.endswith("attention sdpa")

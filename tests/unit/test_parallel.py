@@ -13,7 +13,7 @@ import ray
 import torch
 
 from sweepcp.corpora.experiment import load_experiment
-from sweepcp.errors import InvalidInput
+from sweepcp.errors import InvalidInput, WorkLost
 from sweepcp.full_run import ray_launcher
 from sweepcp.full_run.ray_launcher import run_with_ray
 from sweepcp.models import loading
@@ -175,3 +175,12 @@ def test_a_rank_takes_its_part_of_the_cores(monkeypatch: pytest.MonkeyPatch):
     torch.set_num_threads(1)
     with pytest.raises(Began, match=r"^4$"):
         zero_engine.join_process_group("cpu")
+
+
+def test_a_lost_task_is_reported_in_one_sentence(monkeypatch: pytest.MonkeyPatch):
+    def lose(_: object) -> None:
+        raise ray.exceptions.WorkerCrashedError
+
+    monkeypatch.setattr(ray, "get", lose)
+    with pytest.raises(WorkLost, match=r"^the process of a Ray task was lost \(The .*[^.]\)$"):
+        parallel.task_result(None)

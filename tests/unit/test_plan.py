@@ -90,7 +90,7 @@ def test_the_memory_of_an_e_llama_trial_by_hand(monkeypatch: pytest.MonkeyPatch)
     plan = planned()
     memory = plan.memory
     assert memory is not None
-    assert (memory.micro_batch, memory.device) == (2, "a GPU of 80 GB")
+    assert (memory.micro_batch, memory.device.name) == (2, "a GPU of 80 GB")
     assert memory.states == 16 * 3_212_749_824
     step = memory.step
     assert step is not None
@@ -105,36 +105,45 @@ def test_the_memory_of_an_e_llama_trial_by_hand(monkeypatch: pytest.MonkeyPatch)
     total = 18 * 3_212_749_824 + step.activations + step.logits
     assert memory.required == round(1.05 * total) + 2**29
     assert memory.required / GIB == pytest.approx(67.4, abs=0.05)
-    assert memory.available == 79 * GIB
+    assert memory.device.available == 79 * GIB
     assert "a trial needs" not in "\n".join(plan.warnings)
 
 
 @pytest.mark.parametrize(
-    ("changes", "need", "fixes"),
+    ("changes", "need", "available", "fixes"),
     [
         (
             ["training.recompute=false"],
             "98.0 GiB with 1 sequence per forward pass",
+            "79.0 GiB are available (a GPU of 80 GB)",
             "training.recompute: true or a smaller proxy",
         ),
         (
             ["training.micro_batch=4"],
             "80.3 GiB with 4 sequences per forward pass",
+            "79.0 GiB are available (a GPU of 80 GB)",
             "training.micro_batch: auto or a smaller proxy",
         ),
         (
             ["base.shape=null", "base.parameters=8_030_261_248"],
             "120.2 GiB for weights, gradients and optimizer alone",
+            "79.0 GiB are available (a GPU of 80 GB)",
             "a smaller proxy of the same family or a larger device",
+        ),
+        (
+            ["budget.gpus_per_trial=0.5"],
+            "62.4 GiB with 1 sequence per forward pass",
+            "39.5 GiB are available (0.5 of a GPU of 80 GB)",
+            "a larger budget.gpus_per_trial or a smaller proxy",
         ),
     ],
 )
 def test_a_trial_that_does_not_fit_is_reported(
-    changes: list[str], need: str, fixes: str, monkeypatch: pytest.MonkeyPatch
+    changes: list[str], need: str, available: str, fixes: str, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(memory_plan, "visible_gpus", tuple)
     text = "\n".join(planned(*changes).warnings)
-    assert f"a trial needs {need}, and has 79.0 GiB of a GPU of 80 GB: use {fixes}" in text
+    assert f"a trial needs {need}, and {available}: use {fixes}" in text
 
 
 def test_memory_is_that_of_the_gpu_that_is_visible(monkeypatch: pytest.MonkeyPatch):
@@ -143,20 +152,20 @@ def test_memory_is_that_of_the_gpu_that_is_visible(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(memory_plan, "visible_gpus", lambda: cards)
     memory = planned("budget.gpus_per_trial=0.25").memory
     assert memory is not None
-    assert (memory.available, memory.device) == (10 * GIB, "0.25 of small")
+    assert (memory.device.available, memory.device.name) == (10 * GIB, "0.25 of small")
     assert memory.step is not None
     assert memory.step.copies > 0
     cards = (Gpu("old", 16.0, (7, 5)),)
     memory = planned("budget.gpus_per_trial=auto").memory
     assert memory is not None
-    assert (memory.available, memory.device) == (16 * GIB, "old")
+    assert (memory.device.available, memory.device.name) == (16 * GIB, "old")
     assert memory.step is not None
     assert memory.step.copies == 0
     cards = (Gpu("MIG instance", None, (9, 0)),)
     memory = planned().memory
     assert memory is not None
-    assert memory.available == 79 * GIB
-    assert memory.device == "MIG instance (its memory is not known)"
+    assert memory.device.available == 79 * GIB
+    assert memory.device.name == "a GPU of 80 GB, assumed for MIG instance"
 
 
 def test_memory_without_a_gpu_is_that_of_the_machine(monkeypatch: pytest.MonkeyPatch):
@@ -167,13 +176,16 @@ def test_memory_without_a_gpu_is_that_of_the_machine(monkeypatch: pytest.MonkeyP
     changes = ["budget.gpus_per_trial=auto", "budget.cpus_per_trial=4"]
     memory = planned(*changes).memory
     assert memory is not None
-    assert (memory.available, memory.device) == (2**49, "0.5 of this machine")
+    assert memory.device.available == 2**49
+    assert memory.device.name == "this machine, 2 trials at a time"
     assert memory.micro_batch == 128
     required = memory.required
     monkeypatch.setattr(memory_plan, "usable_memory", lambda: 2 * (required - 1))
     memory = planned(*changes).memory
     assert memory is not None
     assert memory.micro_batch == 64
+    text = "\n".join(planned(*changes, "training.micro_batch=128").warnings)
+    assert "(this machine, 2 trials at a time): use a lower budget.concurrency or" in text
 
 
 def test_a_plan_shows_the_memory_of_a_trial(monkeypatch: pytest.MonkeyPatch):
@@ -183,15 +195,32 @@ def test_a_plan_shows_the_memory_of_a_trial(monkeypatch: pytest.MonkeyPatch):
         console = Console(file=StringIO(), width=400)
         show_plan(console, planned(*changes))
         text = console.file.getvalue()  # type: ignore[attr-defined]
-        (lines[name],) = [line.strip() for line in text.splitlines() if "  memory  " in line]
-    assert lines["shape"] == (
-        "memory    67.4 GiB per trial, estimated, of the 79.0 GiB of a GPU of 80 GB: weights, "
-        "gradients and optimizer 47.9, bf16 copies 6.0, activations 5.7, logits 4.2, overhead; "
-        "2 of 128 sequences per forward pass"
-    )
-    assert lines["parameters"].endswith(
-        "for weights, gradients and optimizer alone; set base.shape to estimate the rest"
-    )
+        rows = [line.strip() for line in text.splitlines()]
+        start = next(number for number, row in enumerate(rows) if row.startswith("memory  "))
+        lines[name] = rows[start : start + 2]
+    assert lines["shape"] == [
+        "memory    67.4 GiB per trial, estimated; 79.0 GiB available (a GPU of 80 GB)",
+        "weights, gradients and optimizer 47.9, bf16 copies 6.0, activations 5.7, logits 4.2, "
+        "libraries and allocator 3.7; 2 of 128 sequences per forward pass",
+    ]
+    assert lines["parameters"] == [
+        "memory    0.5 GiB per trial, estimated; 79.0 GiB available (a GPU of 80 GB)",
+        "for weights, gradients and optimizer alone; set base.shape to estimate the rest",
+    ]
+
+
+def test_a_plan_of_a_tiny_model_shows_what_takes_memory(monkeypatch: pytest.MonkeyPatch):
+    """None of what training itself needs is a tenth of a GiB."""
+    monkeypatch.setattr(memory_plan, "visible_gpus", tuple)
+    monkeypatch.setattr(memory_plan, "usable_cores", lambda: 2)
+    monkeypatch.setattr(memory_plan, "usable_memory", lambda: 8 * GIB)
+    console = Console(file=StringIO(), width=400)
+    show_plan(console, make_plan(*load_experiment("quickstart")))
+    text = console.file.getvalue()  # type: ignore[attr-defined]
+    assert (
+        "memory    0.5 GiB per trial, estimated; 4.0 GiB available (this machine, 2 trials at a "
+        "time)\n            libraries and allocator 0.5; 8 of 8 sequences per forward pass\n"
+    ) in text
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,9 @@
 """What a search hands to its workers and its ledger is what the experiment states."""
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ from sweepcp.search import ray_driver, search
 from sweepcp.search.devices import TrialSlots
 from sweepcp.search.ledger import TrialLedger
 from sweepcp.search.search import prepare_worker
+from sweepcp.util.gpus import Gpu
 from sweepcp.util.progress import NoProgress
 from tests.make import experiment, write_store
 from tests.make_run import write_run
@@ -32,6 +35,7 @@ CHANGES = (
     "choose.reference={domain: -3, general: -8}",
 )
 SLOTS = TrialSlots(gpu_share=0.25, concurrency=5)
+OLD_GPU = Gpu("T4", 15.0, (7, 5))
 
 
 @pytest.fixture
@@ -74,6 +78,78 @@ def test_a_source_that_would_be_repeated_too_often_is_refused():
     changes = ["budget.tokens=204_800", "sources.python-docs.beyond_max_epochs=refuse"]
     with pytest.raises(InvalidInput, match=r"up to 6\.83 epochs"):
         prepare_worker(experiment(*changes), {}, {}, slots=SLOTS, progress=NoProgress())
+
+
+@pytest.mark.usefixtures("stores")
+def test_the_base_is_checked_on_the_device_of_trials_before_stores_are_built(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    class Checked(Exception):
+        """Raised in place of the check of the base."""
+
+    def check(*_: object, device: str) -> None:
+        raise Checked(device)
+
+    def build(*_: object, **__: object) -> None:
+        pytest.fail("a store was built first")
+
+    monkeypatch.setattr(search, "check_base", check)
+    monkeypatch.setattr(search, "build_stores", build)
+    with pytest.raises(Checked, match="cuda"):
+        prepare_worker(experiment(), {}, {}, slots=SLOTS, progress=NoProgress())
+
+
+class Prepared(Exception):
+    """Raised in place of preparing stores and base."""
+
+
+@pytest.mark.parametrize(
+    ("address", "slots", "recorded", "refused"),
+    [
+        (None, TrialSlots(0.0, 1), "cpu", None),
+        # Of a cluster's GPUs, what is known is known when Ray is connected.
+        ("head:6379", TrialSlots(1.0, 1, (OLD_GPU,)), "cuda", "training.precision"),
+        (None, TrialSlots(1.0, 1, (OLD_GPU,)), "cpu", "device"),
+        (None, TrialSlots(0.0, 1), "cuda", "device"),
+    ],
+)
+def test_devices_are_checked_before_stores_are_built(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    address: str | None,
+    slots: TrialSlots,
+    recorded: str,
+    refused: str | None,
+):
+    @contextmanager
+    def cluster(*_: object) -> Iterator[TrialSlots]:
+        yield slots
+
+    def prepare(*_: object, **__: object) -> None:
+        raise Prepared
+
+    monkeypatch.setattr(ray_driver, "ray_cluster", cluster)
+    monkeypatch.setattr(search, "prepare_worker", prepare)
+    run = read_run(write_run(tmp_path / "run", 1))
+    assert run.base is not None
+    base = run.base.model_copy(update={"environment": {"device": recorded}})
+    run = replace(run, base=base)
+    searched = experiment("training.precision=bf16")
+    search_with_ray = partial(
+        search._search_with_ray,
+        RunWriter(run.path),
+        run,
+        searched,
+        {},
+        run.identity,
+        progress=NoProgress(),
+        address=address,
+        retry_failed=False,
+    )
+    with pytest.raises(InvalidInput if refused else Prepared) as error:
+        search_with_ray()
+    if refused:
+        assert refused in str(error.value)
 
 
 def test_the_ledger_has_the_settings_of_the_experiment(

@@ -207,14 +207,32 @@ def test_a_trial_that_does_not_fit_fails_with_what_helps(
     )
 
 
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory"),
+        torch.AcceleratorError("CUDA error: out of memory"),
+    ],
+)
 def test_memory_that_runs_out_in_the_optimizer_is_no_matter_of_the_micro_batch(
-    on_gpu: TrialRunner, monkeypatch: pytest.MonkeyPatch
+    on_gpu: TrialRunner, monkeypatch: pytest.MonkeyPatch, error: Exception
 ):
     def step(*_: object) -> None:
-        raise torch.OutOfMemoryError("CUDA out of memory")
+        raise error
 
     monkeypatch.setattr(torch.optim.AdamW, "step", step)
     with pytest.raises(OutOfDeviceMemory, match="ran out in the optimizer's step at micro batch 8"):
+        list(on_gpu.run(TRIED))
+
+
+def test_another_error_of_a_trial_is_raised_as_it_is(
+    on_gpu: TrialRunner, monkeypatch: pytest.MonkeyPatch
+):
+    def step(*_: object) -> None:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", step)
+    with pytest.raises(RuntimeError, match="illegal memory access"):
         list(on_gpu.run(TRIED))
 
 

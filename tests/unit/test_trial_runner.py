@@ -133,6 +133,17 @@ def test_trials_and_the_base_do_not_depend_on_what_ran_before(runner: TrialRunne
     assert runner.score_base().items == base.items
 
 
+def test_isolation_is_checked_as_the_experiment_states(
+    spec: WorkerSpec, monkeypatch: pytest.MonkeyPatch
+):
+    seen = []
+    monkeypatch.setattr(
+        trial_runner, "ensure_isolation", lambda model, group, **settings: seen.append(settings)
+    )
+    TrialRunner(replace(spec, attention="varlen"))
+    assert seen == [{"wanted": "varlen", "seq_len": 48, "packed": True}]
+
+
 def test_a_model_whose_scores_are_not_finite_has_diverged(
     runner: TrialRunner, monkeypatch: pytest.MonkeyPatch
 ):

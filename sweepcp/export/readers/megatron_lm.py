@@ -47,7 +47,10 @@ def read_folder(folder: Path, record: dict[str, Any]) -> dict[str, Any]:
     validate_args(args)
     if args.global_batch_size % (args.data_parallel_size * args.micro_batch_size):
         raise ValueError(f"{args.data_parallel_size} ranks do not divide the batch")
-    isolated = args.reset_position_ids and args.reset_attention_mask
+    # Transformer Engine and the fused softmax take a causal mask of their own in place of the data
+    # loader's, which is the one that separates documents.
+    reads_mask = args.transformer_impl == "local" and not args.masked_softmax_fusion
+    isolated = args.reset_attention_mask and reads_mask
     converted = args.pretrained_checkpoint == f"{folder}/base"
     facts = {
         "steps": args.train_iters,

@@ -65,6 +65,7 @@ def make_export_plan(export_input: ExportInput) -> ExportPlan:
             Difference(
                 "checkpoints", "all checkpoints are kept; delete old ones before they fill the disk"
             ),
+            *_attention_differences(export_input),
             *tracking_differences(export_input, ("wandb",)),
         ),
         notes=(*monitoring_notes(export_input), *dropout_notes(export_input), own_format),
@@ -73,6 +74,13 @@ def make_export_plan(export_input: ExportInput) -> ExportPlan:
         saves_on_term=True,
         complete_checkpoint=f"{export_input.checkpoint_folder}/latest_checkpointed_iteration.txt",
     )
+
+
+def _attention_differences(export_input: ExportInput) -> tuple[Difference, ...]:
+    if export_input.bundle.recipe.cross_documents:
+        return ()
+    across = "documents attend to earlier documents in their sequence"
+    return (Difference("attention", f"{across}: Transformer Engine ignores the mask of documents"),)
 
 
 def _arguments(export_input: ExportInput) -> Arguments:
