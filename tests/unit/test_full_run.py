@@ -488,7 +488,9 @@ def test_a_timeout_holds_for_every_group_of_processes(tmp_path: Path):
 
     class Waiting(ProcessGroup):
         def barrier(self) -> None:
-            backend = dist.group.WORLD._get_backend(torch.device("cpu"))
+            world = dist.group.WORLD
+            assert world is not None
+            backend = world._get_backend(torch.device("cpu"))
             before.append(backend.options._timeout)
             super().barrier()
 
