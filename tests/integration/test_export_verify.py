@@ -49,6 +49,7 @@ def test_every_file_of_a_verified_trainer_says_so(tmp_path):
     assert "sbatch --test-only" in (out / "SUMMARY.md").read_text()
 
 
+@pytest.mark.slow
 def test_the_command_fails_when_another_value_is_parsed(tmp_path):
     # An interpreter that changes a value before the reader reads it.
     python = tmp_path / "python"
