@@ -18,6 +18,7 @@ from sweepcp import load_run
 from sweepcp.errors import Diverged, InvalidInput, WorkLost
 from sweepcp.search.ray_driver import run_in_task
 from sweepcp.util.gpus import Device
+from sweepcp.util.ray_setup import prepare_local_ray
 
 pytestmark = pytest.mark.slow
 CPUS = 5
@@ -26,6 +27,9 @@ CPUS = 5
 
 @pytest.fixture(autouse=True, scope="module")
 def ray_with_a_gpu() -> Iterator[None]:
+    # A process keeps the token that it has first connected with. Later tests of this process start
+    # Ray with the one of a search.
+    prepare_local_ray()
     ray.init(
         num_cpus=CPUS,
         num_gpus=1,
