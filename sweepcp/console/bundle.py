@@ -10,8 +10,8 @@ from sweepcp.config.budget import PUBLISHED_OVERRUN
 from sweepcp.console.tables import Column, Row, print_line, print_table
 from sweepcp.promote.bundle import Bundle
 from sweepcp.training.deepspeed_config import divides_batch
+from sweepcp.util.memory import GIB
 
-GIB = 2**30
 MEMORY_USES = (
     *("weights", "master", "gradients", "optimizer", "gathered"),
     *("activations", "masks", "logits"),

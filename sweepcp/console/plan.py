@@ -7,8 +7,8 @@ from sweepcp.config.budget import PUBLISHED_OVERRUN, QUASI_RANDOM_TRIALS
 from sweepcp.config.space import Choices, Range
 from sweepcp.console.tables import Column, Row, print_line, print_table
 from sweepcp.search.plan import Plan
+from sweepcp.util.memory import GIB
 
-GIB = 2**30
 SHOWN_BYTES = GIB // 20
 """Less is shown as 0.0 GiB."""
 COLUMNS = (

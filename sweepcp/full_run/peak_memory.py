@@ -8,8 +8,7 @@ import torch
 from sweepcp.promote.bundle import Bundle
 from sweepcp.promote.estimates import estimate_memory
 from sweepcp.training.process_group import ProcessGroup
-
-GIB = 2**30
+from sweepcp.util.memory import GIB
 
 
 class PeakMemory:

@@ -17,6 +17,7 @@ from sweepcp.scoring.scorecard import Scorecard
 from sweepcp.training.loop import StepMetrics
 from sweepcp.training.process_group import ProcessGroup
 from sweepcp.util.files import write_text
+from sweepcp.util.memory import GIB
 from sweepcp.util.records import read_json_lines
 
 SECONDS_BETWEEN_MESSAGES = 5.0
@@ -130,7 +131,7 @@ class RunLog:
     def _peak_memory(self) -> float:
         """Return the peak of this rank in GiB: of its GPU or, on a CPU, of the process."""
         if self.group.device.type == "cuda":
-            return torch.cuda.max_memory_allocated(self.group.device) / 2**30
+            return torch.cuda.max_memory_allocated(self.group.device) / GIB
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
     def _step_values(

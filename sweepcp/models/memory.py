@@ -23,7 +23,7 @@ in place of the logsumexp: per head and position 4 bytes in fp32, else 6.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from typing import Literal
 
 from sweepcp.config.attention import PACKED
@@ -120,37 +120,13 @@ def training_memory(
 
 
 def largest_micro_batch(
-    dimensions: ModelDimensions,
-    *,
-    sequences: int,
-    available_bytes: float,
-    seq_len: int,
-    in_bf16: bool,
-    attention: str,
-    recompute: bool,
-    isolated: bool,
-) -> int:
-    """Return the micro batch that fits, see `halve_until_fitting` and `training_memory`."""
-    memory_of = partial(
-        training_memory,
-        dimensions,
-        seq_len=seq_len,
-        in_bf16=in_bf16,
-        attention=attention,
-        recompute=recompute,
-        isolated=isolated,
-    )
-    return halve_until_fitting(sequences, memory_of, available_bytes=available_bytes)
-
-
-def halve_until_fitting(
-    sequences: int, memory_of: Callable[..., TrainingMemory], *, available_bytes: float
+    memory_of: Callable[..., TrainingMemory], *, sequences: int, available_bytes: float
 ) -> int:
     """Return the first of all sequences, half of them, rounded up, … that fits; 1 if none does.
 
     Args:
+        memory_of: `training_memory` of a model and its settings, for a `micro_batch`.
         sequences: Those of a step.
-        memory_of: The memory of a `micro_batch`.
         available_bytes: What the device has.
     """
     micro_batch = sequences

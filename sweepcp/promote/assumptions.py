@@ -12,6 +12,7 @@ from sweepcp.models.memory import with_overhead
 from sweepcp.promote.bundle import CorpusPlan, Memory, Model
 from sweepcp.promote.candidate import Candidate
 from sweepcp.runs.run_folder import Run
+from sweepcp.util.memory import GIB
 
 
 def transfer_assumptions(
@@ -156,7 +157,7 @@ def _model_and_hardware_assumptions(model: Model, target: Target, memory: Memory
             "zero_quantized_weights: weights are gathered in 8 bits, so the full run computes with "
             "other numbers than the trials; the optimum is assumed to be the same"
         )
-    required = with_overhead(memory.total) / 2**30
+    required = with_overhead(memory.total) / GIB
     if hardware.memory_gib is not None and required > hardware.memory_gib:
         yield (
             f"the estimated {required:.1f} GiB per GPU under ZeRO-3, with the overhead of the "

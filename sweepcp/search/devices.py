@@ -1,7 +1,7 @@
 """What trials compute on: CPUs, a GPU each, or shares of a GPU; and how many fit at a time."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -11,8 +11,14 @@ from sweepcp.config.experiment import Experiment, TrainingSection
 from sweepcp.config.model_dimensions import ModelDimensions
 from sweepcp.errors import InvalidInput, located
 from sweepcp.models.base import base_dimensions, count_parameters
-from sweepcp.models.memory import CONTEXT_BYTES, STATE_BYTES, training_memory
+from sweepcp.models.memory import (
+    CONTEXT_BYTES,
+    STATE_BYTES,
+    TrainingMemory,
+    training_memory,
+)
 from sweepcp.util.gpus import Device, Gpu, visible_gpus
+from sweepcp.util.memory import GIB
 
 KEY = "budget.gpus_per_trial"
 
@@ -209,13 +215,14 @@ def _check_memory(
         return
     training = experiment.training
     if dimensions is None:
-        needed = least = (STATE_BYTES * parameters + CONTEXT_BYTES) / 2**30
+        needed = least = (STATE_BYTES * parameters + CONTEXT_BYTES) / GIB
         part = "for weights, gradients and optimizer alone"
     else:
         sequences = training.batch_tokens // training.seq_len
-        estimate = partial(_needed_gib, training, dimensions, in_bf16=in_bf16)
+        memory_of = memory_by_micro_batch(training, dimensions, in_bf16=in_bf16)
         micro_batch = 1 if training.micro_batch == "auto" else min(training.micro_batch, sequences)
-        needed, least = estimate(micro_batch), estimate(1)
+        needed = memory_of(micro_batch=micro_batch).required / GIB
+        least = memory_of(micro_batch=1).required / GIB
         unit = "sequences" if micro_batch > 1 else "sequence"
         part = f"with {micro_batch} {unit} per forward pass"
     available = gpu_share * memory
@@ -237,19 +244,19 @@ def _check_memory(
     )
 
 
-def _needed_gib(
-    training: TrainingSection, dimensions: ModelDimensions, micro_batch: int, *, in_bf16: bool
-) -> float:
-    memory = training_memory(
+def memory_by_micro_batch(
+    training: TrainingSection, dimensions: ModelDimensions, *, in_bf16: bool
+) -> Callable[..., TrainingMemory]:
+    """Return the estimated memory of an experiment's trials, as a function of `micro_batch`."""
+    return partial(
+        training_memory,
         dimensions,
-        micro_batch=micro_batch,
         seq_len=training.seq_len,
         in_bf16=in_bf16,
         attention=training.attention,
         recompute=training.recompute,
         isolated=not training.cross_documents,
     )
-    return memory.required / 2**30
 
 
 def _rounded_up(share: float) -> float:

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 
 from sweepcp.config.budget import Budget
 from sweepcp.config.experiment import Experiment, TrainingSection
@@ -12,15 +11,13 @@ from sweepcp.models.memory import (
     CONTEXT_BYTES,
     STATE_BYTES,
     StepMemory,
-    halve_until_fitting,
-    training_memory,
+    largest_micro_batch,
 )
-from sweepcp.search.devices import resolve_devices
+from sweepcp.search.devices import memory_by_micro_batch, resolve_devices
 from sweepcp.util.gpus import Gpu, visible_gpus
-from sweepcp.util.memory import usable_memory
+from sweepcp.util.memory import GIB, usable_memory
 from sweepcp.util.parallel import usable_cores
 
-GIB = 2**30
 ASSUMED_GPU, ASSUMED_GIB = "a GPU of 80 GB", 79.0
 """Where trials need a GPU and none is visible. An H100 of 80 GB has 79.1 GiB for programs."""
 
@@ -106,18 +103,11 @@ def plan_memory(experiment: Experiment, first: Recipe) -> MemoryPlan | None:
         states = STATE_BYTES * parameters
         return MemoryPlan(states, None, None, states + CONTEXT_BYTES, device)
     may_use_bf16 = share > 0 and all(gpu.has_bf16 is not False for gpu in gpus)
-    memory_of = partial(
-        training_memory,
-        dimensions,
-        seq_len=first.seq_len,
-        in_bf16=training.precision == "bf16" or (training.precision == "auto" and may_use_bf16),
-        attention=training.attention,
-        recompute=training.recompute,
-        isolated=not first.cross_documents,
-    )
+    in_bf16 = training.precision == "bf16" or (training.precision == "auto" and may_use_bf16)
+    memory_of = memory_by_micro_batch(training, dimensions, in_bf16=in_bf16)
     if training.micro_batch == "auto":
-        micro_batch = halve_until_fitting(
-            first.sequences, memory_of, available_bytes=device.available
+        micro_batch = largest_micro_batch(
+            memory_of, sequences=first.sequences, available_bytes=device.available
         )
     else:
         micro_batch = min(training.micro_batch, first.sequences)

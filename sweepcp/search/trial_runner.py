@@ -27,14 +27,14 @@ from sweepcp.runs.trial import (
 )
 from sweepcp.scoring.scorecard import ItemScores
 from sweepcp.scoring.scorer import Scorer
-from sweepcp.search.trial_memory import GIB, TrialMemory
+from sweepcp.search.trial_memory import TrialMemory
 from sweepcp.search.worker_io import WorkerSpec
 from sweepcp.training.device import is_out_of_memory, open_device
 from sweepcp.training.engine import PlainEngine, computes_in_bf16
 from sweepcp.training.isolation import ensure_isolation
 from sweepcp.training.loop import StepMetrics, run_training
 from sweepcp.training.process_group import ProcessGroup
-from sweepcp.util.memory import usable_memory
+from sweepcp.util.memory import GIB, usable_memory
 from sweepcp.util.parallel import usable_cores
 
 

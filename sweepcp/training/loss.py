@@ -65,6 +65,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """Return the losses, see `chunked_cross_entropy`."""
         ctx.save_for_backward(logits, targets)
         size = _chunk_rows(logits)
         losses = []
@@ -77,6 +78,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
+        """Return the gradient of the logits: softmax less the target, times that of the loss."""
         logits, targets = ctx.saved_tensors
         size = _chunk_rows(logits)
         # Ignored rows have the gradient 0, which makes any index for them right.

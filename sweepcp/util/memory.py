@@ -3,6 +3,8 @@
 import os
 from pathlib import Path
 
+GIB = 2**30
+"""Bytes."""
 MEMORY_LIMITS = (
     Path("/sys/fs/cgroup/memory.max"),
     Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"),

@@ -203,7 +203,7 @@ class Recorder(TorchDispatchMode):
 def test_a_pass_through_the_kernel_reads_nothing_from_the_device(
     monkeypatch: pytest.MonkeyPatch, name: str, window: list[int], has_gqa: bool
 ):
-    """On the meta device, which has shapes and no numbers: whatever needs a number raises."""
+    """On the meta device, which has shapes and no numbers: an operation that needs one raises."""
     if has_gqa and not models_attention.HAS_GQA:
         pytest.skip("this torch has no enable_gqa")
     monkeypatch.setattr(models_attention, "HAS_GQA", has_gqa)

@@ -2,6 +2,7 @@
 
 import weakref
 from contextlib import nullcontext
+from functools import partial
 from typing import Any
 
 import pytest
@@ -258,9 +259,8 @@ def test_the_batch_is_halved_until_it_fits(fitting: int, expected: int):
     settings: dict[str, Any] = {"seq_len": 2048, "in_bf16": True, "attention": "auto"}
     settings |= {"recompute": False, "isolated": True}
     available = required(fitting) if fitting else required(1) - 1
-    micro_batch = largest_micro_batch(
-        MEASURED_MODEL, sequences=5, available_bytes=available, **settings
-    )
+    memory_of = partial(training_memory, MEASURED_MODEL, **settings)
+    micro_batch = largest_micro_batch(memory_of, sequences=5, available_bytes=available)
     assert micro_batch == expected
 
 

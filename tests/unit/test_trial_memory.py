@@ -22,7 +22,7 @@ from sweepcp.runs.trial import Cost, TrialOutcome
 from sweepcp.scoring.scorecard import ItemScores
 from sweepcp.search import trial_runner
 from sweepcp.search.ray_driver import LedgerSearcher
-from sweepcp.search.trial_memory import GIB, TrialMemory
+from sweepcp.search.trial_memory import TrialMemory
 from sweepcp.search.trial_runner import TrialRunner
 from sweepcp.search.worker import TrialWorker
 from sweepcp.search.worker_io import WorkerSpec
@@ -31,6 +31,7 @@ from sweepcp.training.batches import MicroBatch
 from sweepcp.training.loop import StepMetrics
 from sweepcp.training.loss import token_losses
 from sweepcp.util import memory
+from sweepcp.util.memory import GIB
 from tests.make import recipe
 from tests.unit.test_ledger import open_ledger, report, score_base, scores
 from tests.unit.test_trial_runner import spec  # noqa: F401  # a fixture
