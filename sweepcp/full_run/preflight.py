@@ -145,6 +145,8 @@ def _check_attention(content: Bundle) -> None:
         read_model_config(Path(content.model.path)),
         device=torch.device(device),
         in_bf16=compute.precision == "bf16",
+        seq_len=content.recipe.seq_len,
+        isolated=not content.recipe.cross_documents,
     )
 
 

@@ -19,7 +19,7 @@ import torch
 from torch import nn
 from torch.amp import is_autocast_available
 from torch.nn.attention.varlen import varlen_attn
-from torch.nn.functional import pad, scaled_dot_product_attention
+from torch.nn.functional import pad
 from transformers import (
     AttentionInterface,
     AutoModelForCausalLM,
@@ -28,9 +28,10 @@ from transformers import (
 )
 from transformers.models.auto.auto_factory import _get_model_class
 
-from sweepcp.config.attention import PACKED, check_attention
+from sweepcp.config.attention import PACKED, attention_by_preference, check_attention
 from sweepcp.config.types import Attention
 from sweepcp.errors import InvalidInput
+from sweepcp.models.causal_attention import attend_by_rows, attend_one_by_one
 
 __all__ = [
     "PACKED",
@@ -56,17 +57,25 @@ UNSUPPORTED = ("softcap", "s_aux", "position_bias", "attention_mask", "dropout")
 
 
 def resolve_attention(
-    wanted: Attention, config: PretrainedConfig, *, device: torch.device, in_bf16: bool
+    wanted: Attention,
+    config: PretrainedConfig,
+    *,
+    device: torch.device,
+    in_bf16: bool,
+    seq_len: int = 0,
+    isolated: bool = True,
 ) -> str:
     """Return the implementation of attention to load a model with.
 
     Args:
-        wanted: The implementation that is asked for. `auto` is the first of flash_attention_2,
-            varlen and sdpa that can run, and sdpa on a CPU; where an architecture lacks sdpa, it is
-            loaded with eager.
+        wanted: The implementation that is asked for. `auto` is the first of
+            `attention_by_preference` that can run; where an architecture lacks sdpa, it is loaded
+            with eager.
         config: The model's configuration.
         device: Where the model computes.
         in_bf16: Whether it computes in bf16.
+        seq_len: Tokens of a training sequence; 0 where the model is not trained.
+        isolated: Whether packed documents are separated.
 
     Raises:
         InvalidInput: What is asked for is not installed, cannot run on the device or in the
@@ -84,9 +93,9 @@ def resolve_attention(
             )
         return wanted
     # Where there is no sdpa, attention has terms that some kernels would leave out: caps, sinks.
-    if device.type == "cpu" or _lack_of_support(config) or not _architecture(config)._supports_sdpa:
+    if _lack_of_support(config) or not _architecture(config)._supports_sdpa:
         return "sdpa"
-    for name in PACKED:
+    for name in attention_by_preference(device=device.type, seq_len=seq_len, isolated=isolated):
         try:
             _check_kernel(name, **check)
         except InvalidInput:
@@ -280,12 +289,18 @@ def _attend_with_torch(
     scale: float | None,
     window: int | None,
 ) -> torch.Tensor:
-    """Compute attention of shape (tokens, heads, head size) with PyTorch's kernel.
+    """Compute attention of shape (tokens, heads, head size) with PyTorch's kernels.
 
-    A CPU, which has none, computes the same document by document.
+    Documents of one length, such as whole sequences, are rows of a batch for sdpa, whose causal
+    kernels are the fastest. A CPU has no kernel for several lengths, and computes document by
+    document.
     """
+    documents = len(cu_seq_lens) - 1
+    # No document is longer than the longest, so all have its length. Both numbers are on the host.
+    if documents * longest == len(query) and (window is None or longest <= window):
+        return attend_by_rows(query, key, value, documents=documents, scale=scale)
     if query.device.type == "cpu":
-        return _attend_one_by_one(
+        return attend_one_by_one(
             query,
             key,
             value,
@@ -346,28 +361,6 @@ def _kernel_window(window: int | None) -> tuple[int, int]:
     """Return how many tokens before and after it a token attends to, -1 for all."""
     # transformers counts the token itself, too.
     return (-1 if window is None else window - 1), 0
-
-
-def _attend_one_by_one(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    *,
-    cu_seq_lens: torch.Tensor,
-    longest: int,
-    scale: float | None,
-    window: int | None,
-) -> torch.Tensor:
-    """Compute the same by sdpa over each document: the reference."""
-    outputs = []
-    for first, end in zip(cu_seq_lens[:-1].tolist(), cu_seq_lens[1:].tolist(), strict=True):
-        q, k, v = (tensor[first:end].transpose(0, 1)[None] for tensor in (query, key, value))
-        position = torch.arange(end - first)
-        distance = position[:, None] - position[None]
-        seen = (distance >= 0) & (distance < (window or longest))
-        output = scaled_dot_product_attention(q, k, v, attn_mask=seen, scale=scale, enable_gqa=True)
-        outputs.append(output[0].transpose(0, 1))
-    return torch.cat(outputs)
 
 
 # A name that transformers has no mask function for gets no mask.

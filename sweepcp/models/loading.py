@@ -105,6 +105,8 @@ def load_model(
     device: torch.device,
     attention: Attention = "sdpa",
     in_bf16: bool = False,
+    seq_len: int = 0,
+    isolated: bool = True,
 ) -> PreTrainedModel:
     """Load a causal LM with fp32 weights and without randomness in training.
 
@@ -114,6 +116,8 @@ def load_model(
         device: Where to put the weights.
         attention: Implementation of attention, see `resolve_attention`.
         in_bf16: Whether the model is to compute in bf16.
+        seq_len: Tokens of a training sequence; 0 where the model is not trained.
+        isolated: Whether packed documents are separated.
 
     Raises:
         InvalidInput: Its files do not hold exactly the model's tensors, or it cannot compute with
@@ -123,7 +127,14 @@ def load_model(
     check_model_files(folder)
     config = read_model_config(folder)
     with located(folder, "attention"):
-        resolved = resolve_attention(attention, config, device=device, in_bf16=in_bf16)
+        resolved = resolve_attention(
+            attention,
+            config,
+            device=device,
+            in_bf16=in_bf16,
+            seq_len=seq_len,
+            isolated=isolated,
+        )
     try:
         loaded_and_info: Any = AutoModelForCausalLM.from_pretrained(
             folder,

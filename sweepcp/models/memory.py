@@ -17,7 +17,8 @@ Q and K the sizes of all query and of all key heads, A query heads:
 | queries, keys, values, output; logsumexp | 8 (Q + K) + 4 A | 4 (Q + K) + 4 A | 4 (Q + K) + 4 A |
 | MLP: gate, its SiLU, up, their product | 16 I | 8 I | 8 I |
 
-With a mask, keys and values are repeated, so that K = Q. The eager implementation keeps its scores
+With a mask, keys and values are repeated, so that K = Q. Attention document by document, on a CPU,
+keeps its output twice, which is counted in fp32, as a GPU has it in bf16 only. The eager implementation keeps its scores
 in place of the logsumexp: per head and position 4 bytes in fp32, else 6.
 """  # noqa: E501
 
@@ -103,7 +104,7 @@ def training_memory(
         micro_batch: Sequences per forward pass.
         seq_len: Tokens per sequence.
         in_bf16: Whether it computes under bf16 autocast.
-        attention: Implementation of attention; `auto` counts as varlen in bf16, else as sdpa.
+        attention: Implementation of attention, see `expected_attention`.
         recompute: Whether activations are checkpointed.
         isolated: Whether packed documents are separated.
     """
@@ -178,7 +179,7 @@ class _Step:
         """Return the memory while the gradient of the logits or of the output weights is made."""
         size = self.dimensions
         all_logits = self.width * self.tokens * size.vocab_size
-        loss = 2 * all_logits + self.chunk
+        loss = 2 * all_logits
         if self.arithmetic == "fp32":
             # On a CPU the loss is computed at once: its log-softmax, and two gradients.
             loss = 3 * all_logits
@@ -231,10 +232,15 @@ class _Step:
     @property
     def masked(self) -> bool:
         """Whether attention gets a mask, which sdpa does not need where it is causal."""
-        attention = self.attention
-        if attention == "auto":
-            attention = "sdpa" if self.arithmetic == "fp32" else "varlen"
-        return attention not in PACKED and (self.isolated or attention == "eager")
+        if self.attention in PACKED:
+            return False
+        return self.isolated or self.attention == "eager"
+
+    @property
+    def output_copies(self) -> int:
+        """How often the output of attention is kept: varlen in fp32 joins those of documents."""
+        joins = self.attention == "varlen" and self.arithmetic == "fp32" and self.isolated
+        return 2 if joins else 1
 
     @cached_property
     def layer(self) -> int:
@@ -248,7 +254,8 @@ class _Step:
         of_heads = 4
         if self.attention == "eager":
             of_heads = (4 if self.arithmetic == "fp32" else 6) * self.seq_len
-        attention = 2 * self.width * head_dim * (heads + key_heads) + of_heads * heads
+        values = (1 + self.output_copies) * heads + 2 * key_heads
+        attention = self.width * head_dim * values + of_heads * heads
         return norms + attention + 4 * self.width * size.intermediate_size
 
     @cached_property

@@ -1,5 +1,6 @@
 """Estimates for the full run: memory per GPU, hours and cost."""
 
+from sweepcp.config.attention import expected_attention
 from sweepcp.config.budget import PUBLISHED_OVERRUN
 from sweepcp.config.model_dimensions import ModelDimensions
 from sweepcp.config.recipe import Recipe
@@ -47,7 +48,13 @@ def estimate_memory(dimensions: ModelDimensions, target: Target, *, isolated: bo
         micro_batch=compute.micro_batch,
         seq_len=target.seq_len,
         arithmetic=compute.precision,
-        attention=compute.attention,
+        attention=expected_attention(
+            compute.attention,
+            device=target.hardware.device,
+            precision=compute.precision,
+            seq_len=target.seq_len,
+            isolated=isolated,
+        ),
         recompute=compute.recompute,
         isolated=isolated,
     )

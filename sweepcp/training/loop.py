@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import numpy as np
 
@@ -10,13 +10,15 @@ from sweepcp.config.recipe import Recipe, SourceShare
 from sweepcp.config.types import Role
 from sweepcp.data.stream import IGNORED, Batch, MixtureStream
 from sweepcp.errors import Diverged
-from sweepcp.training.process_group import ProcessGroup
+
+if TYPE_CHECKING:  # imports torch, which the driver of a search need not wait for
+    from sweepcp.training.process_group import ProcessGroup
 
 
 class TrainingEngine(Protocol):
     """What the loop needs of an engine."""
 
-    group: ProcessGroup
+    group: "ProcessGroup"
     """The processes that share each batch."""
 
     def step(self, batch: Batch, *, target_tokens: int, lr: float) -> tuple[np.ndarray, float]:

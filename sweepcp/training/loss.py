@@ -66,35 +66,34 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         """Return the losses, see `chunked_cross_entropy`."""
-        ctx.save_for_backward(logits, targets)
         size = _chunk_rows(logits)
-        losses = []
+        chunks = []
         for rows, wanted in zip(logits.split(size), targets.split(size), strict=True):
             log_shares = log_softmax(rows, -1, dtype=torch.float32)
-            losses.append(nll_loss(log_shares, wanted, ignore_index=IGNORED, reduction="none"))
+            chunks.append(nll_loss(log_shares, wanted, ignore_index=IGNORED, reduction="none"))
             del log_shares  # before the next chunk is made
-        return torch.cat(losses)
+        losses = torch.cat(chunks)
+        ctx.save_for_backward(logits, targets, losses)
+        return losses
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
         """Return the gradient of the logits: softmax less the target, times that of the loss."""
-        logits, targets = ctx.saved_tensors
-        size = _chunk_rows(logits)
+        logits, targets, losses = ctx.saved_tensors
         # Ignored rows have the gradient 0, which makes any index for them right.
         gradient = gradient.masked_fill(targets == IGNORED, 0.0)[:, None]
         index = targets.clamp(min=0)[:, None]
-        result = torch.empty_like(logits)
-        for rows, entry, factor, out in zip(
-            *(tensor.split(size) for tensor in (logits, index, gradient, result)), strict=True
-        ):
-            share = torch.softmax(rows, -1, dtype=torch.float32)
-            share.scatter_(1, entry, share.gather(1, entry) - 1)
-            torch.mul(share, factor, out=out)
-            del share  # before the next chunk is made
+        # The kernel computes in fp32 and rounds its result, so that nothing is converted. What is
+        # near 0 would be lost if 1 were subtracted from a rounded share: the loss tells it exactly.
+        result = torch.softmax(logits, -1)
+        result.scatter_(1, index, torch.expm1(-losses).to(result.dtype)[:, None])
+        size = _chunk_rows(logits)
+        for rows, factor in zip(result.split(size), gradient.split(size), strict=True):
+            rows.mul_(factor)
         return result, None
 
 
 def _chunk_rows(logits: torch.Tensor) -> int:
-    # The softmax of a chunk is beside the chunk in fp32.
+    # The log-softmax of a chunk is beside the chunk in fp32.
     return max(1, CHUNK_BYTES // (2 * 4 * logits.shape[-1]))

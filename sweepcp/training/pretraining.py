@@ -19,9 +19,10 @@ from sweepcp.data.stream import MixtureStream
 from sweepcp.data.token_store import TokenStore
 from sweepcp.errors import InvalidInput, located
 from sweepcp.models.architecture import build_model
+from sweepcp.models.attention import resolve_attention
 from sweepcp.models.randomness import make_deterministic
 from sweepcp.training.engine import PlainEngine
-from sweepcp.training.isolation import check_isolation
+from sweepcp.training.isolation import ensure_isolation
 from sweepcp.training.loop import StepMetrics, run_training
 from sweepcp.training.process_group import ProcessGroup
 from sweepcp.util.temporary import temporary_folder
@@ -52,10 +53,11 @@ def pretrain_base(
     """
     recipe = pretraining_recipe(spec, stores)
     with located("", "base.pretrain.config"):
-        model = _initialize_model(spec, tokenizer, device)
-        check_isolation(
+        model = _initialize_model(spec, tokenizer, recipe, device)
+        ensure_isolation(
             model,
             ProcessGroup(device=model.device),
+            wanted="auto",
             seq_len=recipe.seq_len,
             packed=not recipe.cross_documents,
         )
@@ -118,7 +120,7 @@ def _unknown_model(found: str) -> InvalidInput:
 
 
 def _initialize_model(
-    spec: PretrainSpec, tokenizer: PreTrainedTokenizerBase, device: torch.device
+    spec: PretrainSpec, tokenizer: PreTrainedTokenizerBase, recipe: Recipe, device: torch.device
 ) -> PreTrainedModel:
     """Build the model of a spec with random weights that its seed determines."""
     config = model_config_of(spec, tokenizer)
@@ -126,7 +128,15 @@ def _initialize_model(
     if device.type == "cpu":
         # transformers asks DeepSpeed whether ZeRO-3 is on, which otherwise warns of a missing GPU.
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    model = build_model(config, attention="sdpa", dtype=torch.float32)
+    attention = resolve_attention(
+        "auto",
+        config,
+        device=device,
+        in_bf16=False,
+        seq_len=recipe.seq_len,
+        isolated=not recipe.cross_documents,
+    )
+    model = build_model(config, attention=attention, dtype=torch.float32)
     return model.to(device)  # type: ignore[arg-type, no-any-return]
 
 

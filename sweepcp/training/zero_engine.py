@@ -160,7 +160,7 @@ class ZeroEngine:
         folder = shards[0].path.parent
         if settings := random_settings(read_config(folder)):
             logger.warning("%s/config.json has %s: set to 0", folder, format_settings(settings))
-        self.model = _build_partitioned_model(folder, config, group, attention=attention)
+        self.model = _build_partitioned_model(folder, config, group, recipe, attention=attention)
         if recompute:
             self.model.gradient_checkpointing_enable({"use_reentrant": False})
         # A tied parameter is here under each of its names: a file may use any of them.
@@ -298,7 +298,12 @@ class ZeroEngine:
 
 
 def _build_partitioned_model(
-    folder: Path, config: dict[str, Any], group: ProcessGroup, *, attention: Attention
+    folder: Path,
+    config: dict[str, Any],
+    group: ProcessGroup,
+    recipe: Recipe,
+    *,
+    attention: Attention,
 ) -> PreTrainedModel:
     """Build the model of a configuration, partitioned over the ranks and without its weights."""
     import deepspeed
@@ -306,7 +311,14 @@ def _build_partitioned_model(
     in_bf16 = bool(config.get("bf16", {}).get("enabled"))
     model_config = read_model_config(folder)
     with located(folder, "compute.attention"):
-        resolved = resolve_attention(attention, model_config, device=group.device, in_bf16=in_bf16)
+        resolved = resolve_attention(
+            attention,
+            model_config,
+            device=group.device,
+            in_bf16=in_bf16,
+            seq_len=recipe.seq_len,
+            isolated=not recipe.cross_documents,
+        )
     logger.info("attention: %s", resolved)
     # zero.Init partitions each module's parameters as soon as the module is built, so the whole
     # model is never in memory. Random initialisation would be wasted work, and transformers' own

@@ -20,7 +20,7 @@ from transformers.initialization import no_init_weights
 from transformers.models.llama.modeling_llama import repeat_kv
 
 from sweepcp.config import attention as config_attention
-from sweepcp.config.attention import check_attention
+from sweepcp.config.attention import check_attention, expected_attention
 from sweepcp.data.stream import Batch
 from sweepcp.errors import InvalidInput
 from sweepcp.models import attention as models_attention
@@ -31,6 +31,7 @@ from sweepcp.models.attention import (
     use_attention,
     use_row_attention,
 )
+from sweepcp.models.causal_attention import attend_one_by_one
 from sweepcp.models.layers import compile_layers
 from sweepcp.training.batches import to_micro_batch
 from sweepcp.training.isolation import check_isolation
@@ -141,7 +142,7 @@ def test_flash_attn_gets_what_varlen_gets(monkeypatch: pytest.MonkeyPatch, name:
         assert (right, arguments["causal"]) == (0, True)
         assert torch.equal(arguments["cu_seqlens_q"], arguments["cu_seqlens_k"])
         assert arguments["max_seqlen_q"] == arguments["max_seqlen_k"]
-        return models_attention._attend_one_by_one(
+        return attend_one_by_one(
             *tensors,
             cu_seq_lens=arguments["cu_seqlens_q"],
             longest=arguments["max_seqlen_q"],
@@ -232,18 +233,18 @@ def test_a_pass_through_the_kernel_reads_nothing_from_the_device(
 def test_the_kernel_gets_the_dtype_of_autocast(monkeypatch: pytest.MonkeyPatch):
     """Position embeddings leave queries and keys in fp32."""
     seen = []
-    attend = models_attention._attend_one_by_one
+    attend = attend_one_by_one
 
     def record(*tensors: torch.Tensor, **arguments: Any) -> torch.Tensor:
         seen.append({tensor.dtype for tensor in tensors})
         return attend(*tensors, **arguments)
 
-    monkeypatch.setattr(models_attention, "_attend_one_by_one", record)
+    monkeypatch.setattr(models_attention, "attend_one_by_one", record)
     model = build("llama", "varlen")
     with torch.autocast("cpu", dtype=torch.bfloat16):
         losses(model, packed_batch(tokens=TOKENS))
         # Where values are normalised, they are in fp32, too.
-        AttentionInterface()["varlen"](model, *torch.zeros(3, 1, 2, 4, 8), None, **ARGUMENTS)
+        AttentionInterface()["varlen"](model, *torch.zeros(3, 1, 2, 4, 8), None, **TWO_DOCUMENTS)
     assert seen == [{torch.bfloat16}] * 3
 
 
@@ -256,6 +257,73 @@ def test_heads_are_repeated_as_transformers_does():
 
 attend: Any = AttentionInterface()["varlen"]
 ARGUMENTS = {"cu_seq_lens_q": torch.tensor([0, 4], dtype=torch.int32), "max_length_q": 4}
+TWO_DOCUMENTS = {"cu_seq_lens_q": torch.tensor([0, 1, 4], dtype=torch.int32), "max_length_q": 3}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("window", [None, 1, 3, 7])
+@pytest.mark.parametrize("lengths", [[1, 7, 2, 1, 5], [1] * 6, [6, 6], [16]])
+@pytest.mark.parametrize(("key_heads", "value_size"), [(4, 8), (2, 8), (4, 5)])
+def test_documents_and_gradients_are_those_of_each_document_alone(
+    lengths: list[int], window: int | None, key_heads: int, value_size: int, dtype: torch.dtype
+):
+    """The reference computes the scores of all pairs in fp64."""
+    torch.manual_seed(0)
+    total = sum(lengths)
+    shapes = (4, 8), (key_heads, 8), (key_heads, value_size)
+    tensors = [torch.randn(1, heads, total, size).to(dtype) for heads, size in shapes]
+    packed = [tensor.clone().requires_grad_() for tensor in tensors]
+    exact = [tensor.double().requires_grad_() for tensor in tensors]
+    ends = torch.tensor([0, *np.cumsum(lengths)], dtype=torch.int32)
+    output, _ = attend(
+        SimpleNamespace(),
+        *packed,
+        None,
+        cu_seq_lens_q=ends,
+        max_length_q=max(lengths),
+        sliding_window=window,
+    )
+    document = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths))
+    distance = torch.arange(total)[:, None] - torch.arange(total)
+    seen = (document[:, None] == document) & (distance >= 0)
+    if window is not None:
+        seen &= distance < window
+    query, key, value = exact
+    key, value = (tensor.repeat_interleave(4 // key_heads, dim=1) for tensor in (key, value))
+    scores = (query @ key.transpose(2, 3)) * 8**-0.5
+    expected = (scores.masked_fill(~seen, float("-inf")).softmax(-1) @ value).transpose(1, 2)
+    factors = torch.randn(expected.shape)
+    (output * factors).sum().backward()
+    (expected * factors).sum().backward()
+    tolerance: dict[str, Any] = (
+        {"atol": 2e-5, "rtol": 1e-5} if dtype == torch.float32 else {"atol": 0.1, "rtol": 0.05}
+    )
+    torch.testing.assert_close(output.double(), expected, **tolerance)
+    for one, other in zip(packed, exact, strict=True):
+        assert one.grad is not None
+        assert other.grad is not None
+        torch.testing.assert_close(one.grad.double(), other.grad, **tolerance)
+
+
+def attention_operations(lengths: list[int], window: int | None = None) -> Recorder:
+    """Record a call with queries of so many documents on the meta device, as a GPU computes it."""
+    tensor = torch.zeros(1, 2, sum(lengths), 8, device=META, dtype=torch.bfloat16)
+    ends = torch.tensor([0, *np.cumsum(lengths)], dtype=torch.int32).to(META)
+    arguments = {"cu_seq_lens_q": ends, "max_length_q": max(lengths), "sliding_window": window}
+    with Recorder() as recorder:
+        attend(SimpleNamespace(), tensor, tensor, tensor, None, **arguments)
+    return recorder
+
+
+def test_whole_sequences_are_rows_of_sdpa():
+    """Whose causal kernels are faster than those of several lengths; a window needs the latter."""
+    kernel = "torch_attn._varlen_attn.default"
+    assert kernel in attention_operations([4, 3]).operations
+    assert kernel in attention_operations([4, 4], window=2).operations
+    for window in (None, 4):
+        rows = attention_operations([4, 4], window=window).operations
+        assert kernel not in rows
+        assert not {"aten._local_scalar_dense.default", "aten.nonzero.default"} & rows
 
 
 @pytest.mark.parametrize(
@@ -314,6 +382,39 @@ def test_auto_is_the_first_that_can_run(
 ):
     find_flash(monkeypatch, installed=installed)
     assert resolve_attention("auto", LLAMA, device=device, in_bf16=in_bf16) == expected
+
+
+@pytest.mark.parametrize("in_bf16", [True, False])
+@pytest.mark.parametrize(
+    ("device", "seq_len", "isolated", "expected"),
+    [
+        (CPU, 128, True, "sdpa"),
+        (CPU, 511, True, "sdpa"),
+        (CPU, 512, True, "varlen"),
+        (CPU, 2048, True, "varlen"),
+        (CPU, 2048, False, "sdpa"),
+        (CUDA, 128, False, "varlen"),
+        (CUDA, 2048, False, "varlen"),
+    ],
+)
+def test_auto_separates_long_sequences_by_documents(
+    monkeypatch: pytest.MonkeyPatch,
+    device: torch.device,
+    seq_len: int,
+    isolated: bool,
+    in_bf16: bool,
+    expected: str,
+):
+    """On a CPU; on a GPU, whole sequences are those of sdpa even where flash-attn is installed."""
+    find_flash(monkeypatch, installed=True)
+    if device == CUDA and not in_bf16:
+        expected = "sdpa"
+    sequence: dict[str, Any] = {"seq_len": seq_len, "isolated": isolated}
+    assert resolve_attention("auto", LLAMA, device=device, in_bf16=in_bf16, **sequence) == expected
+    precision = "bf16" if in_bf16 else "fp32"
+    check: dict[str, Any] = {"device": device.type, "precision": precision}
+    assert expected_attention("auto", **check, **sequence) == expected
+    assert expected_attention("eager", **check, **sequence) == "eager"
 
 
 def test_a_flash_attn_that_cannot_be_imported_is_not_chosen(

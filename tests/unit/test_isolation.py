@@ -19,6 +19,7 @@ from transformers import (
 from sweepcp.config.types import Attention
 from sweepcp.errors import InvalidInput
 from sweepcp.models import attention
+from sweepcp.models.causal_attention import attend_one_by_one
 from sweepcp.training import isolation
 from sweepcp.training.isolation import check_isolation, ensure_isolation
 from sweepcp.training.process_group import ProcessGroup
@@ -111,13 +112,13 @@ def varlen_model(**settings: Any) -> MistralForCausalLM:
 
 def change_kernel(monkeypatch: pytest.MonkeyPatch, **changes: Any) -> None:
     """Have the kernel get other arguments than it is called with."""
-    attend = attention._attend_one_by_one
+    attend = attend_one_by_one
 
     def attend_otherwise(*tensors: torch.Tensor, **arguments: Any) -> torch.Tensor:
         other = {key: change(arguments[key]) for key, change in changes.items()}
         return attend(*tensors, **arguments | other)
 
-    monkeypatch.setattr(attention, "_attend_one_by_one", attend_otherwise)
+    monkeypatch.setattr(attention, "attend_one_by_one", attend_otherwise)
 
 
 WINDOW = {"sliding_window": 8}
@@ -178,13 +179,13 @@ def test_in_bf16_too_it_is_told_from_rounding(
 def test_a_kernel_that_rounds_otherwise_than_sdpa_passes(monkeypatch: pytest.MonkeyPatch):
     """The difference is above the bound of fp32, and below that of the model's own rounding."""
     monkeypatch.setattr(isolation, "_takes_fp32", lambda device: False)
-    attend = attention._attend_one_by_one
+    attend = attend_one_by_one
 
     def attend_in_fp32(*tensors: torch.Tensor, **arguments: Any) -> torch.Tensor:
         with torch.autocast("cpu", enabled=False):
             return attend(*(tensor.float() for tensor in tensors), **arguments).bfloat16()
 
-    monkeypatch.setattr(attention, "_attend_one_by_one", attend_in_fp32)
+    monkeypatch.setattr(attention, "attend_one_by_one", attend_in_fp32)
     model = varlen_model(**WINDOW)
     check(model)
     monkeypatch.setattr(isolation, "ROUNDING_FACTOR", 0.1)
@@ -252,7 +253,7 @@ def test_a_kernel_that_cannot_run_leaves_sdpa(monkeypatch: pytest.MonkeyPatch):
     def attend(*tensors: torch.Tensor, **arguments: Any) -> torch.Tensor:
         raise RuntimeError("not compiled for this GPU")
 
-    monkeypatch.setattr(attention, "_attend_one_by_one", attend)
+    monkeypatch.setattr(attention, "attend_one_by_one", attend)
     with pytest.raises(InvalidInput, match="not compiled for this GPU") as caught:
         check(varlen_model())
     assert caught.value.fix.startswith("set the attention to sdpa in place of varlen, or use")

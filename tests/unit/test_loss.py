@@ -46,6 +46,15 @@ def test_losses_and_gradients_are_those_of_plain_cross_entropy(
     assert losses[0] == 0
 
 
+def test_the_gradient_of_a_target_that_is_almost_certain_is_not_lost():
+    """In bf16, a share of 0.999 is 1, and 1 less 1 would be nothing."""
+    logits = torch.tensor([[8.0, 1.0, 0.0]], dtype=torch.bfloat16, requires_grad=True)
+    chunked_cross_entropy(logits, torch.tensor([0])).sum().backward()
+    expected = torch.softmax(logits.detach().double(), -1) - torch.tensor([1.0, 0, 0])
+    assert logits.grad is not None
+    torch.testing.assert_close(logits.grad.double(), expected, atol=0, rtol=2**-8)
+
+
 class Fp32Elements(TorchDispatchMode):
     """Records how many elements of fp32 there are at most at a time in tensors of some size."""
 

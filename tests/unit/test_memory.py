@@ -104,8 +104,8 @@ def test_memory_of_a_trial_by_hand():
     assert memory.step.copies == 2 * parameters
     assert memory.step.activations == tokens * kept
     assert memory.step.masks == 0
-    # Logits and their gradient; a chunk in fp32 and its softmax.
-    assert memory.step.logits == 2 * 2 * tokens * 49_152 + 2**28
+    # Logits and their gradient.
+    assert memory.step.logits == 2 * 2 * tokens * 49_152
     total = 18 * parameters + tokens * kept + memory.step.logits
     assert memory.total == total
     assert memory.required == round(total * (1 + RESERVED_SHARE)) + CONTEXT_BYTES
@@ -234,9 +234,11 @@ def test_a_step_needs_what_is_estimated(
         live._add(storage)
     before = live.now
     with live:
-        logits = _logits(model, arithmetic, isolated=True).flatten(0, 1)
-        targets = torch.zeros(len(logits), dtype=torch.int64)
-        summed = losses.chunked_cross_entropy(logits, targets).sum()
+        # The copies of weights that autocast made exist until its context is left.
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=arithmetic == "autocast"):
+            logits = _logits(model, arithmetic, isolated=True).flatten(0, 1)
+            targets = torch.zeros(len(logits), dtype=torch.int64)
+            summed = losses.chunked_cross_entropy(logits, targets).sum()
         del logits
         summed.backward()
     step = peak_of_step(
@@ -256,7 +258,7 @@ def test_the_batch_is_halved_until_it_fits(fitting: int, expected: int):
     def required(micro_batch: int) -> int:
         return training_memory(MEASURED_MODEL, micro_batch=micro_batch, **settings).required
 
-    settings: dict[str, Any] = {"seq_len": 2048, "in_bf16": True, "attention": "auto"}
+    settings: dict[str, Any] = {"seq_len": 2048, "in_bf16": True, "attention": "varlen"}
     settings |= {"recompute": False, "isolated": True}
     available = required(fitting) if fitting else required(1) - 1
     memory_of = partial(training_memory, MEASURED_MODEL, **settings)
@@ -265,10 +267,9 @@ def test_the_batch_is_halved_until_it_fits(fitting: int, expected: int):
 
 
 def test_masks_are_counted_where_attention_has_them():
-    """`auto` stands for varlen in bf16, which has none, and for sdpa in fp32."""
     masks = {}
     for in_bf16 in (True, False):
-        for attention in ("auto", "sdpa", "varlen", "flash_attention_2"):
+        for attention in ("sdpa", "varlen", "flash_attention_2"):
             for isolated in (True, False):
                 memory = training_memory(
                     MEASURED_MODEL,
@@ -284,8 +285,26 @@ def test_masks_are_counted_where_attention_has_them():
     assert counted == {
         (True, "sdpa", True): 2 * 2048**2 * (1 + 2 * 30),
         (False, "sdpa", True): 2 * 2048**2 * (1 + 4 * 30),
-        (False, "auto", True): 2 * 2048**2 * (1 + 4 * 30),
     }
+
+
+def test_documents_that_a_cpu_attends_to_one_by_one_are_joined():
+    """Keys are not repeated, and there is no mask; each output is kept twice."""
+    kept = {}
+    for attention, isolated in (("varlen", True), ("varlen", False), ("sdpa", False)):
+        memory = training_memory(
+            MEASURED_MODEL,
+            micro_batch=1,
+            seq_len=512,
+            in_bf16=False,
+            attention=attention,
+            recompute=False,
+            isolated=isolated,
+        )
+        kept[attention, isolated] = memory.step.activations
+    joined = kept["varlen", True] - kept["varlen", False]
+    assert joined == 512 * 30 * 4 * 576
+    assert kept["varlen", False] == kept["sdpa", False]
 
 
 def test_with_recomputation_one_layer_has_its_mask():

@@ -120,7 +120,7 @@ def test_the_memory_of_an_e_llama_trial_by_hand(monkeypatch: pytest.MonkeyPatch)
         ),
         (
             ["training.micro_batch=4"],
-            "80.3 GiB with 4 sequences per forward pass",
+            "80.0 GiB with 4 sequences per forward pass",
             "79.0 GiB are available (a GPU of 80 GB)",
             "training.micro_batch: auto or a smaller proxy",
         ),
