@@ -26,6 +26,7 @@ from transformers import (
 )
 
 from sweepcp.config.suites import MemberSpec
+from sweepcp.config.types import ScoringMode
 from sweepcp.models.loading import byte_tokenizer
 from sweepcp.scoring.lm_eval_tasks import LmEvalTasks
 from sweepcp.scoring.scorecard import ItemScores
@@ -243,13 +244,24 @@ def load(folder: Path) -> tuple[PreTrainedModel, Any]:
 
 
 def make_tasks(
-    tasks: Path, model: Path, names: tuple[str, ...] = MEMBERS, group: ProcessGroup = ALONE
+    tasks: Path,
+    model: Path,
+    names: tuple[str, ...] = MEMBERS,
+    group: ProcessGroup = ALONE,
+    *,
+    scoring: ScoringMode = "exact",
 ) -> LmEvalTasks:
     """Build members of a suite for a model, which the ranks of a group score together."""
     loaded, tokenizer = load(model)
     members: Any = [("general", "en", member(tasks, name)) for name in names]
     return LmEvalTasks(
-        members, loaded, tokenizer, generated_tasks=None, precision="fp32", group=group
+        members,
+        loaded,
+        tokenizer,
+        generated_tasks=None,
+        precision="fp32",
+        scoring=scoring,
+        group=group,
     )
 
 
@@ -276,7 +288,7 @@ def describe_on_ranks(tasks: Path, model: Path, out: Path, names: tuple[str, ...
     group = ProcessGroup(rank=dist.get_rank(), world_size=dist.get_world_size())
     made = make_tasks(tasks, model, names, group)
     # As a partitioned model does, whose weights are gathered from all ranks.
-    made.lm.model.register_forward_pre_hook(lambda *_: group.barrier())
+    made.model.register_forward_pre_hook(lambda *_: group.barrier())
     (out / f"rank-{group.rank}.json").write_text(json.dumps(describe(made)))
     dist.destroy_process_group()
 

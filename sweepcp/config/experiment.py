@@ -43,7 +43,8 @@ class TrainingSection(TrainingSettings):
     fp32."""
     attention: Attention = "auto"
     """Implementation of attention. `auto`: on a GPU in bf16 the first of flash_attention_2 (if
-    installed), varlen (PyTorch's own) and sdpa that the model supports; elsewhere sdpa."""
+    installed), varlen (PyTorch's own) and sdpa that the model supports, and varlen on a CPU for
+    isolated documents in sequences of 512 tokens or more; elsewhere sdpa."""
     recompute: bool = False
     """Activation checkpointing: keep only the input of each layer, and recompute its activations
     in the backward pass. It may change when a search resumes."""

@@ -5,7 +5,7 @@ from typing import Annotated, Self, get_args
 
 from pydantic import Field, model_validator
 
-from sweepcp.config.types import PositiveFloat, PositiveInt, Role
+from sweepcp.config.types import PositiveFloat, PositiveInt, Role, ScoringMode
 from sweepcp.config.validation import ConfigModel
 
 GENERATED_KINDS = ("cloze", "swap")
@@ -87,6 +87,10 @@ class Suites(ConfigModel):
     """Members that measure what is learned."""
     general: Annotated[tuple[MemberSpec, ...], Field(min_length=1)]
     """Members that measure what is forgotten."""
+    scoring: ScoringMode = "shared"
+    """How the answers of lm-eval tasks are computed in a search. `shared`: a context once for all
+    of its answers, within 1e-4 nats per answer of lm-eval; members for which that does not hold are
+    scored by `exact`. `exact`: the log-probabilities of lm-eval, bit for bit."""
 
     @model_validator(mode="after")
     def _check_distinct(self) -> Self:

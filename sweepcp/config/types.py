@@ -31,7 +31,11 @@ def _check_hub_id(name: str) -> str:
 Attention = Literal["auto", "flash_attention_2", "varlen", "sdpa", "eager"]
 """Implementation of attention: as transformers names it, and `varlen` for PyTorch's own kernel for
 sequences of several lengths. `auto`: on a GPU in bf16 the first that is installed and that the
-model supports, of flash_attention_2, varlen and sdpa; elsewhere sdpa."""
+model supports, of flash_attention_2, varlen and sdpa; on a CPU varlen for isolated documents in
+sequences of 512 tokens or more, there document by document; elsewhere sdpa."""
+ScoringMode = Literal["shared", "exact"]
+"""How the answers of lm-eval tasks are computed: `exact` is lm-eval's own computation, bit for bit;
+`shared` computes a context once for all of its answers."""
 HubId = Annotated[str, AfterValidator(_check_hub_id)]
 Revision = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_./-]*$", max_length=128)]
 """A commit, tag or branch."""

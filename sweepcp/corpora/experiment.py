@@ -143,7 +143,8 @@ def _resolve_tasks(suites: Suites, folder: Path) -> Suites:
             with located(file="", key=f"suites.{role}"):
                 member = _resolve_task(member, user_path(member.path, folder=folder))
         members[role].append(member)
-    return Suites(domain=tuple(members["domain"]), general=tuple(members["general"]))
+    resolved = {role: tuple(of_role) for role, of_role in members.items()}
+    return suites.model_copy(update=resolved)
 
 
 def _resolve_task(member: MemberSpec, task_folder: Path) -> MemberSpec:

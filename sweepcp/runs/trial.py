@@ -177,8 +177,9 @@ class BaseRecord(Record):
     """What the worker found when it prepared the suites, for example contexts that were cut."""
     environment: dict[str, str]
     """What the scores depend on besides files: `device` (`cpu` or `cuda`), `precision` (`fp32` or
-    `bf16`), `attention` (its implementation), `prompts` (a hash of those of the tasks) and the
-    versions of `NUMERIC_PACKAGES`."""
+    `bf16`), `attention` (its implementation), `prompts` (a hash of those of the tasks), `scoring`
+    (how answers are computed, see `LmEvalTasks.scoring`; earlier versions computed all of them
+    exactly and did not record it) and the versions of `NUMERIC_PACKAGES`."""
     versions: dict[str, str]
     """Versions of Python and of the packages of the worker."""
 
@@ -194,7 +195,7 @@ def package_versions() -> dict[str, str]:
 
 
 def numeric_environment(
-    *, device: str, precision: str, attention: str, prompts: str
+    *, device: str, precision: str, attention: str, prompts: str, scoring: str
 ) -> dict[str, str]:
     """Return what the scores of this process depend on besides files, see `BaseRecord`.
 
@@ -203,12 +204,14 @@ def numeric_environment(
         precision: `fp32` or `bf16`, resolved.
         attention: Implementation of attention, resolved.
         prompts: Hash of the tasks' prompts and answers, which lm-eval may have drawn or fetched.
+        scoring: How the answers of tasks are computed.
     """
     found = {
         "device": device,
         "precision": precision,
         "attention": attention,
         "prompts": prompts,
+        "scoring": scoring,
     }
     return found | numeric_versions()
 
@@ -232,6 +235,7 @@ def check_environment(
     if environment.get("attention") in PACKED:
         # Earlier versions did not record the implementation, and had none of these.
         base = {"attention": "sdpa"} | base
+    base = {"scoring": "exact"} | base
     different = [name for name in environment if name in base and environment[name] != base[name]]
     if different:
         raise InvalidInput(

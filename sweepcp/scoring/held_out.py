@@ -13,6 +13,7 @@ from sweepcp.data.encoding import Encoder
 from sweepcp.data.spelling import check_coverage
 from sweepcp.data.stream import IGNORED, Batch, restarting_positions
 from sweepcp.data.token_store import TokenStore
+from sweepcp.scoring.evaluation import evaluation_mode
 from sweepcp.scoring.scorecard import document_id
 from sweepcp.training.batches import to_micro_batch
 from sweepcp.training.engine import autocast_context
@@ -117,11 +118,10 @@ class HeldOutText:
         Returns:
             Shape (documents,), equal on every rank.
         """
-        model.eval()
         bits = np.zeros(len(self.bytes))
         computed_losses: list[tuple[np.ndarray, torch.Tensor]] = []
         count = len(self.lengths)
-        with autocast_context(group.device, precision):
+        with evaluation_mode(model), autocast_context(group.device, precision):
             for first in range(0, count, rows * group.world_size):
                 start = first + group.rank * rows
                 mine = np.arange(start, min(start + rows, count))

@@ -1,16 +1,19 @@
 """lm-eval tasks on a model in memory: built once, scored for every trial, item by item.
 
-The model wrapper, its batches and the metrics are lm-eval's own, so the scores of a member equal
-those of `lm_eval.simple_evaluate` on it alone; only batches of very many logits are divided. Tasks,
-requests and token ids are built once rather than per trial.
+Requests and metrics are lm-eval's own. In exact mode so are the batches of answers, and the scores
+of a member equal those of `lm_eval.simple_evaluate` on it alone; only batches of very many logits
+are divided. In shared mode a context is computed once for all of its answers, of all members. Text
+and rolling log-likelihoods are computed by lm-eval in both. Tasks, requests, token ids and batches
+are built once rather than per trial.
 """
 
 import logging
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -18,11 +21,15 @@ from lm_eval.models.utils import normalize_gen_kwargs
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sweepcp.config.suites import MemberSpec
-from sweepcp.config.types import Role
+from sweepcp.config.types import Role, ScoringMode
 from sweepcp.errors import InvalidInput, located
 from sweepcp.models.attention import use_row_attention
+from sweepcp.scoring.answer_model import AnswerModel
+from sweepcp.scoring.answer_passes import Answer
+from sweepcp.scoring.answer_plan import AnswerPlan
+from sweepcp.scoring.evaluation import evaluation_mode
 from sweepcp.scoring.lm_eval_answers import AnswerTokens, ItemAnswers, encode_item
-from sweepcp.scoring.lm_eval_batches import SharedModel
+from sweepcp.scoring.lm_eval_encoding import RequestEncoder
 from sweepcp.scoring.lm_eval_items import gold_index
 from sweepcp.scoring.lm_eval_loading import (
     LoadedMember,
@@ -37,6 +44,9 @@ from sweepcp.training.engine import computes_in_bf16
 from sweepcp.training.process_group import ALONE, ProcessGroup
 from sweepcp.util.json_values import digest
 
+if TYPE_CHECKING:
+    from sweepcp.scoring.lm_eval_model import GroupModel
+
 
 @dataclass
 class _Member:
@@ -48,6 +58,15 @@ class _Member:
     loaded: LoadedMember
     answers: dict[int, list[ItemAnswers]] = field(default_factory=dict)
     """Index of a task → the answers of its items; only tasks with log-likelihoods of answers."""
+    scoring: ScoringMode = "exact"
+    """How the answers are computed."""
+
+    @property
+    def calls(self) -> list[list[AnswerTokens]]:
+        """The tokens of all answers: those that lm-eval computes in one call, then `gold`s."""
+        by_task = self.answers.values()
+        requests = [request for items in by_task for item in items for request in item.requests]
+        return [requests, *([item.gold for item in items if item.gold] for items in by_task)]
 
 
 @dataclass
@@ -70,6 +89,7 @@ class LmEvalTasks:
         *,
         generated_tasks: Path | None,
         precision: str,
+        scoring: ScoringMode = "exact",
         group: ProcessGroup = ALONE,
         working_folder: Path = Path(),
     ) -> None:
@@ -81,6 +101,7 @@ class LmEvalTasks:
             tokenizer: The model's.
             generated_tasks: Folder of the tasks that were generated from held-out text.
             precision: `fp32`, `bf16` or `auto`.
+            scoring: How the answers are computed, see `Suites.scoring`.
             group: The ranks that call `score` together, as all must if the model is partitioned.
             working_folder: Where relative paths of data files start from.
 
@@ -89,8 +110,9 @@ class LmEvalTasks:
         """
         # What its warnings say of items is checked here, or reported in `notes`.
         logging.getLogger("lm_eval").setLevel(logging.ERROR)
-        in_bf16 = computes_in_bf16(model.device, precision)
-        self.lm = SharedModel(model, tokenizer, group, in_bf16=in_bf16)
+        self.in_bf16 = computes_in_bf16(model.device, precision)
+        self.model, self.tokenizer, self.group = model, tokenizer, group
+        self.encoder = RequestEncoder(model, tokenizer)
         self.notes: list[str] = []
         """What the user should know of the items: contexts that are cut, options without effect."""
         self.members: list[_Member] = []
@@ -101,6 +123,32 @@ class LmEvalTasks:
             self._encode_answers(member)
             self.notes += [*member.loaded.notes, *self._cut_contexts(member)]
             self.members.append(member)
+        self._plan = self._plan_answers(scoring)
+
+    @cached_property
+    def lm(self) -> "GroupModel":
+        """lm-eval's wrapper of the model, for members of which it computes more than answers."""
+        from sweepcp.scoring.lm_eval_model import GroupModel
+
+        return GroupModel(self.model, self.tokenizer, self.group, in_bf16=self.in_bf16)
+
+    def _plan_answers(self, scoring: ScoringMode) -> AnswerPlan:
+        """Build the batches of answers; in shared mode check that contexts can be shared."""
+        model = AnswerModel(
+            self.model, self.group, max_length=self.encoder.max_length, in_bf16=self.in_bf16
+        )
+        with evaluation_mode(self.model), use_row_attention(self.model):
+            plan = AnswerPlan(model, [member.calls for member in self.members], scoring)
+        for number in plan.firsts:
+            self.members[number].scoring = "shared"
+        exact = [
+            f"{self.members[number].spec.name} ({obstacle})"
+            for number, obstacle in plan.obstacles.items()
+        ]
+        self.scoring = f"{scoring}; exact: {', '.join(exact)}" if exact else str(scoring)
+        """How answers are computed: `exact` or `shared`, and the members that it does not cover,
+        each with the reason."""
+        return plan
 
     def _encode_answers(self, member: _Member) -> None:
         for index, task in enumerate(member.loaded.tasks):
@@ -111,7 +159,7 @@ class LmEvalTasks:
                 requests = [instance.args for instance in instances]
                 gold = gold_index(task.task, instances[0].doc)
                 with located(f"task {task.name}", f"item {number}"):
-                    answers.append(encode_item(self.lm, requests, gold))
+                    answers.append(encode_item(self.encoder, requests, gold))
             member.answers[index] = answers
 
     def _cut_contexts(self, member: _Member) -> Iterator[str]:
@@ -122,13 +170,13 @@ class LmEvalTasks:
             if index in member.answers:
                 for answers in member.answers[index]:
                     longest = max(request.length for request in answers.requests)
-                    cut += longest > self.lm.max_length + 1
+                    cut += longest > self.encoder.max_length + 1
             elif task.instances[0][0].request_type == "generate_until":
                 cut += self._cut_prompts(task)
         if cut:
             yield (
                 f"{cut} of {total} items of {member.spec.name} lose the start of their context "
-                f"(the model takes {self.lm.max_length} tokens)"
+                f"(the model takes {self.encoder.max_length} tokens)"
             )
 
     def _cut_prompts(self, task: LoadedTask) -> int:
@@ -136,17 +184,17 @@ class LmEvalTasks:
         cut = 0
         for number, instances in zip(task.numbers, task.instances, strict=True):
             context, options = instances[0].args[:2]
-            generated = normalize_gen_kwargs(options, self.lm.max_gen_toks)["max_gen_toks"]
-            room = self.lm.max_length - generated
+            generated = normalize_gen_kwargs(options, self.encoder.max_gen_toks)["max_gen_toks"]
+            room = self.encoder.max_length - generated
             if room <= 0:
                 raise InvalidInput(
                     file=f"task {task.name}",
                     key=f"item {number}.generation_kwargs.max_gen_toks",
                     found=generated,
-                    rule=f"below {self.lm.max_length}, the longest context of the model",
+                    rule=f"below {self.encoder.max_length}, the longest context of the model",
                     fix="lower it in the task's file",
                 )
-            cut += len(self.lm.tok_encode(context)) > room
+            cut += len(self.encoder.tok_encode(context)) > room
         return cut
 
     @property
@@ -168,56 +216,53 @@ class LmEvalTasks:
         Raises:
             InvalidInput: A task measures nothing that can be recorded.
         """
-        self.lm.model.eval()
         scores: list[ItemScores] = []
-        for member in self.members:
-            # Generation may draw random numbers. One member's scores do not depend on the others.
-            with (
-                stock_seeds(self.lm.device),
-                restricted_imports(member.spec),
-                use_row_attention(self.lm.model),
-            ):
-                self._answer_requests(member)
-                scores += self._score_member(member)
+        with evaluation_mode(self.model):
+            with use_row_attention(self.model):
+                answers = self._plan.compute_shared()
+            for number, member in enumerate(self.members):
+                # Generation may draw random numbers. One member's scores do not depend on the
+                # others.
+                with (
+                    stock_seeds(self.model.device),
+                    restricted_imports(member.spec),
+                    use_row_attention(self.model),
+                ):
+                    if number not in answers:
+                        answers[number] = self._plan.compute_exact(number)
+                    computed = iter(answers[number])
+                    self._answer_requests(member, computed)
+                    scores += self._score_member(member, computed)
         return scores
 
-    def _answer_requests(self, member: _Member) -> None:
-        """Answer the requests of a member, in the batches that `simple_evaluate` makes."""
-        pairs: list[tuple[Any, AnswerTokens]] = []
+    def _answer_requests(self, member: _Member, answers: Iterator[Answer]) -> None:
+        """Hand the requests of a member their answers, and have lm-eval compute the others."""
         others: dict[str, list[Any]] = {}
         for index, task in enumerate(member.loaded.tasks):
-            for item, instances in enumerate(task.instances):
-                for position, instance in enumerate(instances):
+            for instances in task.instances:
+                for instance in instances:
+                    instance.filtered_resps = {}
+                    if index in member.answers:
+                        instance.resps = [next(answers)] * instance.repeats
+                        continue
                     # Without this the answers of the previous model would be kept beside the new.
                     instance.resps = []
-                    instance.filtered_resps = {}
-                    repeated = [instance] * instance.repeats
-                    if index in member.answers:
-                        tokens = member.answers[index][item].requests[position]
-                        pairs += [(repeat, tokens) for repeat in repeated]
-                    else:
-                        others.setdefault(instance.request_type, []).extend(repeated)
-        for (instance, _), answer in zip(
-            pairs, self._log_likelihoods([tokens for _, tokens in pairs]), strict=True
-        ):
-            instance.resps.append(answer)
+                    of_type = others.setdefault(instance.request_type, [])
+                    of_type += [instance] * instance.repeats
         for request_type, instances in others.items():
             responses = getattr(self.lm, request_type)(instances, disable_tqdm=True)
             for instance, response in zip(instances, responses, strict=True):
                 instance.resps.append(response)
 
-    def _log_likelihoods(self, tokens: list[AnswerTokens]) -> list[tuple[float, bool]]:
-        """Return the log-likelihood of each answer in nats, and whether it is the greedy one."""
-        requests = [(("", ""), list(answer.context), list(answer.scored)) for answer in tokens]
-        answers: list[tuple[float, bool]] = self.lm._loglikelihood_tokens(
-            requests, disable_tqdm=True
-        )
-        return answers
+    def _score_member(self, member: _Member, golds: Iterator[Answer]) -> Iterator[ItemScores]:
+        """Yield the scores of a member under each unit that its tasks measure.
 
-    def _score_member(self, member: _Member) -> Iterator[ItemScores]:
-        """Yield the scores of a member under each unit that its tasks measure."""
+        Args:
+            member: Its requests are answered.
+            golds: The answers to the `gold` of its items.
+        """
         by_task = [
-            self._score_task(task, member.answers.get(index))
+            self._score_task(task, member.answers.get(index), golds)
             for index, task in enumerate(member.loaded.tasks)
         ]
         for unit in RECORDED_METRICS:
@@ -237,20 +282,19 @@ class LmEvalTasks:
                 language=member.language,
                 unit=unit,
                 weight=member.spec.weight,
+                scoring=member.scoring,
                 document=tuple(merged.document),
                 amount=tuple(merged.amount),
                 size=tuple(merged.size),
             )
 
     def _score_task(
-        self, task: LoadedTask, answers: list[ItemAnswers] | None
+        self, task: LoadedTask, answers: list[ItemAnswers] | None, golds: Iterator[Answer]
     ) -> dict[Unit, _Scores]:
         """Score the items of a task whose requests are answered, in the order of the data."""
         task.task.apply_filters()
         # A task may have several filters of generated text; its first one counts.
         key = next(iter(task.instances[0][0].filtered_resps))
-        right = [answer.gold for answer in answers or [] if answer.gold]
-        corrected = iter(self._log_likelihoods(right) if right else [])
         scores: dict[Unit, _Scores] = {}
         for item, instances in enumerate(task.instances):
             responses = [instance.filtered_resps[key] for instance in instances]
@@ -258,7 +302,7 @@ class LmEvalTasks:
             values = _accuracies(metrics)
             if answers is not None:
                 gold = instances[gold_index(task.task, instances[0].doc)].resps[0]
-                nats = next(corrected) if answers[item].gold else gold
+                nats = next(golds) if answers[item].gold else gold
                 values["bits per byte"] = -nats[0] / math.log(2), float(answers[item].gold_bytes)
             elif instances[0].request_type == "loglikelihood_rolling":
                 values["bits per byte"] = _rolling_bits(task.task, instances[0], metrics)

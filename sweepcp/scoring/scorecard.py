@@ -9,13 +9,14 @@ half).
 
 import hashlib
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal, Self, get_args
 
 import numpy as np
 from pydantic import Field, model_validator
 
-from sweepcp.config.types import PositiveFloat, Role
+from sweepcp.config.types import PositiveFloat, Role, ScoringMode
 from sweepcp.errors import InvalidInput, located
 from sweepcp.scoring.jackknife import jackknife_ratio, standard_error
 from sweepcp.util.files import write_text
@@ -56,6 +57,8 @@ class ItemScores(Record):
     """Bits of each item; for an accuracy 1 or 0."""
     size: tuple[float, ...]
     """UTF-8 bytes of each item; for an accuracy 1."""
+    scoring: ScoringMode | None = None
+    """How its answers were computed; None for held-out text and in records of earlier versions."""
 
     @property
     def select(self) -> tuple[bool, ...]:
@@ -123,6 +126,8 @@ class MemberScore(Record):
     points."""
     change_se: float
     """Of the paired difference: model and base score the same items."""
+    scoring: ScoringMode | None = None
+    """How the model's answers were computed; None for held-out text and in earlier records."""
 
 
 class LanguageScore(Record):
@@ -245,35 +250,67 @@ def compare_with_recorded(
 
 
 def compare_with_base(*, trial: list[ItemScores], base: list[ItemScores]) -> Scorecard:
-    """Compare a model's scores with the base's on the same items.
-
-    Raises:
-        InvalidInput: See `check_splits`.
-        ValueError: The two were not measured on the same items, or a value is not finite.
-    """
-    check_splits(base)
-    for t, b in zip(trial, base, strict=True):
-        if (t.name, t.unit, t.document, t.size) != (b.name, b.unit, b.document, b.size):
-            raise ValueError(f"{t.name} ({t.unit}) was measured on other items than the base")
-    return Scorecard(
-        select=_split_score(trial=trial, base=base, split="select"),
-        report=_split_score(trial=trial, base=base, split="report"),
-    )
+    """Compare a model's scores with the base's on the same items, see `BaseComparison`."""
+    return BaseComparison(base).compare(trial)
 
 
-def _split_score(*, trial: list[ItemScores], base: list[ItemScores], split: Split) -> SplitScore:
-    documents = np.array(sorted(_documents_in(base, split)))
-    compared = [
-        _compare_member(trial=t, base=b, documents=documents)
-        for t, b in zip(trial, base, strict=True)
-    ]
-    members = tuple(member for member, _ in compared)
-    scalars: dict[str, float] = {}
-    for role in ("domain", "general"):
-        group = [c for c in compared if (c[0].role, c[0].unit) == (role, CONTINUOUS)]
-        scalars[role], scalars[f"{role}_se"] = _weighted_change(group)
-    languages = _language_scores(compared)
-    return SplitScore(members=members, languages=languages, **scalars)
+class BaseComparison:
+    """Compares one model after the other with a base, which must pass `check_splits`."""
+
+    def __init__(self, base: Sequence[ItemScores]) -> None:
+        check_splits(base)
+        self.base = base
+        self.members = {split: _split_members(base, split) for split in SPLITS}
+
+    def compare(self, trial: Sequence[ItemScores]) -> Scorecard:
+        """Compare a model's scores; `ValueError` if they are of other items or not finite."""
+        for t, b in zip(trial, self.base, strict=True):
+            if (t.name, t.unit, t.document, t.size) != (b.name, b.unit, b.document, b.size):
+                raise ValueError(f"{t.name} ({t.unit}) was measured on other items than the base")
+        return Scorecard(
+            select=self._split_score(trial, "select"), report=self._split_score(trial, "report")
+        )
+
+    def _split_score(self, trial: Sequence[ItemScores], split: Split) -> SplitScore:
+        pairs = zip(trial, self.members[split], strict=True)
+        compared = [_compare_member(model, base) for model, base in pairs]
+        scalars: dict[str, float] = {}
+        for role in ("domain", "general"):
+            group = [c for c in compared if (c[0].role, c[0].unit) == (role, CONTINUOUS)]
+            scalars[role], scalars[f"{role}_se"] = _weighted_change(group)
+        return SplitScore(
+            members=tuple(member for member, _ in compared),
+            languages=_language_scores(compared),
+            **scalars,
+        )
+
+
+@dataclass(frozen=True)
+class _SplitMember:
+    """A member's base scores on one split, summed by document."""
+
+    items: ItemScores
+    in_split: np.ndarray  # for each item
+    index: np.ndarray  # the document of each item that is
+    amount: np.ndarray
+    size: np.ndarray
+    value: float
+    influence: np.ndarray  # of each document
+    documents: int
+
+
+def _split_members(base: Sequence[ItemScores], split: Split) -> list[_SplitMember]:
+    documents, members = np.array(sorted(_documents_in(base, split))), []
+    for items in base:
+        in_split = np.isin(items.document, documents)
+        index = np.searchsorted(documents, np.array(items.document)[in_split])
+        amount, size = (
+            np.bincount(index, np.array(values)[in_split], minlength=len(documents))
+            for values in (items.amount, items.size)
+        )
+        ratio, count = jackknife_ratio(amount, size), len(np.unique(index))
+        members.append(_SplitMember(items, in_split, index, amount, size, *ratio, count))
+    return members
 
 
 def _language_scores(
@@ -313,46 +350,39 @@ def _weighted_change(group: Sequence[tuple[MemberScore, np.ndarray]]) -> tuple[f
     return mean, standard_error(weights @ np.array([influence for _, influence in group]))
 
 
-def _compare_member(
-    *, trial: ItemScores, base: ItemScores, documents: np.ndarray
-) -> tuple[MemberScore, np.ndarray]:
+def _compare_member(trial: ItemScores, base: _SplitMember) -> tuple[MemberScore, np.ndarray]:
     """Compare one member on the documents of a split.
 
     Returns:
         The score, and the influences of the documents on its change: see `jackknife_ratio`.
     """
-    in_split = np.isin(base.document, documents)
-    index = np.searchsorted(documents, np.array(base.document)[in_split])
-
-    def sum_by_document(values: Sequence[float]) -> np.ndarray:
-        return np.bincount(index, np.array(values)[in_split], minlength=len(documents))
-
-    amount, base_amount = sum_by_document(trial.amount), sum_by_document(base.amount)
-    size = sum_by_document(base.size)
-    value, value_influence = jackknife_ratio(amount, size)
-    base_value, base_influence = jackknife_ratio(base_amount, size)
-    if base.unit == CONTINUOUS:
+    items, base_influence = base.items, base.influence
+    amounts = np.array(trial.amount)[base.in_split]
+    amount = np.bincount(base.index, amounts, minlength=len(base.size))
+    value, value_influence = jackknife_ratio(amount, base.size)
+    if items.unit == CONTINUOUS:
         # Both values have the same Σ size, so (base − value) / base is 1 − Σ amount / Σ base
         # amount: a ratio over paired items.
-        ratio, influence = jackknife_ratio(amount, base_amount)
+        ratio, influence = jackknife_ratio(amount, base.amount)
         change, influence = 100 * (1 - ratio), -100 * influence
     else:
-        difference, influence = jackknife_ratio(amount - base_amount, size)
+        difference, influence = jackknife_ratio(amount - base.amount, base.size)
         change, influence = 100 * difference, 100 * influence
     score = MemberScore(
-        name=base.name,
-        role=base.role,
-        language=base.language,
-        unit=base.unit,
-        weight=base.weight,
-        items=len(index),
-        documents=len(np.unique(index)),
-        base=base_value,
+        name=items.name,
+        role=items.role,
+        language=items.language,
+        unit=items.unit,
+        weight=items.weight,
+        items=len(base.index),
+        documents=base.documents,
+        base=base.value,
         base_se=standard_error(base_influence),
         value=value,
         value_se=standard_error(value_influence),
         change=change,
         change_se=standard_error(influence),
+        scoring=trial.scoring,
     )
     return score, influence
 

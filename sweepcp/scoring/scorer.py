@@ -78,6 +78,7 @@ class Scorer:
             self.tokenizer,
             generated_tasks=self.spec.generated_tasks,
             precision=self.spec.precision,
+            scoring=self.spec.scoring,
             group=self.group,
             working_folder=self.spec.working_folder,
         )
@@ -105,6 +106,11 @@ class Scorer:
     def prompts(self) -> str:
         """16 hex digits of the prompts and answers of the tasks; empty without tasks."""
         return self.tasks.prompts if self.tasks else ""
+
+    @property
+    def scoring(self) -> str:
+        """How the answers of the tasks are computed, see `LmEvalTasks.scoring`."""
+        return self.tasks.scoring if self.tasks else "exact"
 
     def score_held_out(self) -> list[ItemScores]:
         """Score the members that are held-out text; raises `Diverged` as `score` does."""

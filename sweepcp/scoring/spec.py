@@ -6,6 +6,7 @@ from pathlib import Path
 
 from sweepcp.config.experiment import Experiment
 from sweepcp.config.suites import Suites
+from sweepcp.config.types import ScoringMode
 from sweepcp.data.token_store import TokenStore
 from sweepcp.scoring.generated_tasks import generate_tasks
 
@@ -28,6 +29,8 @@ class ScoringSpec:
     model that isolates packed documents. If False, each window is a sequence of its own."""
     precision: str
     """`fp32`, `bf16` or `auto` (bf16 on a GPU)."""
+    scoring: ScoringMode = "exact"
+    """How the answers of lm-eval tasks are computed."""
     working_folder: Path = field(default_factory=Path.cwd)
     """Where relative paths of the tasks' data files start from. Workers run in another folder."""
 
@@ -40,6 +43,7 @@ def make_scoring_spec(
     seq_len: int,
     packed: bool,
     precision: str,
+    scoring: ScoringMode = "exact",
 ) -> ScoringSpec:
     """Generate the tasks of the suites in the cache and return what is to be scored.
 
@@ -54,13 +58,14 @@ def make_scoring_spec(
         seq_len=seq_len,
         packed=packed,
         precision=precision,
+        scoring=scoring,
     )
 
 
 def experiment_scoring_spec(
-    experiment: Experiment, stores: Mapping[str, TokenStore]
+    experiment: Experiment, stores: Mapping[str, TokenStore], *, scoring: ScoringMode
 ) -> ScoringSpec:
-    """Return what an experiment scores, see `make_scoring_spec`."""
+    """Return what an experiment scores, and how, see `make_scoring_spec`."""
     return make_scoring_spec(
         experiment.suites,
         stores,
@@ -68,4 +73,5 @@ def experiment_scoring_spec(
         seq_len=experiment.training.seq_len,
         packed=not experiment.training.cross_documents,
         precision=experiment.training.precision,
+        scoring=scoring,
     )

@@ -46,6 +46,7 @@ def environment_of(scorer: Scorer, device: torch.device) -> dict[str, str]:
         precision="bf16" if in_bf16 else "fp32",
         attention=attention_of(scorer.model),
         prompts=scorer.prompts,
+        scoring=scorer.scoring,
     )
 
 
@@ -70,6 +71,8 @@ class TrialRunner:
             device=self.device,
             attention=spec.attention,
             in_bf16=in_bf16,
+            seq_len=spec.scoring.seq_len,
+            isolated=spec.scoring.packed,
         )
         group = ProcessGroup(device=self.device)
         if spec.recompute:
@@ -107,12 +110,18 @@ class TrialRunner:
         """What the scores depend on besides files, see `BaseRecord`."""
         return environment_of(self.scorer, self.device)
 
+    def _restore_base(self) -> None:
+        """Load the base's weights, on which the tasks are built before the first trial."""
+        self.model.load_state_dict(self.base_weights)
+        # How answers are computed is decided on the weights that the tasks are built on.
+        _ = self.environment
+
     def score_base(self) -> BaseRecord:
         """Score the untouched base."""
         spec = self.spec
-        self.model.load_state_dict(self.base_weights)
+        self._restore_base()
         return BaseRecord(
-            model=f"{spec.model}@{spec.base.revision}" if spec.base.hub else spec.model,
+            model=spec.model_name,
             parameters=sum(p.numel() for p in self.model.parameters()),
             max_lr=spec.base.max_lr,
             items=self._score(),
@@ -137,7 +146,7 @@ class TrialRunner:
             OutOfDeviceMemory: Training does not fit into the memory of the GPU.
         """
         started = time.perf_counter()
-        self.model.load_state_dict(self.base_weights)
+        self._restore_base()
         torch.manual_seed(recipe.seed)
         stream = MixtureStream(recipe, list(self.spec.stores))
         engine = PlainEngine(

@@ -46,6 +46,8 @@ FEW = (
     "generated",
 )
 """At least one member of each kind."""
+COMPUTED_BY_LM_EVAL = {"rolling", "generated", "generated_targets"}
+"""Members without answers that could share a context."""
 
 
 @pytest.fixture(scope="module")
@@ -151,6 +153,38 @@ def test_values_are_those_of_lm_eval(scores: dict[str, Any], stock: dict[str, di
             key = f"{metric},{filters.get(name, 'none')}"
             if unit != "bits per byte" or name == "rolling":
                 assert value(scores, name, unit) == pytest.approx(results[key], rel=1e-12), name
+
+
+def test_with_shared_contexts_all_kinds_are_close_to_lm_eval(
+    folder: Path,
+    case: tuple[Path, tuple[str, ...]],
+    scores: dict[str, Any],
+    stock: dict[str, dict[str, Any]],
+):
+    """Likelihoods of answers within 1e-4, equal accuracies; text and rolling ones bit for bit."""
+    tasks = make_tasks(folder / "tasks", *case, scoring="shared")
+    assert tasks.scoring == "shared"
+    shared = describe(tasks)
+    for name, exact in scores.items():
+        is_shared = tasks.members[list(scores).index(name)].scoring == "shared"
+        assert is_shared is (name not in COMPUTED_BY_LM_EVAL)
+        ours, theirs = shared[name]["requests"], stock_requests(stock[name])
+        for (*_, responses), (*_, stock_responses) in zip(ours, theirs, strict=True):
+            if not is_shared:
+                assert responses == stock_responses
+                continue
+            for (nats, greedy), (stock_nats, stock_greedy) in zip(
+                responses, stock_responses, strict=True
+            ):
+                assert greedy == stock_greedy, name
+                assert nats == pytest.approx(stock_nats, abs=1e-4, rel=0), name
+        for unit, items in exact["items"].items():
+            found = shared[name]["items"][unit]
+            if unit == "bits per byte":
+                assert found["amount"] == pytest.approx(items["amount"], abs=1.5e-4), name
+            else:
+                assert found["amount"] == items["amount"], name
+            assert found["scoring"] == ("shared" if is_shared else "exact")
 
 
 def test_bits_are_those_of_the_right_answer(

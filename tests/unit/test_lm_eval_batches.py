@@ -13,7 +13,9 @@ from lm_eval.models.utils import Collator
 
 from sweepcp.models.loading import byte_tokenizer
 from sweepcp.scoring import lm_eval_batches, lm_eval_tasks
-from sweepcp.scoring.lm_eval_batches import MAX_LOGITS, Request, SharedModel, bounded_batches
+from sweepcp.scoring.lm_eval_answers import AnswerTokens
+from sweepcp.scoring.lm_eval_batches import MAX_LOGITS, bounded_batches
+from sweepcp.scoring.lm_eval_model import GroupModel, Request
 from sweepcp.scoring.scorer import Scorer
 from sweepcp.training.process_group import ALONE, ProcessGroup
 from tests.unit.test_task_items import CONTEXT, model
@@ -39,8 +41,8 @@ def some_requests(count: int, longest: int = CONTEXT + 8) -> list[Request]:
     return requests
 
 
-def make_shared(group: ProcessGroup = ALONE, *, in_bf16: bool = False) -> SharedModel:
-    return SharedModel(model(), byte_tokenizer(), group, in_bf16=in_bf16)
+def make_shared(group: ProcessGroup = ALONE, *, in_bf16: bool = False) -> GroupModel:
+    return GroupModel(model(), byte_tokenizer(), group, in_bf16=in_bf16)
 
 
 @pytest.fixture
@@ -55,6 +57,10 @@ def passes(monkeypatch: pytest.MonkeyPatch) -> list[torch.Tensor]:
 
     monkeypatch.setattr(HFLM, "_model_call", call)
     return inputs
+
+
+def tokens(requests: list[Request]) -> list[AnswerTokens]:
+    return [AnswerTokens(context, answer) for _, context, answer in requests]
 
 
 def equal(ours: list[torch.Tensor], theirs: list[torch.Tensor]) -> bool:
@@ -82,10 +88,8 @@ def test_batches_are_those_of_the_installed_collator():
         group_fn=lambda request: request[1] + request[2][:-1],
     )
     theirs = [[tuple(request[1]) for request in batch] for batch in collator.get_batched(n=32)]
-    ours = bounded_batches(requests, max_length=CONTEXT, vocab_size=300)
-    assert [{tuple(requests[index][1]) for index in batch} for batch in ours] == [
-        set(batch) for batch in theirs
-    ]
+    ours = bounded_batches(tokens(requests), max_length=CONTEXT, vocab_size=300)
+    assert [[tuple(requests[row[0]][1]) for row in batch] for batch in ours] == theirs
 
 
 @pytest.mark.parametrize(
@@ -103,16 +107,16 @@ def test_batches_are_those_of_the_installed_collator():
 )
 def test_a_pass_has_at_most_so_many_logits(length: int, vocab_size: int, rows: int):
     requests: list[Request] = [("", [1] * (length - 1), [2 + n, 3]) for n in range(100)]
-    batches = bounded_batches(requests, max_length=1 << 20, vocab_size=vocab_size)
+    batches = bounded_batches(tokens(requests), max_length=1 << 20, vocab_size=vocab_size)
     assert {len(batch) for batch in batches[:-1]} == {rows}
-    assert sorted(index for batch in batches for index in batch) == list(range(100))
+    assert sorted(index for batch in batches for row in batch for index in row) == list(range(100))
     if rows > 1:
         assert rows * length * vocab_size <= MAX_LOGITS
 
 
 def test_of_a_longer_context_the_model_computes_what_it_takes():
     requests: list[Request] = [("", [1] * 5000, [2 + n, 3]) for n in range(64)]
-    (first, *_) = bounded_batches(requests, max_length=1024, vocab_size=32_768)
+    (first, *_) = bounded_batches(tokens(requests), max_length=1024, vocab_size=32_768)
     assert len(first) == 16
 
 
@@ -179,11 +183,13 @@ def test_the_group_of_a_run_scores_its_tasks(monkeypatch: pytest.MonkeyPatch):
         suites=SimpleNamespace(members=[("general", member)]),
         generated_tasks=None,
         precision="fp32",
+        scoring="shared",
         working_folder=Path(),
     )
     group = OneOfTwo(rank=1, world_size=2)
     _ = Scorer(spec, model(), byte_tokenizer(), group).tasks
     assert given["group"] is group
+    assert given["scoring"] == "shared"
 
 
 def test_log_probabilities_are_fp32_in_bf16():

@@ -192,7 +192,7 @@ def test_a_model_is_scored_with_the_attention_of_the_run(
     base = run.base.model_copy(update={"environment": environment})
     spec = SimpleNamespace(precision="fp32")
     monkeypatch.setattr(rescore, "stores_of_run", lambda _: {})
-    monkeypatch.setattr(rescore, "experiment_scoring_spec", lambda *_: spec)
+    monkeypatch.setattr(rescore, "experiment_scoring_spec", lambda *_, **__: spec)
     monkeypatch.setattr(rescore, "visible_gpus", lambda: ())
     monkeypatch.setattr(loading, "load_tokenizer", lambda _: None)
     monkeypatch.setattr(loading, "load_model", load_model)

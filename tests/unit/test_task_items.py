@@ -12,6 +12,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from sweepcp.config.suites import MemberSpec
+from sweepcp.config.types import ScoringMode
 from sweepcp.errors import InvalidInput
 from sweepcp.models.loading import byte_tokenizer
 from sweepcp.scoring.lm_eval_loading import _weighting
@@ -55,6 +56,7 @@ def make_tasks(
     *,
     bytewise: bool = True,
     precision: str = "fp32",
+    scoring: ScoringMode = "exact",
     **config: Any,
 ) -> LmEvalTasks:
     (folder / "quiz.jsonl").write_text("".join(json.dumps(item) + "\n" for item in items))
@@ -73,7 +75,14 @@ def make_tasks(
     member = MemberSpec(task="quiz", path=str(folder))
     tokenizer = byte_tokenizer() if bytewise else merging_tokenizer()
     members = [("general", "en", member)]
-    return LmEvalTasks(members, model(), tokenizer, generated_tasks=None, precision=precision)  # type: ignore[arg-type]
+    return LmEvalTasks(
+        members,  # type: ignore[arg-type]
+        model(),
+        tokenizer,
+        generated_tasks=None,
+        precision=precision,
+        scoring=scoring,
+    )
 
 
 def by_unit(tasks: LmEvalTasks) -> dict[str, ItemScores]:
@@ -283,11 +292,11 @@ def test_a_model_that_has_changed_is_scored_anew(tmp_path: Path):
     tasks = make_tasks(tmp_path, [item(1), item(2)])
     before = by_unit(tasks)["bits per byte"].amount
     with torch.no_grad():
-        tasks.lm.model.lm_head.weight.mul_(-1)
+        tasks.model.lm_head.weight.mul_(-1)
     changed = by_unit(tasks)["bits per byte"].amount
     assert max(abs(a - b) for a, b in zip(before, changed, strict=True)) > 1
     with torch.no_grad():
-        tasks.lm.model.lm_head.weight.mul_(-1)
+        tasks.model.lm_head.weight.mul_(-1)
     assert by_unit(tasks)["bits per byte"].amount == before
 
 
