@@ -113,6 +113,7 @@ class ConsoleProgress:
         """Remove the bar of a task."""
         if task in self.tasks:
             self.bars.remove_task(self.tasks.pop(task))
+            del self.printed[task]
 
     def _clock(self) -> str:
         seconds = int(time.monotonic() - self.started)

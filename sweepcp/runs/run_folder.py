@@ -13,7 +13,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -32,6 +32,7 @@ from sweepcp.runs.front import Choice, Front, pareto_front
 from sweepcp.runs.trial import BaseRecord, StepRecord, Trial, TrialOutcome
 from sweepcp.scoring.scorecard import Scorecard, write_items
 from sweepcp.util.files import naming_errors, write_json, write_text
+from sweepcp.util.garbage import no_garbage_collection
 from sweepcp.util.locks import exclusive_lock, is_locked
 from sweepcp.util.records import Record, is_file, read_bytes, read_record, read_record_lines
 from sweepcp.util.temporary import remove_abandoned
@@ -193,15 +194,18 @@ def read_run(path: str | Path) -> Run:
     experiment, identity = _read_experiment(folder / EXPERIMENT_FILE)
     base_file = folder / "base.json"
     base = _read_base(base_file) if base_file.exists() else None
-    trial_files = sorted((folder / "trials").glob(f"*/{TRIAL_FILE}"))
-    trials = [_read_trial(file, base) for file in trial_files]
+    items = _item_counts(base) if base is not None else None
+    folders = _trial_folders(folder / "trials")
+    with no_garbage_collection():
+        files = [path / TRIAL_FILE for path in folders]
+        trials = [_read_trial(file, items) for file in files if file.exists()]
     return Run(
         path=folder,
         experiment=experiment,
         identity=identity,
         base=base,
         trials=sorted(trials, key=lambda trial: trial.number),
-        unfinished=_unfinished_trials(folder, {trial.id for trial in trials}),
+        unfinished=_unfinished_trials(folders, {trial.id for trial in trials}),
         locked=is_locked(folder / LOCK_FILE),
         rule=experiment.choose,
     )
@@ -320,7 +324,21 @@ def _read_base(file: Path) -> BaseRecord:
     )
 
 
-def _read_trial(file: Path, base: BaseRecord | None) -> Trial:
+def _trial_folders(trials: Path) -> list[Path]:
+    """Return what is in the folder of all trials, ordered by name."""
+    if not trials.exists():
+        return []
+    _check_folder(trials)
+    return [trials / name for name in sorted(os.listdir(trials))]  # noqa: PTH208  # the fast one
+
+
+def _item_counts(base: BaseRecord) -> list[tuple[str, str, int]]:
+    """Return the name, the unit and the number of items of each member."""
+    return [(member.name, member.unit, len(member.document)) for member in base.items]
+
+
+def _read_trial(file: Path, items: list[tuple[str, str, int]] | None) -> Trial:
+    """Read the record of a trial, which was scored on `items`: see `_item_counts`."""
     trial = read_record(Trial, file, fix=_trial_fix(file))
     folder = file.parent.name
     if trial.id != folder:
@@ -331,15 +349,14 @@ def _read_trial(file: Path, base: BaseRecord | None) -> Trial:
             rule=f"{folder}, as the folder of the trial is called",
             fix="rename the folder, or move it out of the run if it is a copy",
         )
-    if base is not None and trial.scorecard is not None:
+    if items is not None and trial.scorecard is not None:
         with located(file):
-            _check_items(trial.scorecard, base, fix=_trial_fix(file))
+            _check_items(trial.scorecard, items, fix=_trial_fix(file))
     return trial
 
 
-def _check_items(card: Scorecard, base: BaseRecord, *, fix: str) -> None:
+def _check_items(card: Scorecard, expected: list[tuple[str, str, int]], *, fix: str) -> None:
     """Raise `InvalidInput` unless a trial was scored on the items of the base."""
-    expected = [(member.name, member.unit, len(member.document)) for member in base.items]
     halves = zip(card.select.members, card.report.members, strict=False)
     found = [(one.name, one.unit, one.items + other.items) for one, other in halves]
     for number, (ours, theirs) in enumerate(zip_longest(found, expected)):
@@ -356,16 +373,10 @@ def _trial_fix(file: Path) -> str:
     return f"restore the file from a backup, or remove {file.parent} to run the trial again"
 
 
-def _unfinished_trials(folder: Path, finished: set[str]) -> dict[str, int]:
-    """Return the steps that each started, unfinished trial has logged.
-
-    What is not called like a trial is not read.
-    """
-    trials = folder / "trials"
-    if trials.exists():
-        _check_folder(trials)
+def _unfinished_trials(folders: Sequence[Path], finished: set[str]) -> dict[str, int]:
+    """Return the steps that each started, unfinished trial has logged; other names are skipped."""
     steps = {}
-    for path in sorted(trials.glob("*")):
+    for path in folders:
         if TRIAL_NAME.fullmatch(path.name) and path.name not in finished:
             _check_folder(path)
             steps[path.name] = _count_lines(path / METRICS_FILE)

@@ -6,7 +6,6 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import partial
 from typing import Any
 
 from sweepcp.config.choice import ReferencePoint
@@ -16,8 +15,9 @@ from sweepcp.errors import BaseNotScored, InvalidInput, located
 from sweepcp.runs.memory_use import Halving, smallest_halving
 from sweepcp.runs.run_folder import EXPERIMENT_FILE, RunWriter
 from sweepcp.runs.trial import BaseRecord, Trial, TrialOutcome, check_environment, id_of_trial
-from sweepcp.scoring.scorecard import Scorecard, check_splits, compare_with_base
-from sweepcp.search.proposals import Proposal, propose_point
+from sweepcp.scoring.scorecard import BaseComparison, Scorecard, check_splits
+from sweepcp.search.base_scores import BaseScoreCache
+from sweepcp.search.proposals import PointSampler, Proposal
 from sweepcp.search.worker_io import WorkerReport
 from sweepcp.util.progress import Progress
 
@@ -65,6 +65,7 @@ class TrialLedger:
         seed: int,
         retries: int = 0,
         retry_failed: bool = False,
+        cache: BaseScoreCache | None = None,
     ) -> None:
         """Take over the finished trials of a run.
 
@@ -81,22 +82,32 @@ class TrialLedger:
             retries: How often a trial is started again after its worker was lost.
             retry_failed: Whether finished trials that failed run again, at the same points. The
                 record of each is kept until its new one replaces it.
+            cache: Where scores of the base may be, and are kept.
         """
         self.writer, self.progress, self.base = writer, progress, base
         self.make_recipe = make_recipe
-        self.propose = partial(propose_point, space, reference=reference, seed=seed)
-        self.finished = {trial.number: trial for trial in finished}
+        self.sampler = PointSampler(space, reference=reference, seed=seed)
         self.retries = retries
         self.proposed: dict[int, Proposal] = {}
         """Of the trials that run again, at the same points."""
-        if retry_failed:
-            for trial in [t for t in self.finished.values() if t.status == "failed"]:
+        self.finished: set[int] = set()
+        """Their numbers: their records are in the run folder."""
+        kept = []
+        for trial in finished:
+            if retry_failed and trial.status == "failed":
                 self.proposed[trial.number] = Proposal(trial.point, trial.proposed_by)
-                del self.finished[trial.number]
+            else:
+                kept.append(trial)
+                self._take_finished(trial)
         self.losses: Counter[int | None] = Counter()
         """How often the worker of a trial was lost; under None, that which scored the base."""
         self.environment = base.environment if base is not None else None
-        halving = smallest_halving(self.finished.values())
+        self.comparison: BaseComparison | None = None
+        """With the base; None before the first trial is compared with it."""
+        self.cache = cache
+        self.cached_base = cache.read() if cache is not None and base is None else None
+        """Scores of the base that are taken over once a worker reports their environment."""
+        halving = smallest_halving(kept)
         self.micro_batch = halving.micro_batch if halving else None
         self.running: dict[str, RunningTrial] = {}
         self.base_key: str | None = None
@@ -115,9 +126,9 @@ class TrialLedger:
     def claim_base(self, key: str) -> bool:
         """Return whether the worker under this key scores the base.
 
-        The first one does, in a run whose base has not been scored.
+        The first one does, in a run whose base has not been scored, unless its scores are cached.
         """
-        if self.base is None and self.base_key is None:
+        if self.base is None and self.base_key is None and self.cached_base is None:
             self.base_key = key
             return True
         return False
@@ -142,12 +153,14 @@ class TrialLedger:
         self.progress.update(trial.id, done=0, total=trial.recipe.steps, detail=description)
         return trial
 
+    def _take_finished(self, trial: Trial) -> None:
+        self.finished.add(trial.number)
+        self.sampler.tell(trial)
+
     def _propose(self, number: int) -> Proposal:
-        # Ordered by number: workers finish in any order, and the sampler's result depends on it.
-        trials = [self.finished[n] for n in sorted(self.finished)]
         unscored = [*self.running.values(), *(trial for trial, _ in self.awaiting_base)]
         pending = [trial.proposal.point for trial in unscored]
-        return self.propose(trials, pending, number=number)
+        return self.sampler.propose(pending, number=number)
 
     @property
     def is_waiting(self) -> bool:
@@ -164,9 +177,13 @@ class TrialLedger:
         if error is not None:
             self.end_search(error)
             return
+        if report.environment is not None and self.cached_base is not None:
+            self._take_cached_base(self.cached_base, report.environment)
         if key == self.base_key:
             if isinstance(report.outcome, BaseRecord):
                 self._set_base(report.outcome)
+                if self.cache is not None:
+                    self.cache.write(report.outcome)
             return
         trial = self.running[key]
         if report.metrics:
@@ -239,6 +256,23 @@ class TrialLedger:
         )
         return True
 
+    def _take_cached_base(self, base: BaseRecord, environment: dict[str, str]) -> None:
+        """Take the base's scores from the cache if a worker would compute the same ones.
+
+        If not, the next worker that is free scores the base.
+        """
+        self.cached_base = None
+        names = environment.keys() | base.environment.keys()
+        changed = [n for n in sorted(names) if environment.get(n) != base.environment.get(n)]
+        if changed:
+            logger.warning(
+                "the base is scored again: its cached scores are of another environment (%s)",
+                ", ".join(changed),
+            )
+            return
+        logger.info("the base was scored before: its scores are taken from the cache")
+        self._set_base(base)
+
     def _set_base(self, base: BaseRecord) -> None:
         """Record the base's scores, and finish the trials that waited for them."""
         try:
@@ -283,13 +317,14 @@ class TrialLedger:
         card = None
         if outcome.status == "done":
             try:
-                card = compare_with_base(trial=list(outcome.items), base=list(base.items))
+                self.comparison = self.comparison or BaseComparison(base.items)
+                card = self.comparison.compare(outcome.items)
             except ValueError as error:
                 reason = f"its scores cannot be compared with those of the base: {error}"
                 outcome = TrialOutcome(status="failed", reason=reason)
         trial = _trial_record(running, outcome, card)
         self.writer.write_trial(trial, outcome)
-        self.finished[trial.number] = trial
+        self._take_finished(trial)
         self.progress.finish(trial.id)
         self.progress.update(TRIALS, done=len(self.finished), total=self.total)
         level = logging.INFO if trial.status == "done" else logging.WARNING

@@ -12,6 +12,9 @@ MAX_DIGITS = 308
 """Digits of an integer that can be a float, too."""
 MAX_INTEGER = 1 << 63
 """Integers of records are below it in magnitude."""
+SHAPES = bytes.maketrans(b"123456789\t\n\r[,:-", b"0" * 9 + b" " * 7)
+"""Maps digits to 0, and what may stand before a number to a space."""
+LONG_INTEGER = b" " + b"0" * 19
 NUMBER_ARRAYS = re.compile(rb"\[[-+.0-9eE,\s]*\]")
 
 
@@ -46,6 +49,11 @@ def check_unambiguous(content: bytes) -> None:
         parse_float=_parse_number,
         parse_constant=_reject_constant,
     )
+
+
+def may_have_long_integer(content: bytes) -> bool:
+    """Return whether JSON, or a text in it, may have an integer of as many digits as the limit."""
+    return LONG_INTEGER in content.translate(SHAPES)
 
 
 def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic_core import ErrorDetails
 
 from sweepcp.errors import InvalidInput
-from sweepcp.util.json_values import check_unambiguous, parse_json
+from sweepcp.util.json_values import check_unambiguous, may_have_long_integer, parse_json
 
 R = TypeVar("R", bound="Record")
 READABLE = "a file that can be read"
@@ -43,11 +43,30 @@ def read_record(record_type: type[R], path: Path, *, fix: str) -> R:
         problem = error.errors(include_url=False)[0]
     else:
         try:
-            check_unambiguous(content)
+            if not _is_unambiguous(record, content):
+                check_unambiguous(content)
         except ValueError as error:
             raise _damaged(path, str(error), COMPLETE, fix) from None
         return record
     raise _invalid_record(path, problem, fix)
+
+
+def _is_unambiguous(record: Record, content: bytes) -> bool:
+    """Return whether JSON surely passes `check_unambiguous`, which parses it a second time.
+
+    Args:
+        record: What the JSON was parsed into.
+        content: The JSON.
+
+    Returns:
+        False where it is not sure.
+    """
+    if b"\\u" in content or may_have_long_integer(content):
+        return False
+    # A key that occurs twice has a colon that the record has not. In the JSON of a record, `null`
+    # stands for what is not finite, too.
+    written = record.model_dump_json(exclude_unset=True).encode()
+    return all(content.count(sign) == written.count(sign) for sign in (b":", b"null"))
 
 
 def read_json(path: Path, *, fix: str, finite: bool = True) -> Any:

@@ -97,6 +97,39 @@ def test_a_table_without_room_for_its_first_columns_has_a_line_for_each_cell():
     ]
 
 
+def test_a_table_aligns_its_cells_and_wraps_the_names_of_columns_where_there_is_little_room():
+    columns = [
+        Column(name="trial", is_text=True),
+        Column(name="domain share"),
+        Column(name="", is_text=True),
+    ]
+    rows = [
+        Row(cells=("base", "", ""), ends_section=True),
+        Row(cells=("[b]日本", "12.5%", "•"), style="bold green", ends_section=True),
+    ]
+    expected = {
+        30: [
+            "trial    domain share   ",
+            "─" * 24,
+            "base                    ",
+            " " * 24,
+            "[b]日本         12.5%  •",
+        ],
+        20: [
+            "         domain   ",
+            "trial     share   ",
+            "─" * 18,
+            "base              ",
+            " " * 18,
+            "[b]日本   12.5%  •",
+        ],
+    }
+    for width, lines in expected.items():
+        console = console_of(width)
+        print_table(console, "Trials", columns, rows)
+        assert text_of(console).splitlines() == ["", "Trials", *lines]
+
+
 def test_scorecards_and_stores_are_whole_at_every_width(run: Run):
     card = run.done[0].scorecard
     assert card is not None

@@ -2,9 +2,12 @@
 
 import logging
 import shutil
+from collections import Counter
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import pytest
 
@@ -16,8 +19,11 @@ from sweepcp.runs.front import pareto_front
 from sweepcp.runs.run_folder import RunIdentity, RunWriter, read_run
 from sweepcp.runs.trial import BaseRecord, Cost, TrialOutcome
 from sweepcp.scoring.scorecard import ItemScores
+from sweepcp.search import ledger as ledger_module
+from sweepcp.search import proposals
+from sweepcp.search.base_scores import BaseScoreCache
 from sweepcp.search.ledger import TrialLedger
-from sweepcp.search.proposals import propose_point
+from sweepcp.search.proposals import PointSampler
 from sweepcp.search.worker_io import WorkerReport
 from sweepcp.training.loop import StepMetrics
 from sweepcp.util.progress import NoProgress
@@ -40,7 +46,12 @@ def make_recipe(point: Point) -> Recipe:
 
 
 def open_ledger(
-    folder: Path, trials: int, *, retries: int = 0, retry_failed: bool = False
+    folder: Path,
+    trials: int,
+    *,
+    retries: int = 0,
+    retry_failed: bool = False,
+    cache: BaseScoreCache | None = None,
 ) -> TrialLedger:
     """Start or resume a search of so many trials as `run_search` does."""
     writer = RunWriter(folder)
@@ -59,6 +70,7 @@ def open_ledger(
         seed=0,
         retries=retries,
         retry_failed=retry_failed,
+        cache=cache,
     )
 
 
@@ -182,7 +194,7 @@ def test_trials_that_await_the_base_are_avoided_like_running_ones(tmp_path: Path
         points.append(trial.proposal.point)
         if number < 4:
             ledger.record_report(str(number), report(outcome_at(trial.proposal.point)))
-    propose = partial(propose_point, SPACE, [], reference=ReferencePoint(), seed=0)
+    propose = PointSampler(SPACE, reference=ReferencePoint(), seed=0).propose
     assert points[4] == propose(points[:4], number=4).point != propose([], number=4).point
 
 
@@ -199,6 +211,28 @@ def test_proposals_depend_on_the_trials_and_not_on_the_order_in_which_they_end(t
             ledger.record_report(str(number), report(outcome_at(trial.proposal.point)))
         following.append(ledger.start_trial("next"))
     assert following[0] == following[1]
+
+
+def test_what_is_the_same_for_all_trials_is_computed_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    counts: Counter[str] = Counter()
+
+    def count(module: ModuleType, name: str) -> None:
+        original = getattr(module, name)
+
+        def counted(*arguments: Any, **settings: Any) -> Any:
+            counts[name] += 1
+            return original(*arguments, **settings)
+
+        monkeypatch.setattr(module, name, counted)
+
+    run_one_by_one(tmp_path, 20, at_most=8)
+    count(ledger_module, "BaseComparison")
+    count(proposals, "frozen_trial")
+    run_one_by_one(tmp_path, 20, at_most=12)
+    # A finished trial is converted once: eight when the search resumes, and each of the others.
+    assert counts == {"BaseComparison": 1, "frozen_trial": 20}
 
 
 def test_invalid_input_ends_the_search_and_no_trial_is_recorded(tmp_path: Path):

@@ -1,6 +1,7 @@
 from collections.abc import Sequence
 
 import numpy as np
+import optuna
 import pytest
 from optuna.trial import FrozenTrial
 
@@ -9,7 +10,7 @@ from sweepcp.config.space import Choices, Point, Range, Space
 from sweepcp.runs.front import is_on_front, score_matrix
 from sweepcp.runs.trial import Trial
 from sweepcp.search import proposals
-from sweepcp.search.proposals import Proposal, frozen_trial, propose_point
+from sweepcp.search.proposals import PointSampler, Proposal, frozen_trial
 from tests.make import trial
 
 SPACE = Space(
@@ -30,9 +31,10 @@ def analytic(point: dict[str, float | str]) -> tuple[float, float]:
 def propose(
     trials: Sequence[Trial], pending: Sequence[Point] = (), *, number: int, seed: int = 0
 ) -> Proposal:
-    return propose_point(
-        SPACE, trials, pending, reference=ReferencePoint(), number=number, seed=seed
-    )
+    sampler = PointSampler(SPACE, reference=ReferencePoint(), seed=seed)
+    for finished in trials:
+        sampler.tell(finished)
+    return sampler.propose(pending, number=number)
 
 
 def run(n: int, seed: int = 0) -> list[Trial]:
@@ -114,8 +116,79 @@ def test_the_sampler_is_told_scores_as_they_are_and_the_reference_for_diverged_t
     reference = ReferencePoint(domain=-7, general=-30)
     with monkeypatch.context() as patch:
         patch.setattr(proposals, "frozen_trial", record)
-        propose_point(SPACE, trials, [points[4]], reference=reference, number=5, seed=0)
-    assert told == [[3.0, -2.0], [-90.0, -70.0], [-7.0, -30.0], None]
+        sampler = PointSampler(SPACE, reference=reference, seed=0)
+        for finished in trials:
+            sampler.tell(finished)
+        assert told == [[3.0, -2.0], [-90.0, -70.0], [-7.0, -30.0]]
+        for number in (5, 6):
+            sampler.propose([points[4]], number=number)
+    # A finished trial is converted once, a running one for each proposal.
+    assert told[3:] == [None, None]
+
+
+EARLIER = {
+    5: (0.011187124486423812, 0.0460389557679767, "cosine"),
+    12: (0.8180019461861966, 0.5699073571050867, "cosine"),
+    25: (0.0548628377726302, 0.3394874897561605, "cosine"),
+    40: (0.503545501409912, 0.41086064962213575, "cosine"),
+}
+"""Number → point of seed 0 that an earlier version proposed, which copied every trial."""
+
+
+def finished_trial(number: int, point: Point) -> Trial:
+    """Return a trial of which one in seven failed and one in eleven diverged."""
+    if number % 7 == 3:
+        return trial(number, None, None, point=point)
+    if number % 11 == 5:
+        return trial(number, None, None, point=point, status="diverged")
+    return trial(number, *analytic(point), point=point)
+
+
+def test_proposals_are_those_of_an_earlier_version():
+    sampler = PointSampler(SPACE, reference=ReferencePoint(), seed=0)
+    points: list[Point] = []
+    for number in range(41):
+        # Two trials are running at any time.
+        points.append(sampler.propose(points[-2:], number=number).point)
+        if number >= 2:
+            sampler.tell(finished_trial(number - 2, points[number - 2]))
+    for number, values in EARLIER.items():
+        lr_fraction, general_share, schedule = values
+        assert points[number] == {
+            "lr_fraction": pytest.approx(lr_fraction, rel=1e-9),
+            "general_share": pytest.approx(general_share, rel=1e-9),
+            "schedule": schedule,
+        }
+
+
+@pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
+def test_proposals_are_those_of_a_study_to_which_every_trial_was_added():
+    trials = [t for t in run(30) if t.number not in (4, 11, 12)]
+    pending: list[Point] = [{"lr_fraction": 0.2, "general_share": 0.3, "schedule": "wsd"}] * 2
+    sampler = PointSampler(SPACE, reference=ReferencePoint(), seed=3)
+    for finished in trials[::-1]:
+        sampler.tell(finished)
+    for number in (30, 31):
+        study = optuna.create_study(
+            directions=["maximize", "maximize"],
+            sampler=optuna.samplers.TPESampler(
+                multivariate=True,
+                n_startup_trials=0,
+                constant_liar=True,
+                seed=proposals._seed_from(3, number),
+            ),
+        )
+        for finished in trials:
+            scores = [*analytic(finished.point)]
+            study.add_trial(frozen_trial(SPACE, finished.point, scores))
+        for point in pending:
+            study.add_trial(frozen_trial(SPACE, point, None))
+        params = study.ask(proposals._distributions(SPACE)).params
+        expected = {
+            name: axis.from_unit(params[name]) if isinstance(axis, Range) else params[name]
+            for name, axis in SPACE.axes.items()
+        }
+        assert sampler.propose(pending, number=number) == Proposal(expected, "tpe")
 
 
 def test_the_region_in_which_training_diverges_is_avoided():

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,9 @@ from sweepcp.promote.candidate import candidate_from_run
 from sweepcp.report.tables import run_as_dict
 from sweepcp.report.views import load_run
 from sweepcp.runs.run_folder import read_run
+from sweepcp.util import records
 from sweepcp.util.files import write_json
+from sweepcp.util.json_values import check_unambiguous
 from sweepcp.util.records import Record, read_json, read_json_lines, read_record, read_text
 from tests.make import update_store, write_store
 from tests.make_run import write_run
@@ -91,6 +94,34 @@ def test_what_is_no_readable_file_is_refused(tmp_path: Path, kind: str):
         with pytest.raises(InvalidInput) as error:
             read()
         assert error.value.file.startswith(str(path))
+
+
+@pytest.mark.parametrize(
+    ("text", "parsed_again"),
+    [
+        ('{"number": 1, "name": "12:30", "anything": {"a": null}}', 0),
+        ('{"number": 1, "share": 0.00123456789012345678}', 0),
+        ('{"number" : 1, "number": 1}', 1),
+        ('{"number": 1, "number": 1, "name": "\\u003a"}', 1),
+        ('{"number": 1, "anything": {"a": null}, "anything": {"a": 1e999}}', 1),
+        ('{"number":-9223372036854775809}', 1),
+    ],
+)
+def test_a_record_is_parsed_twice_only_if_its_text_may_be_ambiguous(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, parsed_again: int
+):
+    parsed = []
+
+    def check(content: bytes) -> None:
+        parsed.append(content)
+        check_unambiguous(content)
+
+    monkeypatch.setattr(records, "check_unambiguous", check)
+    path = tmp_path / "small.json"
+    path.write_text(text)
+    with pytest.raises(InvalidInput) if parsed_again else nullcontext():
+        read_record(Small, path, fix="restore it")
+    assert len(parsed) == parsed_again
 
 
 def test_arrays_of_numbers_are_read_whatever_stands_in_text(tmp_path: Path):

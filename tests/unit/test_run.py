@@ -1,6 +1,8 @@
+import gc
 import json
 import subprocess
 import sys
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +15,7 @@ from sweepcp.report.sections import untested_lines
 from sweepcp.report.tables import run_as_dict, write_csv
 from sweepcp.runs.run_folder import RunIdentity, RunWriter, locked_run
 from sweepcp.runs.trial import TrialOutcome
+from sweepcp.util import records
 from tests.make import experiment, trial
 from tests.make_run import step_rows, write_run
 
@@ -36,6 +39,28 @@ def test_run_is_read_as_it_was_written(folder: Path):
     assert run.base is None
     assert str(run.rule) == "most domain gain, general regression ≤ 2 %"
     assert run.front.choice.id == "0000"
+
+
+def test_every_record_is_read_and_parsed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    run = write_run(tmp_path, 12, t0003="diverged", t0007="failed")
+    read: list[Path] = []
+    original = records.read_bytes
+
+    def read_bytes(path: Path, *, fix: str) -> bytes:
+        read.append(path)
+        return original(path, fix=fix)
+
+    def parse_again(content: bytes) -> None:
+        raise AssertionError
+
+    monkeypatch.setattr(records, "read_bytes", read_bytes)
+    monkeypatch.setattr(records, "check_unambiguous", parse_again)
+    collects = gc.isenabled()
+    assert len(sweepcp.load_run(run).front.ids) > 1
+    assert gc.isenabled() is collects
+    assert len(read) == len(set(read))
+    names = Counter(path.name for path in read)
+    assert names == {"experiment.json": 1, "base.json": 1, "trial.json": 12}
 
 
 def test_frame_and_csv_have_a_row_per_trial(folder: Path, tmp_path: Path):
