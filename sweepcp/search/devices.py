@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from sweepcp.config.attention import check_attention
+from sweepcp.config.attention import check_attention, expected_attention
 from sweepcp.config.budget import RESOURCE_UNITS, Budget
 from sweepcp.config.experiment import Experiment, TrainingSection
 from sweepcp.config.model_dimensions import ModelDimensions
@@ -219,7 +219,7 @@ def _check_memory(
         part = "for weights, gradients and optimizer alone"
     else:
         sequences = training.batch_tokens // training.seq_len
-        memory_of = memory_by_micro_batch(training, dimensions, in_bf16=in_bf16)
+        memory_of = memory_by_micro_batch(training, dimensions, device="cuda", in_bf16=in_bf16)
         micro_batch = 1 if training.micro_batch == "auto" else min(training.micro_batch, sequences)
         needed = memory_of(micro_batch=micro_batch).required / GIB
         least = memory_of(micro_batch=1).required / GIB
@@ -245,15 +245,22 @@ def _check_memory(
 
 
 def memory_by_micro_batch(
-    training: TrainingSection, dimensions: ModelDimensions, *, in_bf16: bool
+    training: TrainingSection, dimensions: ModelDimensions, *, device: Device, in_bf16: bool
 ) -> Callable[..., TrainingMemory]:
     """Return the estimated memory of an experiment's trials, as a function of `micro_batch`."""
+    attention = expected_attention(
+        training.attention,
+        device=device,
+        precision="bf16" if in_bf16 else "fp32",
+        seq_len=training.seq_len,
+        isolated=not training.cross_documents,
+    )
     return partial(
         training_memory,
         dimensions,
         seq_len=training.seq_len,
         in_bf16=in_bf16,
-        attention=training.attention,
+        attention=attention,
         recompute=training.recompute,
         isolated=not training.cross_documents,
     )

@@ -104,7 +104,9 @@ def plan_memory(experiment: Experiment, first: Recipe) -> MemoryPlan | None:
         return MemoryPlan(states, None, None, states + CONTEXT_BYTES, device)
     may_use_bf16 = share > 0 and all(gpu.has_bf16 is not False for gpu in gpus)
     in_bf16 = training.precision == "bf16" or (training.precision == "auto" and may_use_bf16)
-    memory_of = memory_by_micro_batch(training, dimensions, in_bf16=in_bf16)
+    memory_of = memory_by_micro_batch(
+        training, dimensions, device="cuda" if share else "cpu", in_bf16=in_bf16
+    )
     if training.micro_batch == "auto":
         micro_batch = largest_micro_batch(
             memory_of, sequences=first.sequences, available_bytes=device.available

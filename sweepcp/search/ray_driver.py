@@ -30,6 +30,8 @@ from sweepcp.util.parallel import ray_connection, task_result
 from sweepcp.util.temporary import temporary_folder
 
 T = TypeVar("T")
+KEPT_RESULT = {"trial_id", "done"}
+"""What Ray Tune needs of a worker's result once it is recorded."""
 GPU_TYPE = "accelerator_type:"
 """Ray has a resource of this name and the type of the GPU on each node with GPUs."""
 
@@ -85,7 +87,11 @@ class LedgerCallback(tune.Callback):
     ) -> None:
         """Record a worker's report."""
         with _ends_search(self.ledger):
-            self.ledger.record_report(trial.trial_id, result["report"])
+            report = result["report"]
+            # Ray Tune keeps the last result of every trial, and statistics of all its numbers.
+            for name in result.keys() - KEPT_RESULT:
+                del result[name]
+            self.ledger.record_report(trial.trial_id, report)
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
         """Record that a worker raised or was lost."""
@@ -130,8 +136,15 @@ class StopOnError(tune.Stopper):
 
 
 @contextmanager
-def ray_cluster(address: str | None, budget: Budget) -> Iterator[TrialSlots]:
+def ray_cluster(
+    address: str | None, budget: Budget, *, python: str | None = None
+) -> Iterator[TrialSlots]:
     """Start Ray on this machine, or connect to the cluster at `address`.
+
+    Args:
+        address: Of the cluster.
+        budget: What a trial needs.
+        python: A command that starts the processes of workers, instead of this interpreter.
 
     Yields:
         What each trial computes on, and how many run at a time.
@@ -142,12 +155,18 @@ def ray_cluster(address: str | None, budget: Budget) -> Iterator[TrialSlots]:
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
     os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
+    # Snapshots of all trials, for a `Tuner.restore` that is never used.
+    os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "inf")
     # Task files may name data relative to the folder that the command was started in.
     os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
     # The ledger records and reports failed trials; Ray Tune would print them a second time.
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
     gpus = visible_gpus() if address is None else ()
-    options = {"num_gpus": len(gpus)} if address is None else {}
+    options: dict[str, Any] = {"num_gpus": len(gpus)} if address is None else {}
+    if python is not None:
+        options["runtime_env"] = {"py_executable": python}
+        # Ray would start idle workers with the interpreter itself, which nothing would use.
+        os.environ.setdefault("RAY_prestart_worker_first_driver", "0")
     with ray_connection(address, **options):
         yield trial_slots(budget, [_node(node, gpus) for node in ray.nodes() if node["Alive"]])
 

@@ -4,27 +4,37 @@ import errno
 import logging
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from sweepcp.config.experiment import Experiment
-from sweepcp.corpora.identity import identify_inputs, identify_prepared, identity_changes
+from sweepcp.corpora.identity import identify_inputs, identify_prepared
 from sweepcp.corpora.repetition import check_epochs, matched_fraction
 from sweepcp.corpora.stores import build_stores
 from sweepcp.data.source_files import ResolvedSource
 from sweepcp.errors import InvalidInput
 from sweepcp.models.base import pin_base
-from sweepcp.runs.run_folder import Run, RunIdentity, RunWriter, locked_run, read_run
-from sweepcp.runs.trial import check_environment, numeric_versions
+from sweepcp.runs.run_folder import (
+    EXPERIMENT_FILE,
+    Run,
+    RunIdentity,
+    RunWriter,
+    locked_run,
+    read_run,
+)
+from sweepcp.runs.trial import check_environment
 from sweepcp.scoring.spec import experiment_scoring_spec
 from sweepcp.search.base_model import check_base, find_or_pretrain_base
+from sweepcp.search.base_scores import BaseScoreCache, base_score_cache
 from sweepcp.search.devices import TrialSlots, check_devices, no_gpu, resolve_devices
 from sweepcp.search.readiness import check_readiness
+from sweepcp.search.resume import start_or_resume
 from sweepcp.search.worker_io import WorkerSpec
+from sweepcp.search.worker_python import worker_python
 from sweepcp.util.gpus import Gpu, hide_gpus, visible_gpus
-from sweepcp.util.json_values import json_differences
 from sweepcp.util.parallel import usable_cores
 from sweepcp.util.progress import Progress
 
@@ -32,21 +42,6 @@ if TYPE_CHECKING:  # imports torch
     from sweepcp.search.trial_runner import TrialRunner
 
 logger = logging.getLogger(__name__)
-CHANGEABLE_KEYS = (
-    "base.parameters",
-    "base.shape",
-    "budget.trials",
-    "budget.concurrency",
-    "budget.gpus_per_trial",
-    "budget.retries",
-    "budget.sustained_tflops",
-    "budget.usd_per_hour",
-    "training.micro_batch",
-    "training.recompute",
-)
-"""Keys besides the rule of choice that may change when a search resumes: they affect no trial by
-more than rounding. The share of a GPU may not change the device, on which scores depend: see
-`check_environment`."""
 
 
 def run_search(
@@ -82,7 +77,8 @@ def run_search(
     experiment = experiment.model_copy(update={"base": pin_base(experiment.base)})
     inputs = identify_inputs(experiment, files)
     with locked_run(out) as writer:
-        run = _start_or_resume(writer, experiment, inputs)
+        before = read_run(out) if (out / EXPERIMENT_FILE).exists() else None
+        run = start_or_resume(writer, before, experiment, inputs)
         total = experiment.budget.trials
         kept = [trial for trial in run.trials if not (retry_failed and trial.status == "failed")]
         missing = total - sum(trial.number < total for trial in kept)
@@ -117,10 +113,12 @@ def _search_with_ray(
     retry_failed: bool,
 ) -> None:
     """Connect to Ray, count what has room there, and prepare and run the missing trials."""
-    # It takes seconds to import, which a finished run need not wait for.
-    from sweepcp.search.ray_driver import ray_cluster
+    with ExitStack() as stack:
+        python = stack.enter_context(worker_python(experiment.budget, address))
+        # It takes seconds to import, which a finished run need not wait for.
+        from sweepcp.search.ray_driver import ray_cluster
 
-    with ray_cluster(address, experiment.budget) as slots:
+        slots = stack.enter_context(ray_cluster(address, experiment.budget, python=python))
         if address is not None:
             _report_devices(experiment, slots.gpus)
         _check_base_device(run, slots)
@@ -134,7 +132,7 @@ def _search_with_ray(
             stores=spec.stores,
             generated_tasks=spec.scoring.generated_tasks,
         )
-        run = _start_or_resume(writer, experiment, prepared)
+        run = start_or_resume(writer, run, experiment, prepared)
         _run_missing_trials(
             writer,
             run,
@@ -142,6 +140,7 @@ def _search_with_ray(
             tokens,
             slots=slots,
             progress=progress,
+            cache=base_score_cache(spec, prepared, slots, on_cluster=address is not None),
             retry_failed=retry_failed,
         )
 
@@ -200,76 +199,6 @@ def _check_base_device(run: Run, slots: TrialSlots) -> None:
     )
 
 
-def _start_or_resume(writer: RunWriter, experiment: Experiment, identity: RunIdentity) -> Run:
-    """Start the run folder, or check that it holds the same experiment on the same inputs.
-
-    A folder in which neither the base nor a trial was scored is started again.
-    """
-    if (writer.path / "experiment.json").exists():
-        before = read_run(writer.path)
-        if before.base is not None or before.trials:
-            _check_unchanged(before, experiment, identity)
-            # What is built later is not known yet; its hashes are kept.
-            identity = RunIdentity(
-                sources=identity.sources,
-                base=before.identity.base | identity.base,
-                tasks=before.identity.tasks | identity.tasks,
-                stores=before.identity.stores | identity.stores,
-            )
-    writer.start(experiment, identity)
-    return read_run(writer.path)
-
-
-def _check_unchanged(before: Run, experiment: Experiment, identity: RunIdentity) -> None:
-    """Raise `InvalidInput` if something has changed on which the scores of a run depend."""
-    changes = json_differences(
-        before=_fixed_settings(before.experiment), after=_fixed_settings(experiment)
-    )
-    changes += identity_changes(before.identity, identity)
-    if changes:
-        raise InvalidInput(
-            file=before.path,
-            key="--out",
-            found="; ".join(changes),
-            rule="a run resumes with the experiment, the corpora, the base and the tasks that it "
-            "started with; where they lie does not matter",
-            fix="pass another --out for the changed experiment, or undo the change",
-        )
-    if before.base is not None:
-        check_environment(
-            numeric_versions(),
-            before.base.environment,
-            where=before.path,
-            fix="install the versions that the run started with, or pass another --out",
-        )
-
-
-def _fixed_settings(experiment: Experiment) -> dict[str, Any]:
-    """Return the settings of an experiment that must not change when it resumes, as JSON."""
-    settings = experiment.model_dump(mode="json")
-    settings["choose"] = {"reference": settings["choose"]["reference"]}
-    for key in CHANGEABLE_KEYS:
-        section, _, name = key.partition(".")
-        del settings[section][name]
-    # Paths may change: what they lead to is part of the identity.
-    _drop_paths(settings["base"], "path")
-    _drop_paths(settings["base"]["pretrain"] or {}, "tokenizer")
-    for source in settings["sources"]:
-        _drop_paths(source, "files", "held_out_files", "exclude")
-        _drop_paths(source["saved"] or {}, "path")
-    for members in settings["suites"].values():
-        for member in members:
-            _drop_paths(member, "path")
-    return settings
-
-
-def _drop_paths(settings: dict[str, Any], *keys: str) -> None:
-    """Leave of each path only whether there is one."""
-    for key in keys:
-        if key in settings:
-            settings[key] = settings[key] is not None
-
-
 def _run_missing_trials(
     writer: RunWriter,
     run: Run,
@@ -278,6 +207,7 @@ def _run_missing_trials(
     *,
     slots: TrialSlots,
     progress: Progress,
+    cache: BaseScoreCache,
     retry_failed: bool = False,
 ) -> None:
     # Both import libraries that a finished run need not wait for.
@@ -299,6 +229,7 @@ def _run_missing_trials(
         retries=budget.retries,
         retry_failed=retry_failed,
         seed=experiment.seed,
+        cache=cache,
     )
     make_runner = partial(_make_trial_runner, spec, slots.concurrency)
     try:
@@ -349,7 +280,7 @@ def prepare_worker(
     tokens = {name: float(store.tokens) for name, store in stores.items()}
     check_epochs(experiment, tokens)
     training = experiment.training
-    scoring = experiment_scoring_spec(experiment, stores)
+    scoring = experiment_scoring_spec(experiment, stores, scoring=experiment.suites.scoring)
     visible = []
     for name, store in stores.items():
         fraction = matched_fraction(experiment, name, tokens[name])

@@ -45,6 +45,11 @@ class WorkerSpec:
     gpu_share: float
     """The share of a GPU's memory that it may use; 0 on a CPU."""
 
+    @property
+    def model_name(self) -> str:
+        """The base in records: its folder, or its hub id and revision."""
+        return f"{self.model}@{self.base.revision}" if self.base.hub else self.model
+
 
 class TrialRunnerProtocol(Protocol):
     """Trains and scores one trial after the other, see `sweepcp.search.trial_runner`."""
@@ -71,7 +76,8 @@ class TrialRunnerProtocol(Protocol):
         ...
 
 
-@dataclass(frozen=True)
+# Ray Tune formats every result for its debug log, also where nothing logs it.
+@dataclass(frozen=True, repr=False)
 class WorkerReport:
     """What a worker reports to the driver about once per second."""
 

@@ -19,7 +19,7 @@ os.umask(UMASK)
 
 
 def cache_dir() -> Path:
-    """Return the folder of token stores and pretrained bases.
+    """Return the folder of token stores, pretrained bases and scores of bases.
 
     It is `$SWEEPCP_CACHE`, or `~/.cache/sweepcp`. On a cluster it must be a folder that every node
     sees.

@@ -43,6 +43,7 @@ REASONS = (
     "needs a trainer's own environment",
     "needs your own corpus",
     "opens a server",
+    "takes many minutes",
 )
 
 

@@ -19,14 +19,12 @@ from sweepcp.config.recipe import Recipe
 from sweepcp.errors import BaseNotScored, InvalidInput, OutOfDeviceMemory
 from sweepcp.runs.memory_use import smallest_halving
 from sweepcp.runs.trial import BaseRecord, Cost, TrialOutcome
-from sweepcp.search.proposals import propose_point
+from sweepcp.search.proposals import PointSampler
 from sweepcp.training.loop import StepMetrics
 from tests.integration import analytic
 
-FIRST = [
-    propose_point(analytic.SPACE, [], [], reference=ReferencePoint(), number=number, seed=0).point
-    for number in range(5)
-]
+SAMPLER = PointSampler(analytic.SPACE, reference=ReferencePoint(), seed=0)
+FIRST = [SAMPLER.propose([], number=number).point for number in range(5)]
 START = [float(point["lr_fraction"]) for point in FIRST]
 """LR fractions of the anchor and the four starting points."""
 

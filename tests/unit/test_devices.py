@@ -182,6 +182,20 @@ def test_a_search_has_the_gpus_of_this_machine_or_of_the_cluster(
     assert seen == [options]
 
 
+def test_workers_start_by_the_command_that_is_given(monkeypatch: pytest.MonkeyPatch):
+    seen: list[dict[str, Any]] = []
+
+    def connect(_: str | None, **options: Any) -> AbstractContextManager[None]:
+        seen.append(options)
+        return nullcontext()
+
+    monkeypatch.setenv("RAY_prestart_worker_first_driver", "1")
+    monkeypatch.setattr(ray_driver, "ray_connection", connect)
+    monkeypatch.setattr("ray.nodes", lambda: [{"Alive": True, "Resources": {"CPU": 8.0}}])
+    with ray_driver.ray_cluster(None, budget(), python="a command"):
+        assert seen[0]["runtime_env"] == {"py_executable": "a command"}
+
+
 def checked(*changes: str, gpus: tuple[Gpu, ...]) -> list[str]:
     return check_devices(experiment(*changes), gpus)
 
@@ -392,7 +406,7 @@ def test_a_model_is_scored_on_the_device_of_the_run_if_it_is_here(
     assert run.base is not None
     base = run.base.model_copy(update={"environment": {"device": recorded}})
     monkeypatch.setattr(rescore, "stores_of_run", lambda _: {})
-    monkeypatch.setattr(rescore, "experiment_scoring_spec", lambda *_: None)
+    monkeypatch.setattr(rescore, "experiment_scoring_spec", lambda *_, **__: None)
     monkeypatch.setattr(rescore, "visible_gpus", lambda: gpus)
     monkeypatch.setattr(device_module, "open_device", open_device)
     monkeypatch.setattr("torch.set_num_threads", lambda _: None)

@@ -24,7 +24,7 @@ from sweepcp.promote.bundle import load_bundle
 from sweepcp.runs import trial as trial_records
 from sweepcp.runs.run_folder import Run, RunWriter, read_run
 from sweepcp.runs.trial import BaseRecord, check_environment, numeric_environment
-from sweepcp.search import ray_driver, search
+from sweepcp.search import ray_driver, resume, search
 from sweepcp.search.devices import TrialSlots
 from sweepcp.util import file_hashes
 from sweepcp.util.progress import NoProgress
@@ -90,7 +90,7 @@ def write_tasks(folder: Path) -> None:
 def folder(inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A copy of the inputs, and searches that score the base and run no trial."""
     monkeypatch.setattr(search, "_run_missing_trials", score_base_only)
-    monkeypatch.setattr(ray_driver, "ray_cluster", lambda *_: nullcontext(TrialSlots(0.0, 1)))
+    monkeypatch.setattr(ray_driver, "ray_cluster", lambda *_, **__: nullcontext(TrialSlots(0.0, 1)))
     shutil.copytree(inputs, tmp_path / "inputs")
     return tmp_path / "inputs"
 
@@ -105,7 +105,9 @@ def score_base_only(writer: RunWriter, run: Run, *_: object, **__: object) -> No
     if run.base is None:
         writer.write_base(
             base_record(
-                numeric_environment(device="cpu", precision="fp32", attention="sdpa", prompts="")
+                numeric_environment(
+                    device="cpu", precision="fp32", attention="sdpa", prompts="", scoring="shared"
+                )
             )
         )
 
@@ -186,7 +188,7 @@ def test_a_search_resumes_with_other_numbers_for_estimates(folder: Path):
     assert resumed.identity == identity
     stated, _ = load_experiment("e-llama")
     other, _ = load_experiment("e-llama", ["base.shape.num_hidden_layers=5"])
-    assert search._fixed_settings(stated) == search._fixed_settings(other)
+    assert resume._fixed_settings(stated) == resume._fixed_settings(other)
 
 
 def test_a_search_resumes_with_another_micro_batch_but_not_with_another_attention(folder: Path):
@@ -219,7 +221,7 @@ def test_a_search_resumes_with_another_share_of_a_gpu_but_not_on_another_device(
     run_search(folder)
     run_search(folder, "budget.gpus_per_trial=0")
     slots = TrialSlots(1.0, 1)
-    monkeypatch.setattr(ray_driver, "ray_cluster", lambda *_: nullcontext(slots))
+    monkeypatch.setattr(ray_driver, "ray_cluster", lambda *_, **__: nullcontext(slots))
     monkeypatch.setattr(search, "prepare_worker", None)
     with pytest.raises(InvalidInput) as refused:
         run_search(folder)
@@ -332,11 +334,29 @@ def test_a_driver_of_other_versions_is_refused(
 ):
     run_search(folder)
     versions = trial_records.numeric_versions()
-    monkeypatch.setattr(search, "numeric_versions", lambda: versions | {name: "0.1"})
+    monkeypatch.setattr(resume, "numeric_versions", lambda: versions | {name: "0.1"})
     with pytest.raises(InvalidInput) as error:
         run_search(folder)
     assert error.value.found == f"{name} 0.1"
     assert f"{name} {versions[name]}" in error.value.rule
+
+
+def test_a_run_resumes_in_the_mode_in_which_its_answers_were_computed(folder: Path):
+    writer = folder.parent / "run"
+    base = run_search(folder).base
+    assert base is not None
+    recorded = {"shared; exact: quiz (recurrent layers)": "shared", "exact": "exact", "": "exact"}
+    for scoring, mode in recorded.items():
+        environment = base.environment | {"scoring": scoring}
+        if not scoring:  # as earlier versions recorded it
+            del environment["scoring"]
+        RunWriter(writer).write_base(base.model_copy(update={"environment": environment}))
+        run_search(folder, f"suites.scoring={mode}")
+        other = "exact" if mode == "shared" else "shared"
+        with pytest.raises(InvalidInput) as refused:
+            run_search(folder, f"suites.scoring={other}")
+        assert refused.value.found == f"scoring {other}"
+        assert refused.value.fix == f"pass --set suites.scoring={mode}, or another --out"
 
 
 def test_environments_are_compared_value_by_value():

@@ -61,7 +61,12 @@ def external_imports(tree: ast.Module) -> set[str]:
         ("deepspeed", {"training.zero_engine"}),
         (
             "lm_eval",
-            {"scoring.lm_eval_batches", "scoring.lm_eval_tasks", "scoring.lm_eval_loading"},
+            {
+                "scoring.lm_eval_encoding",
+                "scoring.lm_eval_loading",
+                "scoring.lm_eval_model",
+                "scoring.lm_eval_tasks",
+            },
         ),
         ("optuna", {"search.proposals", "search.importance"}),
     ],

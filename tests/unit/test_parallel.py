@@ -152,7 +152,7 @@ def test_a_score_takes_the_threads_of_a_trial_at_most_the_cores(
     searched = experiment(f"budget.cpus_per_trial={stated}")
     run = read_run(write_run(tmp_path / "run", 1))
     monkeypatch.setattr(rescore, "stores_of_run", lambda _: {})
-    monkeypatch.setattr(rescore, "experiment_scoring_spec", lambda *_: None)
+    monkeypatch.setattr(rescore, "experiment_scoring_spec", lambda *_, **__: None)
     torch.set_num_threads(1)
     with pytest.raises(Began, match=f"^{taken}$"):
         rescore._make_scorer(tmp_path, replace(run, experiment=searched))

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,10 +15,13 @@ from sweepcp.corpora.repetition import matched_fraction
 from sweepcp.data.token_store import TokenStore
 from sweepcp.errors import InvalidInput
 from sweepcp.runs.run_folder import RunWriter, read_run
+from sweepcp.runs.trial import TrialOutcome
 from sweepcp.search import ray_driver, search
+from sweepcp.search.base_scores import BaseScoreCache
 from sweepcp.search.devices import TrialSlots
 from sweepcp.search.ledger import TrialLedger
 from sweepcp.search.search import prepare_worker
+from sweepcp.search.worker_io import WorkerReport
 from sweepcp.util.gpus import Gpu
 from sweepcp.util.progress import NoProgress
 from tests.make import experiment, write_store
@@ -47,7 +51,7 @@ def stores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, TokenSt
     monkeypatch.setattr(search, "build_stores", lambda *_, **__: made)
     monkeypatch.setattr(search, "check_base", lambda *_, **__: None)
     monkeypatch.setattr(search, "find_or_pretrain_base", lambda *_, **__: "the base")
-    monkeypatch.setattr(search, "experiment_scoring_spec", lambda *_: "scoring")
+    monkeypatch.setattr(search, "experiment_scoring_spec", lambda *_, **__: "scoring")
     return made
 
 
@@ -122,7 +126,7 @@ def test_devices_are_checked_before_stores_are_built(
     refused: str | None,
 ):
     @contextmanager
-    def cluster(*_: object) -> Iterator[TrialSlots]:
+    def cluster(*_: object, **__: object) -> Iterator[TrialSlots]:
         yield slots
 
     def prepare(*_: object, **__: object) -> None:
@@ -167,11 +171,17 @@ def test_the_ledger_has_the_settings_of_the_experiment(
     monkeypatch.setattr(ray_driver, "run_trials", take)
     tokens = {"python-docs": 3e6, "python-code": 9e6}
     writer = RunWriter(tmp_path)
-    search._run_missing_trials(writer, run, None, tokens, slots=SLOTS, progress=NoProgress())  # type: ignore[arg-type]
+    spec: Any = None
+    cache = BaseScoreCache(spec, {})
+    search._run_missing_trials(
+        writer, run, spec, tokens, slots=SLOTS, progress=NoProgress(), cache=cache
+    )
     (ledger,) = ledgers
+    assert ledger.cache is cache
     reference = run.experiment.choose.reference
     assert (reference.domain, reference.general) == (-3, -8)
-    assert ledger.propose.keywords == {"reference": reference, "seed": 11}
+    sampler = ledger.sampler
+    assert (sampler.space, sampler.reference, sampler.seed) == (run.experiment.space, reference, 11)
     assert list(ledger.to_come) == [2, 3, 4, 5]
     assert (ledger.base, ledger.total) == (run.base, 6)
     point = run.trials[1].point
@@ -193,7 +203,14 @@ def test_a_store_that_was_removed_during_the_search_is_no_invalid_input(
 
     monkeypatch.setattr(ray_driver, "run_trials", refuse)
     search_again = partial(
-        search._run_missing_trials, writer, run, spec, tokens, slots=SLOTS, progress=NoProgress()
+        search._run_missing_trials,
+        writer,
+        run,
+        spec,
+        tokens,
+        slots=SLOTS,
+        progress=NoProgress(),
+        cache=BaseScoreCache(spec, {}),
     )
     with pytest.raises(InvalidInput, match=r"train\.idx"):
         search_again()
@@ -202,3 +219,23 @@ def test_a_store_that_was_removed_during_the_search_is_no_invalid_input(
     with pytest.raises(FileNotFoundError) as error:
         search_again()
     assert error.value.filename == str(removed)
+
+
+def test_ray_tune_keeps_nothing_of_a_report_and_formats_nothing_of_it(tmp_path: Path):
+    run = read_run(write_run(tmp_path, 1))
+    assert run.base is not None
+    received = []
+
+    class Receiver:
+        def record_report(self, key: str, report: WorkerReport) -> None:
+            received.append((key, report))
+
+    outcome = TrialOutcome(status="done", items=run.base.items)
+    report = WorkerReport([], outcome)
+    # It formats each result for its debug log, which nobody reads.
+    assert len(repr(report)) < 200
+    result = {"report": report, "done": True, "trial_id": "a", "pid": 7, "config": {"recipe": "{}"}}
+    callback = ray_driver.LedgerCallback(Receiver())  # type: ignore[arg-type]
+    callback.on_trial_result(1, [], SimpleNamespace(trial_id="a"), result)
+    assert received == [("a", report)]
+    assert result == {"done": True, "trial_id": "a"}

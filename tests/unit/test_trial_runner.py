@@ -133,6 +133,27 @@ def test_trials_and_the_base_do_not_depend_on_what_ran_before(runner: TrialRunne
     assert runner.score_base().items == base.items
 
 
+def test_tasks_are_built_on_the_weights_of_the_base(
+    spec: WorkerSpec, monkeypatch: pytest.MonkeyPatch
+):
+    """They decide how answers are computed, in every worker alike."""
+    built_on: list[dict[str, torch.Tensor]] = []
+
+    def describe(scorer: Scorer, _: object) -> dict[str, str]:
+        state = scorer.model.state_dict()
+        built_on.append({name: tensor.clone() for name, tensor in state.items()})
+        return {}
+
+    monkeypatch.setattr(trial_runner, "environment_of", describe)
+    made = TrialRunner(spec)
+    with torch.no_grad():
+        for parameter in made.model.parameters():
+            parameter.mul_(2)
+    next(made.run(TRIED))
+    (state,) = built_on
+    assert all(torch.equal(state[name], tensor) for name, tensor in made.base_weights.items())
+
+
 def test_isolation_is_checked_as_the_experiment_states(
     spec: WorkerSpec, monkeypatch: pytest.MonkeyPatch
 ):
@@ -244,7 +265,9 @@ def test_what_is_scored_follows_from_the_experiment(crossing: bool):
         domain=(MemberSpec(held_out="python-code"),), general=(MemberSpec(held_out="python-docs"),)
     )
     stores = {"python-docs": TokenStore(Path("docs"), "python-docs")}
-    scoring = experiment_scoring_spec(searched.model_copy(update={"suites": suites}), stores)
+    scoring = experiment_scoring_spec(
+        searched.model_copy(update={"suites": suites}), stores, scoring="exact"
+    )
     assert (scoring.packed, scoring.seq_len, scoring.precision) == (not crossing, 64, "bf16")
     assert scoring.languages == {source.name: source.language for source in searched.sources}
     assert len(set(scoring.languages.values())) == 2
@@ -309,7 +332,8 @@ def test_a_pretrained_base_follows_from_its_section(tmp_path: Path, spec: Worker
     assert all(torch.equal(values, tensors[1][name]) for name, values in tensors[0].items())
     assert pretrain("other", 4)[0].loss != first[0].loss
     weights = [
-        _initialize_model(pretrain_spec(n), byte_tokenizer(), CPU).lm_head.weight for n in (3, 4)
+        _initialize_model(pretrain_spec(n), byte_tokenizer(), made, CPU).lm_head.weight
+        for n in (3, 4)
     ]
     assert not torch.equal(*weights)
     assert json.loads((tmp_path / "first/config.json").read_text())["attention_dropout"] == 0
@@ -330,7 +354,8 @@ def test_pretraining_is_in_fp32_and_checks_isolation_unless_documents_cross(
 ):
     checked: list[tuple[int, bool]] = []
 
-    def check(*_: object, seq_len: int, packed: bool) -> None:
+    def check(*_: object, wanted: str, seq_len: int, packed: bool) -> None:
+        assert wanted == "auto"
         checked.append((seq_len, packed))
 
     class Built(Exception):
@@ -339,7 +364,7 @@ def test_pretraining_is_in_fp32_and_checks_isolation_unless_documents_cross(
     def build(*_: object, **settings: object) -> None:
         raise Built(settings)
 
-    monkeypatch.setattr(pretraining, "check_isolation", check)
+    monkeypatch.setattr(pretraining, "ensure_isolation", check)
     monkeypatch.setattr(pretraining, "PlainEngine", build)
     training = TrainingSettings(**PRETRAINING | {"cross_documents": crossing})
     section = pretrain_spec().model_copy(update={"training": training})

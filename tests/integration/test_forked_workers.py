@@ -1,0 +1,42 @@
+"""Ray's workers as forks of a process that has imported libraries."""
+
+import os
+import signal
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from sweepcp.errors import WorkLost
+from sweepcp.search.ray_driver import ray_cluster, run_in_task
+from sweepcp.util.fork_server import fork_server
+from tests.make import experiment
+
+pytestmark = pytest.mark.slow
+
+
+def imported() -> Iterator[tuple[bool, str, int]]:
+    yield "colorsys" in sys.modules, os.environ.get("OF_SERVER", ""), os.getppid()
+
+
+def killed() -> Iterator[None]:
+    os.kill(os.getpid(), signal.SIGKILL)
+    yield
+
+
+def test_tasks_run_in_forks_and_one_that_is_killed_is_lost():
+    children = Path(f"/proc/self/task/{os.getpid()}/children")
+    before = set(children.read_text().split())
+    with (
+        tempfile.TemporaryDirectory(dir="/tmp") as folder,
+        fork_server(["colorsys"], Path(folder), {"OF_SERVER": "server"}) as python,
+    ):
+        (server,) = set(children.read_text().split()) - before
+        with ray_cluster(None, experiment().budget, python=python):
+            for _ in range(2):
+                assert list(run_in_task(imported, cpus=1, gpus=0)) == [(True, "", int(server))]
+            with pytest.raises(WorkLost):
+                list(run_in_task(killed, cpus=1, gpus=0))
+            assert list(run_in_task(imported, cpus=1, gpus=0)) == [(True, "", int(server))]
