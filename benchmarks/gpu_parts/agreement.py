@@ -2,8 +2,9 @@
 models are scored."""
 
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -12,6 +13,9 @@ from gpu_parts.machine import device, wait
 from gpu_parts.models import make_model, resolved, write_model
 from gpu_parts.settings import SEQ_LEN, SHAPE, TINY, Finding, Skipped
 from gpu_parts.stores import write_store
+
+if TYPE_CHECKING:
+    from sweepcp.config.types import ScoringMode
 
 PACKED_ROWS = ((7, 50, 71), (20, 108), (3, 61, 30, 34))
 """Lengths of the documents in each row of a batch."""
@@ -116,7 +120,15 @@ def document_alone(batch: Any, row: int, place: slice) -> Any:
     )
 
 
-def make_scorer(work: Path, model: Any, *, precision: str, on: torch.device, seq_len: int) -> Any:
+def make_scorer(
+    work: Path,
+    model: Any,
+    *,
+    precision: str,
+    on: torch.device,
+    seq_len: int,
+    scoring: "ScoringMode" = "exact",
+) -> Any:
     """Return the scorer of held-out text and of generated lm-eval tasks."""
     from sweepcp.config.suites import MemberSpec, Suites
     from sweepcp.models.loading import byte_tokenizer
@@ -130,7 +142,13 @@ def make_scorer(work: Path, model: Any, *, precision: str, on: torch.device, seq
         general=(MemberSpec(held_out="docs"),),
     )
     spec = make_scoring_spec(
-        suites, stores, languages={"docs": "en"}, seq_len=seq_len, packed=True, precision=precision
+        suites,
+        stores,
+        languages={"docs": "en"},
+        seq_len=seq_len,
+        packed=True,
+        precision=precision,
+        scoring=scoring,
     )
     return Scorer(spec, model, byte_tokenizer(), ProcessGroup(device=on))
 
@@ -141,25 +159,32 @@ def gpu_against_cpu(work: Path) -> Finding:
 
     folder = write_model(work / "small", SMALL)
 
-    def scores(on: torch.device, precision: str) -> list[Any]:
+    def scores(on: torch.device, precision: str, scoring: "ScoringMode" = "exact") -> list[Any]:
         model = load_model(
             str(folder), revision=None, device=on, attention="auto", in_bf16=precision == "bf16"
         )
-        scorer = make_scorer(work, model, precision=precision, on=on, seq_len=128)
+        scorer = make_scorer(work, model, precision=precision, on=on, seq_len=128, scoring=scoring)
         found: list[Any] = scorer.score()
+        if scorer.scoring != scoring:
+            raise RuntimeError(f"{scoring} scoring in {precision} became {scorer.scoring}")
         return found
 
     exact = scores(torch.device("cpu"), "fp32")
     numbers: dict[str, Any] = {}
     texts = []
-    for precision in ("fp32", "bf16"):
-        found = scores(device(), precision)
-        numbers[precision] = compare_scores(found, exact)
-        largest = max(numbers[precision]["scores"].values())
-        items = numbers[precision]["items"]
+    cases: tuple[tuple[str, ScoringMode], ...] = (
+        ("fp32", "exact"),
+        ("fp32", "shared"),
+        ("bf16", "exact"),
+    )
+    for precision, scoring in cases:
+        name = precision if scoring == "exact" else f"{precision} {scoring}"
+        found = scores(device(), precision, scoring)
+        numbers[name] = compare_scores(found, exact)
         texts.append(
-            f"{precision}: scores differ by at most {largest:.1e}, bits of a document or an answer "
-            f"by {numbers[precision]['bits']:.1e}, {items} answers"
+            f"{name}: scores differ by at most {max(numbers[name]['scores'].values()):.1e}, bits "
+            f"of a document or an answer by {numbers[name]['bits']:.1e}, {numbers[name]['items']} "
+            "answers"
         )
     again = scores(device(), "bf16")
     same = all(a.amount == b.amount for a, b in zip(found, again, strict=True))
@@ -186,30 +211,34 @@ def compare_scores(found: list[Any], exact: list[Any]) -> dict[str, Any]:
 def scoring_speed(work: Path) -> Finding:
     """Measure items and tokens per second as trials of the model of 135 M parameters are scored."""
     attention = resolved("auto", in_bf16=True)
-    scorer = make_scorer(
-        work, make_model(attention), precision="bf16", on=device(), seq_len=SEQ_LEN
-    )
-    scorer.score()  # builds the tasks, and starts the kernels
-
-    started = time.perf_counter()
-    scorer.tasks.score()
-    wait()
-    items_per_second = 2 * ITEMS / (time.perf_counter() - started)
-    started = time.perf_counter()
-    scorer.score_held_out()
-    wait()
-    seconds = time.perf_counter() - started
+    model = make_model(attention)
+    numbers: dict[str, Any] = {"items": 2 * ITEMS, "attention": attention}
+    texts = []
+    modes: tuple[ScoringMode, ...] = ("exact", "shared")
+    for scoring in modes:
+        scorer = make_scorer(
+            work, model, precision="bf16", on=device(), seq_len=SEQ_LEN, scoring=scoring
+        )
+        scorer.score()  # builds the tasks, and starts the kernels
+        items_per_second = 2 * ITEMS / seconds_of(scorer.tasks.score)
+        numbers[scoring] = {"items_per_second": items_per_second, "decided": scorer.scoring}
+        texts.append(f"{scoring} {items_per_second:,.0f} items/s ({scorer.scoring})")
     tokens = sum(int(text.lengths.sum()) for _, _, text in scorer.held_out_texts)
-    peak = torch.cuda.max_memory_allocated() / 2**30 if device().type == "cuda" else None
-    numbers = {
-        "items_per_second": items_per_second,
-        "items": 2 * ITEMS,
-        "held_out_tokens_per_second": tokens / seconds,
-        "memory_gib": peak,
-        "attention": attention,
-    }
-    text = (
-        f"{items_per_second:,.0f} items/s ({ITEMS} of 4 and {ITEMS} of 2 choices), held-out text "
-        f"{tokens / seconds:,.0f} tokens/s under {attention}"
+    numbers["held_out_tokens_per_second"] = tokens / seconds_of(scorer.score_held_out)
+    texts.append(f"held-out text {numbers['held_out_tokens_per_second']:,.0f} tokens/s")
+    on_gpu = device().type == "cuda"
+    numbers["memory_gib"] = torch.cuda.max_memory_allocated() / 2**30 if on_gpu else None
+    if on_gpu:
+        texts.append(f"peak {numbers['memory_gib']:.2f} GiB")
+    return Finding(
+        f"{ITEMS} items of 4 and {ITEMS} of 2 choices under {attention}: {', '.join(texts)}",
+        numbers,
     )
-    return Finding(text + (f", peak {peak:.2f} GiB" if peak else ""), numbers)
+
+
+def seconds_of(work: Callable[[], object]) -> float:
+    """Return how long something takes, with what the device has been given to do."""
+    started = time.perf_counter()
+    work()
+    wait()
+    return time.perf_counter() - started
