@@ -23,6 +23,7 @@ from sweepcp.errors import InvalidInput
 from sweepcp.runs.run_folder import Run
 from sweepcp.runs.trial import TrialOutcome
 from sweepcp.scoring.scorecard import read_items
+from sweepcp.scoring.scorer import Scorer
 from sweepcp.search.devices import TrialSlots
 from sweepcp.search.rescore import score_model
 from sweepcp.search.search import prepare_worker
@@ -189,9 +190,20 @@ def test_a_recipe_that_diverges_ends_with_its_reason(small_run: Run, runner: Tri
 
 def test_task_scores_are_those_of_lm_eval(runner: TrialRunner):
     runner.model.load_state_dict(runner.base_weights)
-    assert runner.scorer.tasks is not None
-    accuracies = [items for items in runner.scorer.tasks.score() if items.unit == "accuracy"]
-    bits = {items.name: items for items in runner.scorer.score() if items.unit == "bits per byte"}
+    spec = replace(runner.spec.scoring, scoring="exact")
+    exact = Scorer(spec, runner.model, runner.tokenizer, runner.scorer.group).score()
+    shared = runner.scorer.score()
+    assert runner.scorer.scoring == "shared"
+    accuracies = [items for items in exact if items.unit == "accuracy"]
+    assert accuracies == [
+        items.model_copy(update={"scoring": "exact"})
+        for items in shared
+        if items.unit == "accuracy"
+    ]
+    bits, shared_bits = (
+        {items.name: list(items.amount) for items in scores if items.unit == "bits per byte"}
+        for scores in (exact, shared)
+    )
     model = HFLM(pretrained=runner.model, tokenizer=runner.tokenizer, batch_size=32)
     folder = str(runner.spec.scoring.generated_tasks)
     for items in accuracies:
@@ -206,7 +218,8 @@ def test_task_scores_are_those_of_lm_eval(runner: TrialRunner):
         assert mean == stock["results"][items.name]["acc,none"]
         samples = sorted(stock["samples"][items.name], key=lambda sample: sample["doc_id"])
         gold = [-s["resps"][s["target"]][0][0] / np.log(2) for s in samples]
-        assert list(bits[items.name].amount) == pytest.approx(gold, rel=1e-12)
+        assert bits[items.name] == pytest.approx(gold, rel=1e-12)
+        assert shared_bits[items.name] == pytest.approx(gold, rel=0, abs=1e-4)
 
 
 def test_packed_documents_do_not_see_each_other(runner: TrialRunner):

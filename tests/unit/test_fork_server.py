@@ -6,6 +6,7 @@ import shlex
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -133,11 +134,13 @@ def test_workers_of_a_cluster_and_of_gpus_start_as_usual(
 def test_workers_of_this_machine_are_forks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("sweepcp.search.worker_python.WORKER_MODULES", ("colorsys",))
     monkeypatch.setattr("sweepcp.search.worker_python.prepare_local_ray", lambda: None)
-    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path / "ray"))
-    with worker_python(experiment().budget, None) as python:
-        assert python is not None
-        assert run(python, tmp_path)[0]["imported"]
-    assert not list((tmp_path / "ray").iterdir())
+    # The path of a socket has at most 107 characters.
+    with tempfile.TemporaryDirectory() as short:
+        monkeypatch.setenv("RAY_TMPDIR", short)
+        with worker_python(experiment().budget, None) as python:
+            assert python is not None
+            assert run(python, tmp_path)[0]["imported"]
+        assert not list(Path(short).iterdir())
 
 
 @pytest.mark.slow  # imports torch and transformers

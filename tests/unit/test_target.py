@@ -147,8 +147,8 @@ def test_memory_of_activations_by_hand():
     # The last norm with its output in bf16, cosines and sines, ids and positions.
     outside = (4 + 2 + 2) * 4096 + 4 + 2 * 2 * 128 + 16
     assert memory.activations == tokens * (32 * 2 * 4096 + outside)
-    # The most is needed while the gradient of the logits is computed, in chunks of 256 MiB.
-    assert memory.logits == 2 * 2 * tokens * vocabulary + 2**28
+    # The most is needed while the gradient of the logits is computed, in their own dtype.
+    assert memory.logits == 2 * 2 * tokens * vocabulary
     assert memory.masks == 0
     states = 18 * -(-8_030_261_248 // 32)
     gathered = 2 * 2 * vocabulary * 4096
