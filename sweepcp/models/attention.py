@@ -300,7 +300,7 @@ def _attend_with_torch(
     if documents * longest == len(query) and (window is None or longest <= window):
         return attend_by_rows(query, key, value, documents=documents, scale=scale)
     if query.device.type == "cpu":
-        return attend_one_by_one(
+        attended: torch.Tensor = attend_one_by_one(
             query,
             key,
             value,
@@ -309,6 +309,7 @@ def _attend_with_torch(
             scale=scale,
             window=window,
         )
+        return attended
     groups = query.shape[1] // key.shape[1]
     if groups > 1 and not HAS_GQA:
         key, value = (_repeat_heads(tensor, groups) for tensor in (key, value))

@@ -26,6 +26,8 @@ def attend_by_rows(
     return output.transpose(1, 2).flatten(0, 1)
 
 
+# Compiled, it would be unrolled over the documents, and compiled again for each number of them.
+@torch.compiler.disable  # type: ignore[untyped-decorator]  # torch has no types for it
 def attend_one_by_one(
     query: torch.Tensor,
     key: torch.Tensor,

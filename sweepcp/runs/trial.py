@@ -177,9 +177,10 @@ class BaseRecord(Record):
     """What the worker found when it prepared the suites, for example contexts that were cut."""
     environment: dict[str, str]
     """What the scores depend on besides files: `device` (`cpu` or `cuda`), `precision` (`fp32` or
-    `bf16`), `attention` (its implementation), `prompts` (a hash of those of the tasks), `scoring`
-    (how answers are computed, see `LmEvalTasks.scoring`; earlier versions computed all of them
-    exactly and did not record it) and the versions of `NUMERIC_PACKAGES`."""
+    `bf16`), `attention` (its implementation), `prompts` and `items` (hashes of those of the tasks;
+    earlier versions did not record `items`), `scoring` (how answers are computed, see
+    `LmEvalTasks.scoring`; earlier versions computed all of them exactly and did not record it) and
+    the versions of `NUMERIC_PACKAGES`."""
     versions: dict[str, str]
     """Versions of Python and of the packages of the worker."""
 
@@ -195,7 +196,7 @@ def package_versions() -> dict[str, str]:
 
 
 def numeric_environment(
-    *, device: str, precision: str, attention: str, prompts: str, scoring: str
+    *, device: str, precision: str, attention: str, prompts: str, items: str, scoring: str
 ) -> dict[str, str]:
     """Return what the scores of this process depend on besides files, see `BaseRecord`.
 
@@ -204,6 +205,7 @@ def numeric_environment(
         precision: `fp32` or `bf16`, resolved.
         attention: Implementation of attention, resolved.
         prompts: Hash of the tasks' prompts and answers, which lm-eval may have drawn or fetched.
+        items: Hash of the tasks' items, which have the right answers, too.
         scoring: How the answers of tasks are computed.
     """
     found = {
@@ -211,6 +213,7 @@ def numeric_environment(
         "precision": precision,
         "attention": attention,
         "prompts": prompts,
+        "items": items,
         "scoring": scoring,
     }
     return found | numeric_versions()

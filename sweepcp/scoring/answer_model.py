@@ -6,11 +6,12 @@ first; then a sample of the answers is computed in both ways.
 
 import inspect
 import re
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
-from transformers import PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 
 from sweepcp.scoring.answer_passes import Answer, AnswerPass, compute_answers, exact_passes
 from sweepcp.scoring.lm_eval_answers import AnswerTokens
@@ -28,6 +29,8 @@ SAMPLE_ANSWERS = 8
 PASS_TOKENS, GPU_PASS_TOKENS = 2048, 16_384
 """Tokens in a forward pass of shared contexts, at most, on a CPU and on a GPU. They are fixed, so
 that the scores are the same on every machine of a kind."""
+MOST_TOKENS = 8192
+"""Tokens of a text, at most: a mask of so many is 256 MiB, and takes the square of more."""
 REACH_KEY = re.compile(r"(window|chunk)(_size)?$")
 """Found in the names of settings that limit how many tokens a layer looks back."""
 LENGTH_DEPENDENT = ("dynamic", "longrope")
@@ -53,6 +56,7 @@ class AnswerModel:
         self.vocab_size = int(model.config.get_text_config(decoder=True).vocab_size)
         accepted = inspect.signature(model.forward).parameters
         self.takes_positions = "position_ids" in accepted
+        self.most_columns = _most_columns(model, max_length)
         self.keeps_logits = "logits_to_keep" in accepted
         self.keeps_exactly = False
         """Whether exact passes compute the logits of the columns that are needed only."""
@@ -91,6 +95,8 @@ class AnswerModel:
             max_length=self.max_length,
             vocab_size=self.vocab_size,
             pass_tokens=GPU_PASS_TOKENS if self.model.device.type == "cuda" else PASS_TOKENS,
+            keeps_logits=self.keeps_logits,
+            most_columns=self.most_columns,
         )
 
     def compute(self, passes: Sequence[AnswerPass], *, count: int) -> list[Answer]:
@@ -143,11 +149,12 @@ class AnswerModel:
             return "recurrent layers"
         if not self.takes_positions:
             return "no positions of tokens"
-        # Not its attributes: of those that differ between layers, access raises.
-        settings = vars(config)
-        for key, reach in settings.items():
-            if REACH_KEY.search(key) and type(reach) is int and reach < longest:
+        if longest > MOST_TOKENS:
+            return f"a text of more than {MOST_TOKENS} tokens"
+        for key, reach in _reaches(config):
+            if reach < longest:
                 return f"{key} {reach} is shorter than a text"
+        settings = vars(config)
         scaling = settings.get("rope_parameters") or {}
         # Some architectures have one for each type of layers.
         nested = [value for value in scaling.values() if isinstance(value, dict)]
@@ -185,6 +192,29 @@ class AnswerModel:
 
     def _log_likelihoods(self, passes: Sequence[AnswerPass], count: int) -> np.ndarray:
         return np.array([nats for nats, _ in self.compute(passes, count=count)])
+
+
+def _reaches(config: PretrainedConfig) -> Iterator[tuple[str, int]]:
+    """Yield the settings that limit how many tokens a layer looks back, each with its value."""
+    layers = config.per_layer_config if config.is_heterogeneous else ()
+    for layer in (config, *layers):
+        # Not its attributes: of those that differ between layers, access raises.
+        for key, reach in vars(layer).items():
+            if REACH_KEY.search(key) and type(reach) is int and reach > 0:
+                yield key, reach
+
+
+def _most_columns(model: PreTrainedModel, max_length: int) -> int:
+    """Return the columns that rows and passes may have.
+
+    Where a layer keeps a causal mask of its own, as those of GPT-Neo do, it cuts off what is far
+    away in columns rather than in positions, and has no more columns than the model has positions.
+    """
+    masks = [each for each in model.buffers() if each.dtype == torch.bool and each.ndim >= 2]
+    if not masks:
+        return sys.maxsize
+    config = model.config.get_text_config(decoder=True)
+    return min([max_length, *(reach for _, reach in _reaches(config))])
 
 
 def _is_divided_twice(requests: Sequence[AnswerTokens]) -> bool:

@@ -41,10 +41,13 @@ class AnswerPass(NamedTuple):
     """None if every row is a text of its own, as lm-eval computes it."""
     kept: int
     """The logits of so many of the last columns are needed."""
+    columns: torch.Tensor
+    """Indices of the logits that predict tokens of the answers, in rows of `kept` columns, each one
+    once: many answers may begin behind one context."""
     predictor: torch.Tensor
-    """Index of the logits that predict each token of the answers, in rows of `kept` columns."""
-    greedy_predictor: torch.Tensor | None
-    """The same for the comparison with the likeliest tokens; None if it is `predictor`."""
+    """Which of `columns` predicts each token of the answers."""
+    greedy_predictor: torch.Tensor
+    """The same for the comparison with the likeliest tokens."""
     token: torch.Tensor
     """The tokens of the answers, one after the other."""
     lengths: tuple[int, ...]
@@ -103,16 +106,15 @@ class PassBuilder:
         input_ids = torch.zeros(len(self.rows), self.length, dtype=torch.long)
         for row, tokens in zip(input_ids, self.rows, strict=True):
             row[: len(tokens)] = torch.tensor(tokens)
+        columns, places = np.unique([self.predictors, self.greedy_predictors], return_inverse=True)
+        predictor, greedy_predictor = torch.from_numpy(places).reshape(2, -1)
         return AnswerPass(
             input_ids=input_ids,
             branches=branches,
             kept=self.kept,
-            predictor=torch.tensor(self.predictors),
-            greedy_predictor=(
-                None
-                if self.greedy_predictors == self.predictors
-                else torch.tensor(self.greedy_predictors)
-            ),
+            columns=torch.from_numpy(columns),
+            predictor=predictor,
+            greedy_predictor=greedy_predictor,
             token=torch.tensor(self.tokens),
             lengths=tuple(self.lengths),
             answers=tuple(self.answers),
@@ -200,18 +202,15 @@ def compute_answers(
 
 def _read_answers(logits: torch.Tensor, one: AnswerPass) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the log-likelihood of each answer, and whether each token is the likeliest."""
-    rows = logits.flatten(0, 1)
-    token = one.token.to(logits.device)
-    log_probabilities = _log_softmax_at(rows, one.predictor)
-    compared = log_probabilities
-    if one.greedy_predictor is not None:
-        compared = _log_softmax_at(rows, one.greedy_predictor)
-    is_greedy = compared.argmax(dim=-1) == token
-    chosen = log_probabilities.gather(1, token[:, None])[:, 0]
+    device = logits.device
+    columns, predictor, greedy_predictor, token = (
+        index.to(device) for index in (one.columns, one.predictor, one.greedy_predictor, one.token)
+    )
+    # Of the columns that are needed, the same bits as over all of them.
+    log_probabilities = torch.log_softmax(
+        logits.flatten(0, 1)[columns], dim=-1, dtype=torch.float32
+    )
+    is_greedy = log_probabilities.argmax(dim=-1)[greedy_predictor] == token
+    chosen = log_probabilities[predictor, token]
     # One by one: the sum over a row of several answers would add up in another order.
     return torch.stack([answer.sum() for answer in chosen.split(one.lengths)]), is_greedy
-
-
-def _log_softmax_at(rows: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
-    """Return the log-softmax of some rows of logits, the same bits as over all of them."""
-    return torch.log_softmax(rows[index.to(rows.device)], dim=-1, dtype=torch.float32)

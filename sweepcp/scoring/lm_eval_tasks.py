@@ -209,6 +209,11 @@ class LmEvalTasks:
         ]
         return digest(requests)
 
+    @property
+    def items(self) -> str:
+        """16 hex digits that change with any item, such as with its right answer."""
+        return digest([task.documents for member in self.members for task in member.loaded.tasks])
+
     @torch.no_grad()
     def score(self) -> list[ItemScores]:
         """Score every member: bits per byte of gold answers, and the accuracies of its tasks.

@@ -18,9 +18,10 @@ from sweepcp.training.process_group import ProcessGroup
 if TYPE_CHECKING:
     from sweepcp.scoring.lm_eval_tasks import LmEvalTasks
 
-SCORED_TOKENS = 8192
-"""Tokens in a forward pass over held-out text. It is fixed, so that the scores are the same on
-every machine of a kind."""
+SCORED_TOKENS = {"cpu": 4096, "cuda": 8192}
+"""Tokens in a forward pass over held-out text, by device. Each is fixed, so that the scores are the
+same on every machine of a kind. On a CPU, tensors of longer passes are not taken from memory that
+the allocator keeps, and their page faults cost half as much again as the pass."""
 
 
 class Scorer:
@@ -108,6 +109,11 @@ class Scorer:
         return self.tasks.prompts if self.tasks else ""
 
     @property
+    def items(self) -> str:
+        """16 hex digits of the items of the tasks; empty without tasks."""
+        return self.tasks.items if self.tasks else ""
+
+    @property
     def scoring(self) -> str:
         """How the answers of the tasks are computed, see `LmEvalTasks.scoring`."""
         return self.tasks.scoring if self.tasks else "exact"
@@ -117,7 +123,7 @@ class Scorer:
         return [self._score_text(role, member, text) for role, member, text in self.held_out_texts]
 
     def _score_text(self, role: Role, member: MemberSpec, text: HeldOutText) -> ItemScores:
-        rows = max(1, SCORED_TOKENS // self.spec.seq_len)
+        rows = max(1, SCORED_TOKENS[self.group.device.type] // self.spec.seq_len)
         bits = text.bits(self.model, self.group, rows=rows, precision=self.spec.precision)
         if not np.isfinite(bits).all():
             raise Diverged(f"the loss on the held-out text of {member.held_out} is not finite")

@@ -7,6 +7,7 @@ columns where contexts end are aligned, so the logits that answers need are thos
 columns.
 """
 
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import takewhile
 
@@ -66,28 +67,34 @@ class ContextRow:
         del self._path[depth:]
 
 
-def context_rows(requests: Sequence[AnswerTokens], *, max_length: int) -> list[ContextRow]:
+def context_rows(
+    requests: Sequence[AnswerTokens], *, max_length: int, most_columns: int = sys.maxsize
+) -> list[ContextRow]:
     """Return the rows of requests, the longest first.
 
     Args:
         requests: Their contexts may be longer than the model takes.
         max_length: Tokens that the model takes.
+        most_columns: Tokens of a row with more than one answer, at most.
     """
     by_context: dict[tuple[int, ...], list[tuple[list[int], int]]] = {}
     for index, (context, scored) in enumerate(requests):
         # As lm-eval cuts it, the start of the context first.
         cut = max(0, len(context) + len(scored) - max_length - 1)
         by_context.setdefault(tuple(context[cut:]), []).append((scored, index))
-    rows = [row for context, answers in by_context.items() for row in _rows_of(context, answers)]
+    rows: list[ContextRow] = []
+    for given, answers in by_context.items():
+        most_answers = min(ROW_ANSWERS, most_columns - len(given))
+        rows += _rows_of(given, answers, most_answers)
     return sorted(rows, key=lambda row: (-row.answer_length, -row.context_length))
 
 
 def _rows_of(
-    context: Sequence[int], answers: Iterable[tuple[list[int], int]]
+    context: Sequence[int], answers: Iterable[tuple[list[int], int]], most_answers: int
 ) -> Iterator[ContextRow]:
     row = ContextRow(context)
     for answer, index in sorted(answers):
-        if row.answers and row.answer_length + len(answer) > ROW_ANSWERS:
+        if row.answers and row.answer_length + len(answer) > most_answers:
             row.complete()
             yield row
             row = ContextRow(context)
@@ -97,7 +104,13 @@ def _rows_of(
 
 
 def shared_passes(
-    requests: Sequence[AnswerTokens], *, max_length: int, vocab_size: int, pass_tokens: int
+    requests: Sequence[AnswerTokens],
+    *,
+    max_length: int,
+    vocab_size: int,
+    pass_tokens: int,
+    keeps_logits: bool = True,
+    most_columns: int = sys.maxsize,
 ) -> list[AnswerPass]:
     """Return the passes that compute each context of requests once.
 
@@ -106,14 +119,18 @@ def shared_passes(
         max_length: Tokens that the model takes.
         vocab_size: Logits per token.
         pass_tokens: Tokens in a pass of more than one row, at most.
+        keeps_logits: Whether the model computes only the logits that are needed, or all.
+        most_columns: Tokens of a row with more than one answer, at most; and columns of a pass with
+            more than one row.
     """
     passes: list[AnswerPass] = []
     rows: list[ContextRow] = []
-    for row in context_rows(requests, max_length=max_length):
+    for row in context_rows(requests, max_length=max_length, most_columns=most_columns):
         before, answers = _shape([*rows, row])
-        tokens = (len(rows) + 1) * (before + answers)
-        logits = (len(rows) + 1) * (answers + 1) * vocab_size
-        if rows and (tokens > pass_tokens or logits > MAX_LOGITS):
+        length = before + answers
+        tokens = (len(rows) + 1) * length
+        logits = (len(rows) + 1) * (answers + 1 if keeps_logits else length) * vocab_size
+        if rows and (tokens > pass_tokens or logits > MAX_LOGITS or length > most_columns):
             passes.append(_make_pass(rows))
             rows = []
         rows.append(row)

@@ -88,7 +88,7 @@ def _run(
 ) -> Iterator[T]:
     """Run work in a task of Ray with the CPUs of a trial and, if trials use GPUs, a whole one."""
     # It takes seconds to import.
-    from sweepcp.search.ray_driver import run_in_task
+    from sweepcp.search.cluster import run_in_task
 
     cpus, gpus = experiment.budget.cpus_per_trial, 1 if device == "cuda" else 0
     return run_in_task(work, cpus=cpus, gpus=gpus, ends_process=ends_process)

@@ -46,11 +46,11 @@ class BaseScoreCache:
         What the scores do not depend on is that of this search: the path of the base, its max LR
         and the weights of the members.
         """
-        if not self.path.exists():
-            return None
         try:
+            if not self.path.exists():
+                return None
             cached = read_record(CachedBaseScores, self.path, fix="remove the file")
-        except InvalidInput as error:
+        except (InvalidInput, OSError) as error:
             logger.warning("the base is scored again: %s", " ".join(str(error).split()))
             return None
         if cached.key != self.key:

@@ -227,6 +227,10 @@ class TrialLedger:
         """
         if self.error is not None:
             return  # workers that are stopped may fail in any way
+        if self.cached_base is not None:
+            # Every worker may: then none would report the environment that the scores wait for.
+            logger.warning("the base is scored again: a worker ended before its first report")
+            self.cached_base = None
         reason = ANSI_COLOUR.sub("", error).strip() or "the worker process was lost"
         if key == self.base_key:
             if lost and self._repeat(None, "the base", reason):

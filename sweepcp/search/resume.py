@@ -1,14 +1,15 @@
 """The start of a run folder, and what must be unchanged for a search to resume in it."""
 
 from dataclasses import replace
-from typing import Any, get_args
+from typing import Any, cast, get_args
 
 from sweepcp.config.experiment import Experiment
-from sweepcp.config.types import Role
+from sweepcp.config.types import Attention, Role
 from sweepcp.corpora.identity import identity_changes
 from sweepcp.errors import InvalidInput
 from sweepcp.runs.run_folder import Run, RunIdentity, RunWriter, read_run
 from sweepcp.runs.trial import check_environment, numeric_versions
+from sweepcp.search.worker_io import WorkerSpec
 from sweepcp.util.json_values import json_differences
 
 CHANGEABLE_KEYS = (
@@ -93,6 +94,17 @@ def _check_scoring(before: Run, experiment: Experiment) -> None:
             where=before.path,
             fix=f"pass --set suites.scoring={recorded}, or another --out",
         )
+
+
+def with_recorded_attention(spec: WorkerSpec, run: Run) -> WorkerSpec:
+    """Have workers on CPUs compute with what `auto` chose when the run began.
+
+    Versions before attention document by document chose sdpa for sequences of every length.
+    """
+    if run.base is None or spec.device != "cpu" or spec.attention != "auto":
+        return spec
+    recorded = run.base.environment.get("attention", "sdpa")
+    return replace(spec, attention=cast("Attention", recorded))
 
 
 def _fixed_settings(experiment: Experiment) -> dict[str, Any]:

@@ -31,7 +31,7 @@ from sweepcp.search.base_model import check_base, find_or_pretrain_base
 from sweepcp.search.base_scores import BaseScoreCache, base_score_cache
 from sweepcp.search.devices import TrialSlots, check_devices, no_gpu, resolve_devices
 from sweepcp.search.readiness import check_readiness
-from sweepcp.search.resume import start_or_resume
+from sweepcp.search.resume import start_or_resume, with_recorded_attention
 from sweepcp.search.worker_io import WorkerSpec
 from sweepcp.search.worker_python import worker_python
 from sweepcp.util.gpus import Gpu, hide_gpus, visible_gpus
@@ -116,7 +116,7 @@ def _search_with_ray(
     with ExitStack() as stack:
         python = stack.enter_context(worker_python(experiment.budget, address))
         # It takes seconds to import, which a finished run need not wait for.
-        from sweepcp.search.ray_driver import ray_cluster
+        from sweepcp.search.cluster import ray_cluster
 
         slots = stack.enter_context(ray_cluster(address, experiment.budget, python=python))
         if address is not None:
@@ -133,6 +133,7 @@ def _search_with_ray(
             generated_tasks=spec.scoring.generated_tasks,
         )
         run = start_or_resume(writer, run, experiment, prepared)
+        spec = with_recorded_attention(spec, run)
         _run_missing_trials(
             writer,
             run,

@@ -3,8 +3,9 @@
 import socket
 import time
 from collections.abc import Iterator
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel
@@ -46,6 +47,7 @@ def environment_of(scorer: Scorer, device: torch.device) -> dict[str, str]:
         precision="bf16" if in_bf16 else "fp32",
         attention=attention_of(scorer.model),
         prompts=scorer.prompts,
+        items=scorer.items,
         scoring=scorer.scoring,
     )
 
@@ -108,7 +110,9 @@ class TrialRunner:
     @cached_property
     def environment(self) -> dict[str, str]:
         """What the scores depend on besides files, see `BaseRecord`."""
-        return environment_of(self.scorer, self.device)
+        # It builds the tasks, which checks on some of the answers how they may be computed.
+        with self._without_compiling():
+            return environment_of(self.scorer, self.device)
 
     def _restore_base(self) -> None:
         """Load the base's weights, on which the tasks are built before the first trial."""
@@ -247,10 +251,12 @@ class TrialRunner:
         if self.device.type == "cuda":
             # Blocks of the sizes that training asked for would not fit those that scoring asks for.
             torch.cuda.empty_cache()
-        # Batches of scoring have many shapes, each of which would be compiled.
-        eager = torch.compiler.set_stance("force_eager") if self.spec.compile else nullcontext()
-        with eager:
+        with self._without_compiling():
             return tuple(self.scorer.score())
+
+    def _without_compiling(self) -> AbstractContextManager[Any]:
+        """Compute layers as they are: scoring has many shapes, each of which would be compiled."""
+        return torch.compiler.set_stance("force_eager") if self.spec.compile else nullcontext()
 
     def _peak_gib(self) -> float | None:
         """Return the peak of allocated GPU memory since training began or was halved."""

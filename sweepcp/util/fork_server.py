@@ -15,6 +15,7 @@ import gc
 import importlib
 import json
 import os
+import resource
 import runpy
 import select
 import shlex
@@ -28,6 +29,8 @@ from pathlib import Path
 SIZE_BYTES = 8
 STANDARD_STREAMS = (0, 1, 2)
 STARTED = b"1"
+OOM_SCORE = Path("/proc/self/oom_score_adj")
+"""Which processes the kernel ends first when memory runs out."""
 
 
 @contextlib.contextmanager
@@ -35,7 +38,8 @@ def fork_server(modules: Sequence[str], folder: Path, environment: dict[str, str
     """Start a server that imports modules; it ends with the context, and with this process.
 
     Args:
-        modules: What its forks have imported. They may start no threads and open no devices.
+        modules: What its forks have imported. They may open no devices; forks lack their threads
+            (those of OpenBLAS and Arrow are meant for that).
         folder: A private folder for its socket.
         environment: Variables of the server besides those of this process. A fork has those of its
             client.
@@ -92,6 +96,7 @@ def _end_with_parent() -> None:
     The parent holds the other end of standard input. When it is closed, the kernel sends a SIGIO,
     which ends a process that does not handle it, in the middle of an import, too.
     """
+    signal.signal(signal.SIGIO, signal.SIG_DFL)  # the parent may ignore it
     fcntl.fcntl(sys.stdin, fcntl.F_SETOWN, os.getpid())
     fcntl.fcntl(sys.stdin, fcntl.F_SETFL, fcntl.fcntl(sys.stdin, fcntl.F_GETFL) | os.O_ASYNC)
     ended, _, _ = select.select([sys.stdin], [], [], 0)
@@ -100,7 +105,7 @@ def _end_with_parent() -> None:
 
 
 def _become_client(connection: socket.socket) -> None:
-    """Run what a client was asked to run, with its streams, its folder and its environment."""
+    """Run what a client was asked to run, with its streams, folder, environment and limits."""
     # Ray ends a worker together with its process group.
     os.setpgid(0, 0)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
@@ -115,6 +120,10 @@ def _become_client(connection: socket.socket) -> None:
     for target, source in zip(STANDARD_STREAMS, streams, strict=True):
         os.dup2(source, target)
         os.close(source)
+    # Ray raises both for its workers: the files that they may open, and that they are ended first.
+    resource.setrlimit(resource.RLIMIT_NOFILE, request["open_files"])
+    with contextlib.suppress(OSError):
+        OOM_SCORE.write_text(request["oom_score"])
     os.chdir(request["folder"])
     os.environ.clear()
     os.environ.update(request["environment"])
@@ -130,7 +139,11 @@ def _run(address: str, arguments: list[str]) -> None:
         "arguments": arguments,
         "environment": dict(os.environ),
         "folder": os.getcwd(),  # noqa: PTH109  # what JSON takes
+        "open_files": resource.getrlimit(resource.RLIMIT_NOFILE),
+        "oom_score": "",
     }
+    with contextlib.suppress(OSError):
+        request["oom_score"] = OOM_SCORE.read_text()
     content = json.dumps(request).encode()
     started = False
     with socket.socket(socket.AF_UNIX) as connection, contextlib.suppress(OSError):

@@ -16,8 +16,9 @@ from sweepcp.corpora.experiment import load_experiment
 from sweepcp.runs.run_folder import RunIdentity, RunWriter, read_run
 from sweepcp.runs.trial import BaseRecord, TrialOutcome
 from sweepcp.scoring.scorecard import ItemScores
+from sweepcp.search.cluster import ray_cluster
 from sweepcp.search.ledger import TrialLedger
-from sweepcp.search.ray_driver import ray_cluster, run_trials
+from sweepcp.search.ray_driver import run_trials
 from sweepcp.search.worker_io import TrialRunnerProtocol
 from sweepcp.training.loop import StepMetrics
 from sweepcp.util.progress import NoProgress

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from sweepcp.errors import WorkLost
-from sweepcp.search.ray_driver import ray_cluster, run_in_task
+from sweepcp.search.cluster import ray_cluster, run_in_task
 from sweepcp.util.fork_server import fork_server
 from tests.make import experiment
 

@@ -16,7 +16,7 @@ import ray
 
 from sweepcp import load_run
 from sweepcp.errors import Diverged, InvalidInput, WorkLost
-from sweepcp.search.ray_driver import run_in_task
+from sweepcp.search.cluster import run_in_task
 from sweepcp.util.gpus import Device
 from sweepcp.util.ray_setup import prepare_local_ray
 

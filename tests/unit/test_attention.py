@@ -513,9 +513,8 @@ def test_rows_are_computed_with_sdpa_and_the_model_has_its_own_again():
         assert attention_of(model) == attention
 
 
-@pytest.mark.slow
-def test_layers_are_not_compiled_for_every_micro_batch(monkeypatch: pytest.MonkeyPatch):
-    """But once more for each number that changes; the kernel does not break the graph."""
+def record_graphs(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
+    """Return the operations of each graph that is compiled from now on."""
     graphs: list[list[str]] = []
 
     def backend(module: torch.fx.GraphModule, inputs: Any) -> Any:
@@ -526,6 +525,13 @@ def test_layers_are_not_compiled_for_every_micro_batch(monkeypatch: pytest.Monke
     monkeypatch.setattr(
         torch.nn.Module, "compile", lambda module: compile_module(module, backend=backend)
     )
+    return graphs
+
+
+@pytest.mark.slow
+def test_layers_are_not_compiled_for_every_micro_batch(monkeypatch: pytest.MonkeyPatch):
+    """But once more for each number that changes; the kernel does not break the graph."""
+    graphs = record_graphs(monkeypatch)
     with META, no_init_weights():
         model = AutoModelForCausalLM.from_config(
             LLAMA, attn_implementation="varlen", dtype=torch.bfloat16
@@ -543,3 +549,25 @@ def test_layers_are_not_compiled_for_every_micro_batch(monkeypatch: pytest.Monke
     assert compiled[-1] <= 3
     assert compiled[2:] == [compiled[-1]] * 4
     assert all(any("_varlen_attn" in target for target in graph) for graph in graphs)
+
+
+@pytest.mark.slow
+def test_layers_are_not_compiled_for_every_number_of_documents_on_a_cpu(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    """Attention is not part of the graphs there."""
+    graphs = record_graphs(monkeypatch)
+    model, plain = (build("llama", "varlen") for _ in range(2))
+    compile_layers(model)
+    compiled = []
+    for length in (31, 5, 20, 9, 3, 12):
+        batch = packed_batch(tokens=TOKENS)
+        batch.position_ids[1] = np.arange(32) % length
+        micro_batch = to_micro_batch(batch, device=CPU)
+        torch.testing.assert_close(
+            token_losses(model, micro_batch), token_losses(plain, micro_batch)
+        )
+        token_losses(model, micro_batch).sum().backward()
+        compiled.append(len(graphs))
+    assert compiled[2:] == [compiled[-1]] * 4
+    assert not any("scaled_dot_product" in target for graph in graphs for target in graph)

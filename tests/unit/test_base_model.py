@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from sweepcp.errors import InvalidInput
-from sweepcp.search import base_model, ray_driver
+from sweepcp.search import base_model, cluster
 from sweepcp.search.base_model import check_base, find_or_pretrain_base
 from sweepcp.training import pretraining
 from sweepcp.training.loop import StepMetrics
@@ -29,7 +29,7 @@ def tasks(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
         needs.append(settings)
         return work()
 
-    monkeypatch.setattr(ray_driver, "run_in_task", run)
+    monkeypatch.setattr(cluster, "run_in_task", run)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
     return needs
 

@@ -11,6 +11,7 @@ import pytest
 
 from sweepcp.config.base_model import BaseSpec
 from sweepcp.config.suites import Suites
+from sweepcp.errors import BaseNotScored
 from sweepcp.runs.run_folder import RunIdentity, read_run
 from sweepcp.runs.trial import BaseRecord
 from sweepcp.scoring.spec import ScoringSpec
@@ -177,6 +178,18 @@ def test_an_unusable_entry_is_reported_and_replaced(
     assert cache.read() == scored()
 
 
+def test_a_cache_that_cannot_be_read_does_not_end_the_search(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    def refuse(path: Path) -> bool:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "exists", refuse)
+    assert cache_of(spec_of()).read() is None
+    assert "the base is scored again" in caplog.text
+    assert "Permission denied" in caplog.text
+
+
 def test_a_cache_that_cannot_be_written_does_not_end_the_search(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ):
@@ -226,7 +239,12 @@ def test_a_second_search_takes_the_scores_from_the_cache(
 
 
 @pytest.mark.parametrize(
-    "environment", [ENVIRONMENT | {"prompts": "other"}, ENVIRONMENT | {"scoring": "shared"}]
+    "environment",
+    [
+        ENVIRONMENT | {"prompts": "other"},
+        ENVIRONMENT | {"items": "i"},
+        ENVIRONMENT | {"scoring": "x"},
+    ],
 )
 def test_workers_of_another_environment_score_the_base_again(
     environment: dict[str, str], tmp_path: Path, caplog: pytest.LogCaptureFixture
@@ -239,6 +257,23 @@ def test_workers_of_another_environment_score_the_base_again(
     assert base is not None
     assert base.environment == environment
     assert cache.read() == base
+
+
+@pytest.mark.parametrize("lost", [False, True])
+def test_a_worker_that_fails_before_its_environment_is_known_leaves_the_base_to_the_next(
+    lost: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    cache = cache_of(spec_of())
+    cache.write(scored())
+    ledger = open_ledger(tmp_path / "run", 1, cache=cache)
+    assert not ledger.claim_base("base")
+    assert ledger.start_trial("worker") is not None
+    ledger.record_failure("worker", "RuntimeError: no library", lost=lost)
+    assert "the base is scored again" in caplog.text
+    assert ledger.claim_base("base")
+    ledger.record_failure("base", "RuntimeError: no library")
+    assert isinstance(ledger.error, BaseNotScored)
+    assert not ledger.is_waiting
 
 
 def test_a_run_that_has_a_base_does_not_read_the_cache(tmp_path: Path):

@@ -16,7 +16,7 @@ from sweepcp.errors import InvalidInput
 from sweepcp.models.base import base_dimensions
 from sweepcp.models.memory import training_memory
 from sweepcp.runs.run_folder import read_run
-from sweepcp.search import ray_driver, rescore, search
+from sweepcp.search import cluster, rescore, search
 from sweepcp.search.devices import (
     KEY,
     Node,
@@ -175,9 +175,9 @@ def test_a_search_has_the_gpus_of_this_machine_or_of_the_cluster(
     resources = {"CPU": 8.0, "GPU": 2.0, "accelerator_type:L4": 1.0}
     nodes = [{"Alive": alive, "Resources": resources} for alive in (True, False)]
     install_nvidia_smi(tmp_path, monkeypatch, T4_CARD, T4_CARD)
-    monkeypatch.setattr(ray_driver, "ray_connection", connect)
+    monkeypatch.setattr(cluster, "ray_connection", connect)
     monkeypatch.setattr("ray.nodes", lambda: nodes)
-    with ray_driver.ray_cluster(address, budget(gpus_per_trial=0.25)) as slots:
+    with cluster.ray_cluster(address, budget(gpus_per_trial=0.25)) as slots:
         assert slots == TrialSlots(0.25, 8, gpus)
     assert seen == [options]
 
@@ -190,9 +190,9 @@ def test_workers_start_by_the_command_that_is_given(monkeypatch: pytest.MonkeyPa
         return nullcontext()
 
     monkeypatch.setenv("RAY_prestart_worker_first_driver", "1")
-    monkeypatch.setattr(ray_driver, "ray_connection", connect)
+    monkeypatch.setattr(cluster, "ray_connection", connect)
     monkeypatch.setattr("ray.nodes", lambda: [{"Alive": True, "Resources": {"CPU": 8.0}}])
-    with ray_driver.ray_cluster(None, budget(), python="a command"):
+    with cluster.ray_cluster(None, budget(), python="a command"):
         assert seen[0]["runtime_env"] == {"py_executable": "a command"}
 
 

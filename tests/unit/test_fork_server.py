@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from sweepcp.util.fork_server import fork_server
 from tests.make import experiment
 
 SCRIPT = """
-import json, os, signal, sys
+import json, os, resource, signal, sys
 print(json.dumps({
     "arguments": sys.argv,
     "folder": os.getcwd(),
@@ -27,16 +28,22 @@ print(json.dumps({
     "group": os.getpgid(0) == os.getpid(),
     "name": __name__,
     "children": signal.getsignal(signal.SIGCHLD) == signal.SIG_DFL,
+    "limits": [
+        resource.getrlimit(resource.RLIMIT_NOFILE)[0],
+        open("/proc/self/oom_score_adj").read(),
+    ],
 }))
 print("to standard error", file=sys.stderr)
 """
+
+LIMITS = "ulimit -S -n 99; echo 1000 > /proc/self/oom_score_adj"
 
 
 def run(python: str, folder: Path, *arguments: str) -> tuple[dict[str, Any], str]:
     """Run the script with a command for `python`."""
     (folder / "script.py").write_text(SCRIPT)
     done = subprocess.run(
-        ["bash", "-c", f"exec {python} {shlex.join(['script.py', *arguments])}"],
+        ["bash", "-c", f"{LIMITS}; exec {python} {shlex.join(['script.py', *arguments])}"],
         capture_output=True,
         check=True,
         cwd=folder,
@@ -59,6 +66,7 @@ def test_a_fork_runs_what_its_client_was_asked_to_run(tmp_path: Path):
         "group": True,
         "name": "__main__",
         "children": True,
+        "limits": [99, "1000\n"],
     }
     assert errors == "to standard error\n"
     assert again["arguments"] == ["script.py"]
@@ -91,12 +99,16 @@ def test_the_client_ends_with_its_fork(tmp_path: Path):
 
 
 def test_the_server_ends_with_its_parent(tmp_path: Path):
-    (tmp_path / "slow_to_import.py").write_text("import time\ntime.sleep(60)\n")
+    (tmp_path / "slow_to_import.py").write_text(
+        "import time\nopen(__file__ + '.began', 'w').close()\ntime.sleep(60)\n"
+    )
     code = (
-        "import os, sys, time; from pathlib import Path\n"
+        "import os, signal, sys, time; from pathlib import Path\n"
         "from sweepcp.util.fork_server import fork_server\n"
+        "signal.signal(signal.SIGIO, signal.SIG_IGN)\n"
         "with fork_server(['slow_to_import'], Path(sys.argv[1]), {}):\n"
         "    children = Path(f'/proc/self/task/{os.getpid()}/children').read_text()\n"
+        "    while not Path(sys.argv[1], 'slow_to_import.py.began').exists(): time.sleep(0.01)\n"
         "    print(children.strip(), flush=True); time.sleep(60)\n"
     )
     paths = os.pathsep.join([str(tmp_path), *filter(None, sys.path)])
@@ -113,9 +125,16 @@ def test_the_server_ends_with_its_parent(tmp_path: Path):
     parent.wait()
     parent.stdout.close()
     deadline = time.monotonic() + 10
-    while server.exists() and time.monotonic() < deadline:
+    while is_running(server) and time.monotonic() < deadline:
         time.sleep(0.02)
-    assert not server.exists()
+    assert not is_running(server)
+
+
+def is_running(process: Path) -> bool:
+    """Whether a process has not ended; one that has may be a zombie of a container's first."""
+    with suppress(FileNotFoundError, ProcessLookupError):
+        return "\nState:\tZ" not in (process / "status").read_text()
+    return False
 
 
 def test_workers_of_a_cluster_and_of_gpus_start_as_usual(

@@ -24,8 +24,9 @@ from sweepcp.promote.bundle import load_bundle
 from sweepcp.runs import trial as trial_records
 from sweepcp.runs.run_folder import Run, RunWriter, read_run
 from sweepcp.runs.trial import BaseRecord, check_environment, numeric_environment
-from sweepcp.search import ray_driver, resume, search
+from sweepcp.search import cluster, resume, search
 from sweepcp.search.devices import TrialSlots
+from sweepcp.search.worker_io import WorkerSpec
 from sweepcp.util import file_hashes
 from sweepcp.util.progress import NoProgress
 from tests.make import items, jsonl, update_store, write_bundle, write_model
@@ -90,7 +91,7 @@ def write_tasks(folder: Path) -> None:
 def folder(inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A copy of the inputs, and searches that score the base and run no trial."""
     monkeypatch.setattr(search, "_run_missing_trials", score_base_only)
-    monkeypatch.setattr(ray_driver, "ray_cluster", lambda *_, **__: nullcontext(TrialSlots(0.0, 1)))
+    monkeypatch.setattr(cluster, "ray_cluster", lambda *_, **__: nullcontext(TrialSlots(0.0, 1)))
     shutil.copytree(inputs, tmp_path / "inputs")
     return tmp_path / "inputs"
 
@@ -106,7 +107,12 @@ def score_base_only(writer: RunWriter, run: Run, *_: object, **__: object) -> No
         writer.write_base(
             base_record(
                 numeric_environment(
-                    device="cpu", precision="fp32", attention="sdpa", prompts="", scoring="shared"
+                    device="cpu",
+                    precision="fp32",
+                    attention="sdpa",
+                    prompts="",
+                    items="",
+                    scoring="shared",
                 )
             )
         )
@@ -215,13 +221,32 @@ def test_a_run_of_an_earlier_version_resumes(folder: Path):
     assert run_search(folder).identity == run.identity
 
 
+def test_a_resumed_search_computes_attention_as_it_began(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+):
+    used: list[str] = []
+
+    def record(writer: RunWriter, run: Run, spec: WorkerSpec, *_: object, **__: object) -> None:
+        used.append(spec.attention)
+        score_base_only(writer, run)
+
+    monkeypatch.setattr(search, "_run_missing_trials", record)
+    base = run_search(folder).base
+    run_search(folder)
+    assert base is not None
+    del base.environment["attention"]  # as earlier versions recorded it
+    RunWriter(folder.parent / "run").write_base(base)
+    run_search(folder)
+    assert used == ["auto", "sdpa", "sdpa"]
+
+
 def test_a_search_resumes_with_another_share_of_a_gpu_but_not_on_another_device(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ):
     run_search(folder)
     run_search(folder, "budget.gpus_per_trial=0")
     slots = TrialSlots(1.0, 1)
-    monkeypatch.setattr(ray_driver, "ray_cluster", lambda *_, **__: nullcontext(slots))
+    monkeypatch.setattr(cluster, "ray_cluster", lambda *_, **__: nullcontext(slots))
     monkeypatch.setattr(search, "prepare_worker", None)
     with pytest.raises(InvalidInput) as refused:
         run_search(folder)

@@ -57,7 +57,16 @@ def external_imports(tree: ast.Module) -> set[str]:
 @pytest.mark.parametrize(
     ("package", "importers"),
     [
-        ("ray", {"search.ray_driver", "search.worker", "full_run.ray_launcher", "util.parallel"}),
+        (
+            "ray",
+            {
+                "search.cluster",
+                "search.ray_driver",
+                "search.worker",
+                "full_run.ray_launcher",
+                "util.parallel",
+            },
+        ),
         ("deepspeed", {"training.zero_engine"}),
         (
             "lm_eval",

@@ -12,7 +12,7 @@ import yaml
 from sweepcp.corpora.experiment import load_experiment
 from sweepcp.corpora.task_files import task_fingerprint
 from sweepcp.errors import InvalidInput
-from sweepcp.search import ray_driver, readiness
+from sweepcp.search import cluster, readiness
 from sweepcp.search.base_model import check_base
 from sweepcp.search.readiness import check_readiness
 from tests.unit.test_task_code import CONFIG, GENERATE, ITEM, write
@@ -182,7 +182,7 @@ def test_a_base_that_cannot_be_built_is_found_before_stores(
     overrides = [f"base.pretrain.config.{name}={json.dumps(v)}" for name, v in config.items()]
     made = load_experiment("mine.yaml", overrides)[0]
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    monkeypatch.setattr(ray_driver, "run_in_task", lambda work, **_: work())
+    monkeypatch.setattr(cluster, "run_in_task", lambda work, **_: work())
     if not key:
         check_base(made, {"gen": "x"}, device="cpu")
         return

@@ -7,16 +7,17 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
+from ray.tune.utils.callback import _create_default_callbacks
 
 from sweepcp.corpora.repetition import matched_fraction
 from sweepcp.data.token_store import TokenStore
 from sweepcp.errors import InvalidInput
 from sweepcp.runs.run_folder import RunWriter, read_run
 from sweepcp.runs.trial import TrialOutcome
-from sweepcp.search import ray_driver, search
+from sweepcp.search import cluster, ray_driver, search
 from sweepcp.search.base_scores import BaseScoreCache
 from sweepcp.search.devices import TrialSlots
 from sweepcp.search.ledger import TrialLedger
@@ -126,13 +127,13 @@ def test_devices_are_checked_before_stores_are_built(
     refused: str | None,
 ):
     @contextmanager
-    def cluster(*_: object, **__: object) -> Iterator[TrialSlots]:
+    def connect(*_: object, **__: object) -> Iterator[TrialSlots]:
         yield slots
 
     def prepare(*_: object, **__: object) -> None:
         raise Prepared
 
-    monkeypatch.setattr(ray_driver, "ray_cluster", cluster)
+    monkeypatch.setattr(cluster, "ray_cluster", connect)
     monkeypatch.setattr(search, "prepare_worker", prepare)
     run = read_run(write_run(tmp_path / "run", 1))
     assert run.base is not None
@@ -239,3 +240,18 @@ def test_ray_tune_keeps_nothing_of_a_report_and_formats_nothing_of_it(tmp_path: 
     callback.on_trial_result(1, [], SimpleNamespace(trial_id="a"), result)
     assert received == [("a", report)]
     assert result == {"done": True, "trial_id": "a"}
+
+
+class StoppedTrial:
+    last_result: ClassVar = {"trial_id": "a"}
+
+
+def test_ray_tune_prints_nothing_of_trials_that_are_stopped(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setenv("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
+    ours: Any = [ray_driver.LedgerCallback(None)]  # type: ignore[arg-type]
+    stopped: Any = StoppedTrial()
+    for callback in _create_default_callbacks(ours, air_verbosity=None):
+        callback.on_trial_complete(1, [], stopped)
+    assert capsys.readouterr().out == ""

@@ -10,7 +10,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from sweepcp.models.attention import use_row_attention
 from sweepcp.models.loading import byte_tokenizer
-from sweepcp.scoring import answer_passes, shared_contexts
+from sweepcp.scoring import answer_model, answer_passes, shared_contexts
 from sweepcp.scoring.answer_model import BOUND, AnswerModel, _sample
 from sweepcp.scoring.answer_passes import Answer, exact_passes
 from sweepcp.scoring.lm_eval_answers import AnswerTokens
@@ -100,7 +100,7 @@ def test_contexts_of_a_pass_end_in_the_same_column():
     assert one.branches.position.tolist() == [[0, 1, 2, 3, 3], [0, 0, 0, 0, 0]]
     assert one.branches.last.tolist() == [[4, 4, 4, 3, 4], [0, 1, 2, 3, 4]]
     assert one.kept == 4  # from the end of the context on
-    read = dict(zip(one.answers, one.predictor.split(one.lengths), strict=True))
+    read = dict(zip(one.answers, one.columns[one.predictor].split(one.lengths), strict=True))
     assert {index: columns.tolist() for index, columns in read.items()} == {
         0: [0, 1, 2],
         1: [4],
@@ -139,13 +139,45 @@ def test_rows_and_passes_are_bounded(monkeypatch: pytest.MonkeyPatch):
     rows = context_rows(requests, max_length=LONGEST)
     assert [len(row.answers) for row in rows] == [2, 2, 2]
     assert [len(row.tokens) for row in rows] == [5, 5, 5]
-    options = {"max_length": LONGEST, "vocab_size": 10, "pass_tokens": 10}
+    options: dict[str, Any] = {"max_length": LONGEST, "vocab_size": 10, "pass_tokens": 10}
     passes = shared_passes(requests, **options)
     assert [one.input_ids.shape for one in passes] == [(2, 5), (1, 5)]
     monkeypatch.setattr(shared_contexts, "MAX_LOGITS", 2 * 5 * 10 - 1)
     assert len(shared_passes(requests, **options)) == 3
     assert shared_passes([], **options) == []
     assert sorted(index for one in passes for index in one.answers) == list(range(6))
+
+
+def test_passes_of_a_model_that_computes_all_logits_are_bounded_by_all(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    requests = [AnswerTokens([n] * 9, [2]) for n in range(1, 5)]
+    monkeypatch.setattr(shared_contexts, "MAX_LOGITS", 2 * 9 * 10)
+    options: dict[str, Any] = {"max_length": LONGEST, "vocab_size": 10, "pass_tokens": 100}
+    assert len(shared_passes(requests, **options)) == 1
+    assert len(shared_passes(requests, **options, keeps_logits=False)) == 2
+
+
+def test_columns_are_bounded_where_there_are_several_answers_or_rows():
+    requests = [AnswerTokens([1] * 4, [n, n, n]) for n in range(4)]
+    options: dict[str, Any] = {"max_length": LONGEST, "vocab_size": 10, "pass_tokens": 100}
+    assert [one.input_ids.shape for one in shared_passes(requests, **options)] == [(1, 12)]
+    bounded = shared_passes(requests, **options, most_columns=10)
+    assert [one.input_ids.shape for one in bounded] == [(2, 8)]
+    longer = [*requests[:1], AnswerTokens([1] * 9, [2])]
+    shapes = [one.input_ids.shape for one in shared_passes(longer, **options, most_columns=10)]
+    assert shapes == [(1, 6), (1, 9)]
+
+
+def test_logits_behind_a_context_are_computed_once_for_all_answers():
+    """Hundreds of choices with one token each would otherwise take hundreds of vocabularies."""
+    requests = [AnswerTokens([1, 2, 3], [token]) for token in range(4, 250)]
+    model = make_model("llama")
+    wrapped = wrap(model)
+    stock = stock_answers(model, requests)
+    for passes in (wrapped.shared_passes(requests), wrapped.exact_passes(requests)):
+        assert [one.columns.numel() for one in passes] == [1]
+        assert largest_difference(wrapped.compute(passes, count=len(requests)), stock) < BOUND
 
 
 def test_a_mean_model_gives_answers_that_are_computed_by_hand():
@@ -233,6 +265,33 @@ def test_a_window_is_no_obstacle_to_texts_within_it():
     assert largest_difference(shared, stock_answers(model, short)) < BOUND
     longer = [*short, AnswerTokens([1] * 10, [2] * 8)]
     assert wrapped.obstacle(longer) == "sliding_window 16 is shorter than a text"
+
+
+def test_windows_of_single_layers_count():
+    model = make_model("mistral", sliding_window=None)
+    model.config.per_layer_config = {1: {"sliding_window": 16}}
+    assert "sliding_window 16" in wrap(model).obstacle(some_requests(longest=30)[:-2])
+
+
+def test_rows_stay_within_a_window_of_columns():
+    """GPT-Neo cuts off what is far away in the row, and has no mask of more columns."""
+    changes = {"num_layers": 2, "num_heads": 2, "attention_types": [[["global", "local"], 1]]}
+    model = make_model("gpt_neo", **changes, window_size=24)
+    requests = [AnswerTokens([n] * 9, [n, m] * 5) for n in range(1, 4) for m in range(10, 18)]
+    wrapped = wrap(model)
+    assert wrapped.obstacle(requests) == ""
+    passes = wrapped.shared_passes(requests)
+    assert max(one.input_ids.shape[1] for one in passes) <= 24
+    shared = wrapped.compute(passes, count=len(requests))
+    assert largest_difference(shared, stock_answers(model, requests)) < BOUND
+
+
+def test_masks_are_bounded(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(answer_model, "MOST_TOKENS", 20)
+    wrapped = wrap(make_model("llama"))
+    assert wrapped.obstacle([AnswerTokens([1] * 19, [2, 3])]) == ""
+    longer = [AnswerTokens([1] * 20, [2, 3])]
+    assert wrapped.obstacle(longer) == "a text of more than 20 tokens"
 
 
 def test_positions_that_depend_on_the_longest_text_are_an_obstacle():
@@ -344,7 +403,7 @@ def test_passes_may_be_computed_again_after_the_weights_have_changed():
 def test_logits_are_read_where_lm_eval_reads_them():
     (one,) = exact_passes(REQUESTS, max_length=LONGEST, vocab_size=300)
     assert one.input_ids.tolist() == [[1, 2, 3, 4], [1, 2, 3, 8], [1, 2, 0, 0], [9, 0, 0, 0]]
-    read = dict(zip(one.answers, one.predictor.split(one.lengths), strict=True))
+    read = dict(zip(one.answers, one.columns[one.predictor].split(one.lengths), strict=True))
     assert {index: columns.tolist() for index, columns in read.items()} == {
         0: [1, 2, 3],
         1: [12],

@@ -300,6 +300,13 @@ def test_a_model_that_has_changed_is_scored_anew(tmp_path: Path):
     assert by_unit(tasks)["bits per byte"].amount == before
 
 
+def test_other_right_answers_to_the_same_prompts_are_other_items(tmp_path: Path):
+    first, second = (make_tasks(tmp_path, [item(label)] * 8) for label in (1, 2))
+    assert first.prompts == second.prompts
+    assert first.items != second.items
+    assert first.items == make_tasks(tmp_path, [item(1)] * 8).items
+
+
 def test_rolling_bits_are_divided_by_the_bytes_that_the_task_counts():
     task = SimpleNamespace(doc_to_target=lambda doc: doc, count_bytes=lambda text: len(text) + 7)
     instance = SimpleNamespace(doc="abc", resps=[-4 * math.log(2)])

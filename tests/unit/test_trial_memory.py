@@ -20,10 +20,11 @@ from sweepcp.models.memory import CONTEXT_BYTES, training_memory
 from sweepcp.runs.run_folder import read_run
 from sweepcp.runs.trial import Cost, TrialOutcome
 from sweepcp.scoring.scorecard import ItemScores
+from sweepcp.scoring.scorer import Scorer
 from sweepcp.search import trial_runner
 from sweepcp.search.ray_driver import LedgerSearcher
 from sweepcp.search.trial_memory import TrialMemory
-from sweepcp.search.trial_runner import TrialRunner
+from sweepcp.search.trial_runner import TrialRunner, environment_of
 from sweepcp.search.worker import TrialWorker
 from sweepcp.search.worker_io import WorkerSpec
 from sweepcp.training import engine
@@ -427,6 +428,13 @@ def test_layers_are_compiled_for_training_only(
     plain = torch.nn.Module.compile
     monkeypatch.setattr(torch.nn.Module, "compile", lambda layer: plain(layer, backend=compiled))
     expected, outcome = end(runner.run(TRIED))
+
+    def environment(scorer: Scorer, device: torch.device) -> dict[str, str]:
+        with torch.no_grad():  # as tasks do that check how their answers may be computed
+            scorer.model(torch.ones(1, 5, dtype=torch.long))
+        return environment_of(scorer, device)
+
+    monkeypatch.setattr(trial_runner, "environment_of", environment)
     fast = TrialRunner(replace(auto, compile=True))
     assert set(fast.base_weights) == set(runner.base_weights)
     metrics, scored = end(fast.run(TRIED))
