@@ -123,7 +123,7 @@ def _become_client(connection: socket.socket) -> None:
     # Ray raises both for its workers: the files that they may open, and that they are ended first.
     resource.setrlimit(resource.RLIMIT_NOFILE, request["open_files"])
     with contextlib.suppress(OSError):
-        OOM_SCORE.write_text(request["oom_score"])
+        OOM_SCORE.write_text(request["oom_score"], encoding="ascii")
     os.chdir(request["folder"])
     os.environ.clear()
     os.environ.update(request["environment"])
@@ -143,7 +143,7 @@ def _run(address: str, arguments: list[str]) -> None:
         "oom_score": "",
     }
     with contextlib.suppress(OSError):
-        request["oom_score"] = OOM_SCORE.read_text()
+        request["oom_score"] = OOM_SCORE.read_text(encoding="ascii")
     content = json.dumps(request).encode()
     started = False
     with socket.socket(socket.AF_UNIX) as connection, contextlib.suppress(OSError):
