@@ -74,6 +74,7 @@ from transformers import (
 from sweepcp.config.suites import MemberSpec
 from sweepcp.models.architecture import build_model
 from sweepcp.models.loading import byte_tokenizer
+from sweepcp.scoring.generated_tasks import choice_task
 from sweepcp.scoring.lm_eval_batches import MAX_REQUESTS
 from sweepcp.scoring.lm_eval_tasks import LmEvalTasks
 
@@ -168,20 +169,8 @@ def write_task(folder: Path, texts: list[str], *, count: int, words: int) -> Non
         items.append({"context": context, "choices": choices, "gold": gold})
     data = folder / f"{TASK}.jsonl"
     data.write_text("".join(json.dumps(item) + "\n" for item in items))
-    task = {
-        "task": TASK,
-        "dataset_path": "json",
-        "dataset_kwargs": {"data_files": {"test": str(data)}},
-        "test_split": "test",
-        "output_type": "multiple_choice",
-        "doc_to_text": "context",
-        "doc_to_choice": "choices",
-        "doc_to_target": "gold",
-        "target_delimiter": "",
-        "metric_list": [{"metric": "acc", "aggregation": "mean", "higher_is_better": True}],
-    }
     # JSON is YAML without anchors.
-    (folder / f"{TASK}.yaml").write_text(json.dumps(task))
+    (folder / f"{TASK}.yaml").write_text(json.dumps(choice_task(TASK, data)))
 
 
 def merging_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:

@@ -1,6 +1,6 @@
 """What a trial costs beside a bare PyTorch loop, and what isolating documents costs on a CPU.
 
-python benchmarks/trial.py [--json FILE] [--pairs 9] [--threads 1]
+python benchmarks/trial.py [--json FILE] [--markdown FILE] [--pairs 9] [--threads 1]
 
 `steps` takes turns: a short training of a trial (its stream, engine and loop), and a loop that is
 written in PyTorch on the same batches, read in advance. `memory` measures the growth of each one's
@@ -10,9 +10,7 @@ The exit status is 1 if a ratio is above its limit.
 """
 
 import argparse
-import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -25,6 +23,7 @@ from typing import Any
 import numpy as np
 import torch
 from gpu_parts.stores import write_record
+from measuring import Goal, add_output_options, describe_machine, finish, markdown_table
 from torch.nn.functional import cross_entropy
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -262,7 +261,7 @@ def isolation(size: str, mean: int, pairs: int) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--json", type=Path)
+    add_output_options(parser)
     parser.add_argument("--pairs", type=int, default=9)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--memory-of", nargs=3, help=argparse.SUPPRESS)
@@ -273,24 +272,29 @@ def main() -> None:
         print(peak_growth(arm, Path(folder), int(number)))
         return
     os.environ["OMP_NUM_THREADS"] = str(arguments.threads)
+    machine = describe_machine() | {"threads": arguments.threads}
     found = measure(arguments.pairs)
-    if arguments.json:
-        machine = {"cpu": platform.processor() or platform.machine(), "cores": os.cpu_count()}
-        versions = {"python": platform.python_version(), "torch": torch.__version__}
-        machine |= {"threads": arguments.threads}
-        content = {"machine": machine, "versions": versions, "parts": found}
-        arguments.json.write_text(json.dumps(content, indent=2) + "\n")
-    sys.exit(any(part["ratio"] > limit_of(label) for label, part in found.items()))
+    rows = [(label, f"{part['ratio']:.3f}", middle_half(part)) for label, part in found.items()]
+    status = finish(
+        arguments,
+        machine=machine,
+        results=found,
+        text=markdown_table(["part", "ratio", "middle half"], rows),
+        goals=[
+            Goal(label, part["ratio"], LIMITS[label.partition(",")[0]], at_least=False)
+            for label, part in found.items()
+        ],
+    )
+    sys.exit(status)
 
 
 def measure(pairs: int) -> dict[str, dict[str, Any]]:
-    """Measure every part and print its row as soon as it is known."""
+    """Measure every part, and report each as soon as it is known."""
     found: dict[str, dict[str, Any]] = {}
 
     def keep(label: str, part: dict[str, Any]) -> None:
         found[label] = part
-        spread = " to ".join(f"{value:.3f}" for value in part.get("middle_half", ()))
-        print(f"{label:42} {part['ratio']:6.3f} (at most {limit_of(label):g}) {spread}", flush=True)
+        print(f"{label}: {part['ratio']:.3f} {middle_half(part)}", file=sys.stderr, flush=True)
 
     with tempfile.TemporaryDirectory() as name:
         for number, (size, seq_len, *_) in enumerate(TRAININGS):
@@ -302,9 +306,9 @@ def measure(pairs: int) -> dict[str, dict[str, Any]]:
     return found
 
 
-def limit_of(label: str) -> float:
-    """Return the limit of a part's ratio."""
-    return LIMITS[label.partition(",")[0]]
+def middle_half(part: dict[str, Any]) -> str:
+    """Return the range of the middle half of a part's ratios; empty where there is one only."""
+    return " to ".join(f"{value:.3f}" for value in part.get("middle_half", ()))
 
 
 if __name__ == "__main__":

@@ -1,5 +1,7 @@
 """What an implementation of attention needs of the machine, before any library is imported."""
 
+from collections.abc import Callable
+from functools import partial
 from importlib.util import find_spec
 
 from sweepcp.config.types import Attention
@@ -13,19 +15,31 @@ with a mask. Measured: forward and backward passes of Llamas of 0.1 and 5 M para
 bf16, with documents of 30 tokens and more; at 256 tokens neither is faster in general."""
 
 
-def attention_by_preference(*, device: str, seq_len: int, isolated: bool) -> tuple[Attention, ...]:
-    """Return what `auto` chooses from, the best one first; the last one always runs.
+def best_attention(
+    check: Callable[[Attention], None], *, device: str, seq_len: int, isolated: bool
+) -> Attention:
+    """Return what `auto` means: the fastest implementation that passes a check, or else sdpa.
 
     Args:
+        check: Raises `InvalidInput` for an implementation that cannot run.
         device: `cpu` or `cuda`.
         seq_len: Tokens of a training sequence.
         isolated: Whether packed documents are separated.
     """
+    faster: tuple[Attention, ...] = ()
     if device == "cpu":
-        pays = isolated and seq_len >= PER_DOCUMENT_TOKENS
-        return ("varlen", "sdpa") if pays else ("sdpa",)
-    # Without boundaries inside sequences, varlen is sdpa's causal kernel, which is the fastest.
-    return (*PACKED, "sdpa") if isolated else ("varlen", "sdpa")
+        if isolated and seq_len >= PER_DOCUMENT_TOKENS:
+            faster = ("varlen",)
+    else:
+        # Without boundaries inside sequences, varlen is sdpa's causal kernel, which is the fastest.
+        faster = PACKED if isolated else ("varlen",)
+    for name in faster:
+        try:
+            check(name)
+        except InvalidInput:
+            continue
+        return name
+    return "sdpa"
 
 
 def expected_attention(
@@ -42,14 +56,8 @@ def expected_attention(
     """
     if wanted != "auto":
         return wanted
-    *faster, last = attention_by_preference(device=device, seq_len=seq_len, isolated=isolated)
-    for name in faster:
-        try:
-            check_attention(name, device=device, precision=precision)
-        except InvalidInput:
-            continue
-        return name
-    return last
+    check = partial(check_attention, device=device, precision=precision)
+    return best_attention(check, device=device, seq_len=seq_len, isolated=isolated)
 
 
 def check_attention(wanted: Attention, *, device: str, precision: str) -> None:

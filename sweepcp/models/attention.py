@@ -28,7 +28,7 @@ from transformers import (
 )
 from transformers.models.auto.auto_factory import _get_model_class
 
-from sweepcp.config.attention import PACKED, attention_by_preference, check_attention
+from sweepcp.config.attention import PACKED, best_attention, check_attention
 from sweepcp.config.types import Attention
 from sweepcp.errors import InvalidInput
 from sweepcp.models.causal_attention import attend_by_rows, attend_one_by_one
@@ -68,9 +68,8 @@ def resolve_attention(
     """Return the implementation of attention to load a model with.
 
     Args:
-        wanted: The implementation that is asked for. `auto` is the first of
-            `attention_by_preference` that can run; where an architecture lacks sdpa, it is loaded
-            with eager.
+        wanted: The implementation that is asked for. `auto` is the `best_attention` that the
+            architecture supports; where it lacks sdpa, it is loaded with eager.
         config: The model's configuration.
         device: Where the model computes.
         in_bf16: Whether it computes in bf16.
@@ -82,9 +81,10 @@ def resolve_attention(
             precision, or is not supported by the architecture. The error names neither file nor
             key.
     """
-    check = {"device": device.type, "precision": "bf16" if in_bf16 else "fp32"}
+    precision = "bf16" if in_bf16 else "fp32"
+    check = partial(_check_kernel, device=device.type, precision=precision)
     if wanted != "auto":
-        _check_kernel(wanted, **check)
+        check(wanted)
         if wanted in PACKED and (lack := _lack_of_support(config)):
             raise InvalidInput(
                 found=f"{wanted} for a {config.model_type}: {lack}",
@@ -95,13 +95,7 @@ def resolve_attention(
     # Where there is no sdpa, attention has terms that some kernels would leave out: caps, sinks.
     if _lack_of_support(config) or not _architecture(config)._supports_sdpa:
         return "sdpa"
-    for name in attention_by_preference(device=device.type, seq_len=seq_len, isolated=isolated):
-        try:
-            _check_kernel(name, **check)
-        except InvalidInput:
-            continue
-        return name
-    return "sdpa"
+    return best_attention(check, device=device.type, seq_len=seq_len, isolated=isolated)
 
 
 def _check_kernel(wanted: Attention, *, device: str, precision: str) -> None:

@@ -8,12 +8,19 @@ import inspect
 import re
 import sys
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from transformers import PretrainedConfig, PreTrainedModel
 
-from sweepcp.scoring.answer_passes import Answer, AnswerPass, compute_answers, exact_passes
+from sweepcp.scoring.answer_passes import (
+    Answer,
+    AnswerPass,
+    Branches,
+    compute_answers,
+    exact_passes,
+)
 from sweepcp.scoring.lm_eval_answers import AnswerTokens
 from sweepcp.scoring.shared_contexts import branch_mask, shared_passes
 from sweepcp.training.device import is_out_of_memory
@@ -61,8 +68,9 @@ class AnswerModel:
         self.keeps_exactly = False
         """Whether exact passes compute the logits of the columns that are needed only."""
         # A cache is of no use here. Recurrent layers may compute in another way without one.
-        has_state = getattr(model, "_is_stateful", False)
-        self.options = {} if has_state or "use_cache" not in accepted else {"use_cache": False}
+        self.has_state = bool(getattr(model, "_is_stateful", False))
+        no_cache = "use_cache" in accepted and not self.has_state
+        self.options: dict[str, Any] = {"use_cache": False} if no_cache else {}
 
     def exact_passes(self, requests: Sequence[AnswerTokens], *, first: int = 0) -> list[AnswerPass]:
         """Return the passes of `sweepcp.scoring.answer_passes.exact_passes` for this model."""
@@ -105,28 +113,22 @@ class AnswerModel:
 
     def _logits(self, one: AnswerPass) -> torch.Tensor:
         """Return the logits of the last columns of a pass that are needed."""
-        device = self.model.device
+        device, options = self.model.device, dict(self.options)
+        if one.branches is not None:
+            options["attention_mask"] = self._mask(one.branches)
+            options["position_ids"] = one.branches.position.to(device)
+        if self.keeps_exactly if one.branches is None else self.keeps_logits:
+            options["logits_to_keep"] = one.kept
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=self.in_bf16):
-            if one.branches is None:
-                kept = {"logits_to_keep": one.kept} if self.keeps_exactly else {}
-                return self._call(one, **self.options, **kept)[:, -one.kept :]
-            # Every implementation of attention adds it; of booleans each layer would make its own.
-            seen = branch_mask(one.branches.last.to(device))
-            mask = torch.zeros_like(seen, dtype=self.model.dtype)
-            mask.masked_fill_(~seen, torch.finfo(self.model.dtype).min)
-            kept = {"logits_to_keep": one.kept} if self.keeps_logits else {}
-            logits = self._call(
-                one,
-                attention_mask=mask,
-                position_ids=one.branches.position.to(device),
-                **self.options,
-                **kept,
-            )
-            return logits[:, -one.kept :]
+            logits: torch.Tensor = self.model(one.input_ids.to(device), **options).logits
+        return logits[:, -one.kept :]
 
-    def _call(self, one: AnswerPass, **options: object) -> torch.Tensor:
-        logits: torch.Tensor = self.model(one.input_ids.to(self.model.device), **options).logits
-        return logits
+    def _mask(self, branches: Branches) -> torch.Tensor:
+        """Return what is added to the scores of attention, shape (rows, 1, length, length)."""
+        # Every implementation of attention adds it; of booleans each layer would make its own.
+        seen = branch_mask(branches.last.to(self.model.device))
+        mask = torch.zeros_like(seen, dtype=self.model.dtype)
+        return mask.masked_fill_(~seen, torch.finfo(self.model.dtype).min)
 
     def obstacle(self, requests: Sequence[AnswerTokens]) -> str:
         """Return why contexts of requests cannot be shared; empty if they can.
@@ -145,7 +147,7 @@ class AnswerModel:
             longest: Tokens of the longest text.
         """
         config = self.model.config.get_text_config(decoder=True)
-        if getattr(self.model, "_is_stateful", False):
+        if self.has_state:
             return "recurrent layers"
         if not self.takes_positions:
             return "no positions of tokens"

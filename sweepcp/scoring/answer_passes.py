@@ -170,7 +170,7 @@ def compute_answers(
     """Compute the answers of passes, which the ranks of a group divide among them.
 
     Args:
-        passes: At least one.
+        passes: What is computed; there may be nothing to compute.
         forward: Returns the logits of a pass, shape (rows, kept, vocabulary).
         group: The ranks that call this together.
         count: Number of answers.

@@ -71,7 +71,7 @@ def _write_task(folder: Path, member: MemberSpec, store: TokenStore) -> None:
     data = folder / f"{member.name}.jsonl"
     write_text(data, "".join(json.dumps(item) + "\n" for item in items))
     # The YAML file is what marks the task as complete, so it is written after its data.
-    write_text(folder / f"{member.name}.yaml", yaml.safe_dump(_task_config(member.name, data)))
+    write_text(folder / f"{member.name}.yaml", yaml.safe_dump(choice_task(member.name, data)))
 
 
 def draw_items(
@@ -120,7 +120,8 @@ def _too_few_items(member: MemberSpec, candidates: list[int]) -> InvalidInput:
     )
 
 
-def _task_config(name: str, data: Path) -> dict[str, Any]:
+def choice_task(name: str, data: Path) -> dict[str, Any]:
+    """Return the task file of items with `context`, `choices` and the index of the right one."""
     return {
         "task": name,
         "dataset_path": "json",

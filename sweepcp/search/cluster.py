@@ -1,6 +1,6 @@
 """Ray for a search: on this machine or a cluster, and work in a process of its own.
 
-Ray Tune is not imported here. It takes a second, in which Ray's own processes start already.
+Ray Tune, which takes a second to import, is not needed for it.
 """
 
 import logging

@@ -28,8 +28,8 @@ class Proposal(NamedTuple):
 class PointSampler:
     """Proposes the points of trials: anchors, then quasi-random points, then two-objective TPE.
 
-    A proposal depends on the trials that it was told, whatever their order, on the pending points
-    and on (seed, number). A resumed search therefore proposes what an uninterrupted one would have
+    A proposal depends on the trials that it was told, in any order, on the pending points and on
+    (seed, number). A resumed search therefore proposes what an uninterrupted one would have
     proposed.
     """
 

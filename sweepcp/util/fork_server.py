@@ -91,7 +91,7 @@ def _serve(handle: int, modules: Sequence[str]) -> None:
 
 
 def _end_with_parent() -> None:
-    """Have the kernel end this process when its parent does, in whatever way.
+    """Have the kernel end this process when its parent ends, killed or not.
 
     The parent holds the other end of standard input. When it is closed, the kernel sends a SIGIO,
     which ends a process that does not handle it, in the middle of an import, too.
