@@ -17,16 +17,15 @@ from tests.make import experiment
 pytestmark = pytest.mark.slow
 
 
-def imported() -> Iterator[tuple[bool, str, int]]:
-    yield "colorsys" in sys.modules, os.environ.get("OF_SERVER", ""), os.getppid()
-
-
-def killed() -> Iterator[None]:
-    os.kill(os.getpid(), signal.SIGKILL)
-    yield
-
-
 def test_tasks_run_in_forks_and_one_that_is_killed_is_lost():
+    # Functions of the test itself are sent by value: a worker cannot import the tests.
+    def imported() -> Iterator[tuple[bool, str, int]]:
+        yield "colorsys" in sys.modules, os.environ.get("OF_SERVER", ""), os.getppid()
+
+    def killed() -> Iterator[None]:
+        os.kill(os.getpid(), signal.SIGKILL)
+        yield
+
     children = Path(f"/proc/self/task/{os.getpid()}/children")
     before = set(children.read_text().split())
     with (
