@@ -23,7 +23,12 @@ from sweepcp.util.environment import (
     parse_environment_integer,
     set_home_for_libraries,
 )
-from sweepcp.util.ray_setup import check_cluster, no_cluster, prepare_local_ray
+from sweepcp.util.ray_setup import (
+    check_cluster,
+    fewer_ray_processes,
+    no_cluster,
+    prepare_local_ray,
+)
 from sweepcp.util.signals import blocked_interrupts, kept_signal_handlers
 
 logger = logging.getLogger(__name__)
@@ -229,7 +234,7 @@ def _start_ray(options: dict[str, Any]) -> None:
         logger.info("running on this machine, not on RAY_ADDRESS %s: add --address auto", cluster)
     local: dict[str, Any] = {"include_dashboard": False, "num_cpus": usable_cores()}
     try:
-        with chdir(RAY_FOLDER):
+        with chdir(RAY_FOLDER), fewer_ray_processes():
             ray.init(address="local", **local | options)
     except OSError as error:
         # Ray raises a TimeoutError or a ConnectionError where one of its processes has ended.

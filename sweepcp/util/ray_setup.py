@@ -1,12 +1,18 @@
 """What Ray needs of the environment: a folder for its sockets, a token, a cluster that answers."""
 
+import inspect
 import logging
 import os
 import secrets
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from importlib import import_module
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 from sweepcp.errors import InvalidInput
@@ -22,6 +28,8 @@ DEFAULT_FOLDER = "/tmp"
 CONNECT_SECONDS, ANSWER_SECONDS = 5.0, 30.0
 PROBE = "import sys; from ray._raylet import GcsClient; GcsClient(address=sys.argv[1])"
 """Asks a cluster for its id, as Ray's own connection does, which repeats it for minutes."""
+ONE_MACHINE = {"no_monitor": True, "include_log_monitor": False}
+"""Parameters of Ray for a cluster that neither grows nor prints the logs of workers."""
 
 
 def prepare_local_ray() -> None:
@@ -41,6 +49,25 @@ def prepare_local_ray() -> None:
     # that is started there later would require that token.
     os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
     os.environ["RAY_TMPDIR"] = str(_local_folder())
+
+
+@contextmanager
+def fewer_ray_processes() -> Iterator[None]:
+    """Have `ray.init` start neither an autoscaler nor a reader of logs on this machine.
+
+    Nothing here uses them, and they take a second to start and another one to stop. `ray.init` has
+    no option for them. A Ray that does not know `ONE_MACHINE` starts them as ever.
+    """
+    parameter: Any = import_module("ray._private.parameter")
+    stock = getattr(parameter, "RayParams", None)
+    if stock is None or not ONE_MACHINE.keys() <= inspect.signature(stock).parameters.keys():
+        yield
+        return
+    parameter.RayParams = partial(stock, **ONE_MACHINE)
+    try:
+        yield
+    finally:
+        parameter.RayParams = stock
 
 
 def _local_folder() -> Path:

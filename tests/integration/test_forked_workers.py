@@ -5,7 +5,9 @@ import signal
 import sys
 import tempfile
 from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -34,6 +36,10 @@ def test_tasks_run_in_forks_and_one_that_is_killed_is_lost():
     ):
         (server,) = set(children.read_text().split()) - before
         with ray_cluster(None, experiment().budget, python=python):
+            node: Any = import_module("ray._private.worker")._global_node
+            started = node.all_processes
+            assert "raylet" in started
+            assert not {"monitor", "log_monitor"} & started.keys()
             for _ in range(2):
                 assert list(run_in_task(imported, cpus=1, gpus=0)) == [(True, "", int(server))]
             with pytest.raises(WorkLost):

@@ -4,6 +4,8 @@ import os
 import socket
 import subprocess
 from collections.abc import Iterator
+from contextlib import nullcontext
+from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,8 +16,14 @@ import ray
 from sweepcp.errors import InvalidInput, WorkLost
 from sweepcp.util import parallel, ray_setup
 from sweepcp.util.parallel import ray_connection
-from sweepcp.util.ray_setup import LONGEST_FOLDER, check_cluster, prepare_local_ray
+from sweepcp.util.ray_setup import (
+    LONGEST_FOLDER,
+    check_cluster,
+    fewer_ray_processes,
+    prepare_local_ray,
+)
 
+parameter: Any = import_module("ray._private.parameter")
 NAMES = ("RAY_TMPDIR", "TMPDIR", "RAY_AUTH_TOKEN", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER")
 
 
@@ -176,3 +184,35 @@ def test_a_local_ray_that_does_not_start_is_no_invalid_address(
     monkeypatch.setattr(ray, "init", init)
     with pytest.raises(WorkLost, match="Ray did not start"), ray_connection(None):
         pass
+
+
+@pytest.mark.parametrize("failure", [None, RuntimeError("x")])
+def test_a_local_ray_has_no_autoscaler_and_no_reader_of_logs(
+    failure: Exception | None, monkeypatch: pytest.MonkeyPatch
+):
+    stock = parameter.RayParams
+    made = []
+
+    def init(**_: Any) -> None:
+        made.append(parameter.RayParams(num_cpus=3))
+        if failure:
+            raise failure
+
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", init)
+    monkeypatch.setattr(ray, "shutdown", lambda: None)
+    with pytest.raises(WorkLost) if failure else nullcontext(), ray_connection(None):
+        pass
+    assert [(one.num_cpus, one.no_monitor, one.include_log_monitor) for one in made] == [
+        (3, True, False)
+    ]
+    assert parameter.RayParams is stock
+
+
+def test_a_ray_without_these_parameters_starts_as_ever(monkeypatch: pytest.MonkeyPatch):
+    def other(num_cpus: int) -> int:
+        return num_cpus
+
+    monkeypatch.setattr(parameter, "RayParams", other)
+    with fewer_ray_processes():
+        assert parameter.RayParams is other
