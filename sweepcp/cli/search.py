@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from sweepcp.cli.app import Address, ExperimentName, Overrides, path_of
+from sweepcp.util.garbage import no_garbage_collection
 from sweepcp.util.paths import check_output_file, check_output_folder
 from sweepcp.util.ray_setup import check_cluster, prepare_local_ray
 
@@ -49,10 +50,11 @@ def search(
     ] = False,
 ) -> None:
     """Run the trials of an experiment, or resume it, and show the front."""
-    from sweepcp.console.front import show_front, show_next_commands
-    from sweepcp.console.progress import ConsoleProgress, make_console
-    from sweepcp.corpora.experiment import attributed_to_experiment, load_experiment
-    from sweepcp.search.search import run_search
+    with no_garbage_collection():
+        from sweepcp.console.front import show_front, show_next_commands
+        from sweepcp.console.progress import ConsoleProgress, make_console
+        from sweepcp.corpora.experiment import attributed_to_experiment, load_experiment
+        from sweepcp.search.search import run_search
 
     settings = list(overrides or ())
     if trials is not None:

@@ -16,6 +16,7 @@ from sweepcp.config.budget import QUASI_RANDOM_TRIALS
 from sweepcp.config.choice import ReferencePoint
 from sweepcp.config.space import Choices, Point, Range, Space
 from sweepcp.runs.trial import Proposer, Trial
+from sweepcp.util.garbage import no_garbage_collection
 
 
 class Proposal(NamedTuple):
@@ -116,7 +117,8 @@ class _SpaceSampler(TPESampler):
 def _sobol_point(space: Space, *, index: int, seed: int) -> Point:
     """Return point `index` of a scrambled Sobol sequence over the scales of the axes."""
     # It takes longer to import than all else here, and no anchor needs it.
-    from scipy.stats import qmc
+    with no_garbage_collection():
+        from scipy.stats import qmc
 
     sobol = qmc.Sobol(len(space.axes), scramble=True, rng=_seed_from(seed, "sobol"))
     units = sobol.random(QUASI_RANDOM_TRIALS)[index].tolist()

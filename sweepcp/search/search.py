@@ -8,7 +8,6 @@ from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from sweepcp.config.experiment import Experiment
 from sweepcp.corpora.identity import identify_inputs, identify_prepared
@@ -34,12 +33,10 @@ from sweepcp.search.readiness import check_readiness
 from sweepcp.search.resume import start_or_resume, with_recorded_attention
 from sweepcp.search.worker_io import WorkerSpec
 from sweepcp.search.worker_python import worker_python
-from sweepcp.util.gpus import Gpu, hide_gpus, visible_gpus
+from sweepcp.util.garbage import no_garbage_collection
+from sweepcp.util.gpus import Gpu, visible_gpus
 from sweepcp.util.parallel import usable_cores
 from sweepcp.util.progress import Progress
-
-if TYPE_CHECKING:  # imports torch
-    from sweepcp.search.trial_runner import TrialRunner
 
 logger = logging.getLogger(__name__)
 
@@ -116,7 +113,8 @@ def _search_with_ray(
     with ExitStack() as stack:
         python = stack.enter_context(worker_python(experiment.budget, address))
         # It takes seconds to import, which a finished run need not wait for.
-        from sweepcp.search.cluster import ray_cluster
+        with no_garbage_collection():
+            from sweepcp.search.cluster import ray_cluster
 
         slots = stack.enter_context(ray_cluster(address, experiment.budget, python=python))
         if address is not None:
@@ -211,9 +209,11 @@ def _run_missing_trials(
     cache: BaseScoreCache,
     retry_failed: bool = False,
 ) -> None:
-    # Both import libraries that a finished run need not wait for.
-    from sweepcp.search.ledger import TrialLedger
-    from sweepcp.search.ray_driver import run_trials
+    # They import libraries that a finished run need not wait for.
+    with no_garbage_collection():
+        from sweepcp.search.ledger import TrialLedger
+        from sweepcp.search.ray_driver import run_trials
+        from sweepcp.search.worker import make_trial_runner
 
     experiment = run.experiment
     budget = experiment.budget
@@ -232,7 +232,7 @@ def _run_missing_trials(
         seed=experiment.seed,
         cache=cache,
     )
-    make_runner = partial(_make_trial_runner, spec, slots.concurrency)
+    make_runner = partial(make_trial_runner, spec, slots.concurrency)
     try:
         run_trials(ledger, make_runner, budget=budget, slots=slots)
     except InvalidInput:
@@ -248,15 +248,6 @@ def _check_stores_exist(spec: WorkerSpec) -> None:
     for store in spec.stores:
         if not store.path.exists():
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(store.path))
-
-
-def _make_trial_runner(spec: WorkerSpec, concurrent_trials: int) -> "TrialRunner":
-    """Build a worker's runner. Runs in the worker, which imports torch; the driver need not."""
-    if spec.device == "cpu":
-        hide_gpus()
-    from sweepcp.search.trial_runner import TrialRunner
-
-    return TrialRunner(spec, concurrent_trials=concurrent_trials)
 
 
 def prepare_worker(

@@ -11,9 +11,11 @@ from ray import tune
 from sweepcp.config.recipe import Recipe
 from sweepcp.errors import BaseNotScored, Diverged, InvalidInput
 from sweepcp.runs.trial import BaseRecord, TrialOutcome
-from sweepcp.search.worker_io import TrialRunnerProtocol, WorkerReport
+from sweepcp.search.worker_io import TrialRunnerProtocol, WorkerReport, WorkerSpec
+from sweepcp.util.gpus import hide_gpus
 
 if TYPE_CHECKING:  # imports torch, from which GPUs may have to be hidden
+    from sweepcp.search.trial_runner import TrialRunner
     from sweepcp.training.loop import StepMetrics
 
 REPORT_SECONDS = 1.0
@@ -92,3 +94,12 @@ class TrialWorker(tune.Trainable):
                 raise BaseNotScored(str(error)) from None
         else:
             yield from runner.run(self.recipe, micro_batch=self.micro_batch)
+
+
+def make_trial_runner(spec: WorkerSpec, concurrent_trials: int) -> "TrialRunner":
+    """Build a worker's runner. Runs in the worker, which imports torch; the driver need not."""
+    if spec.device == "cpu":
+        hide_gpus()
+    from sweepcp.search.trial_runner import TrialRunner
+
+    return TrialRunner(spec, concurrent_trials=concurrent_trials)

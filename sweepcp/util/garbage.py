@@ -9,7 +9,8 @@ from contextlib import contextmanager
 def no_garbage_collection() -> Iterator[None]:
     """Keep Python from searching for garbage while objects are created that are all kept.
 
-    It would visit all of them again and again, which doubles the time of reading a large run.
+    It would visit all of them again and again, which doubles the time of reading a large run, and
+    takes a fifth of that of importing a large library.
     """
     if not gc.isenabled():
         yield

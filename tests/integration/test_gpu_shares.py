@@ -43,12 +43,12 @@ def ray_with_a_gpu() -> Iterator[None]:
 
 def make_runner(folder: Path, device: Device, gpu_share: float) -> Any:
     """Make a worker's runner as a search does, but one that trains nothing."""
-    from sweepcp.search import search
+    from sweepcp.search.worker import make_trial_runner
 
     stand_in: Any = SimpleNamespace(TrialRunner=recording_runner)
     sys.modules["sweepcp.search.trial_runner"] = stand_in
     spec: Any = SimpleNamespace(device=device, gpu_share=gpu_share, folder=folder)
-    return search._make_trial_runner(spec, 1)
+    return make_trial_runner(spec, 1)
 
 
 def recording_runner(spec: Any, **_: Any) -> Any:
