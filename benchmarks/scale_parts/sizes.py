@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -29,6 +29,8 @@ TOKENS = (102_400, 1_024_000)
 CORPUS_BYTES = (2_000_000, 20_000_000)
 SOURCES = (2, 5, 10, 20)
 FACTORS = (1, 3, 10)
+ITEMS = (100, 300, 1000)
+SOURCE_BYTES = 200_000
 SEQ_LEN, SEQUENCES = 128, 8
 
 
@@ -118,6 +120,11 @@ def _build(folder: Path, size: int) -> TokenStore:
     with (folder / "corpus.jsonl").open("w") as file:
         for drawn in rng.choice(words, (size // line, 170)):
             file.write(json.dumps({"text": " ".join(drawn)}) + "\n")
+    return _build_store(folder)
+
+
+def _build_store(folder: Path) -> TokenStore:
+    """Build the store of a corpus, or find the one that was built before."""
     source = Source(name="corpus", role="domain", files=("corpus.jsonl",))
     files = resolve_source(source, folder=folder)
     return build_store(
@@ -127,6 +134,10 @@ def _build(folder: Path, size: int) -> TokenStore:
         make_encoder=_byte_encoder,
         progress=NoProgress(),
     )
+
+
+def _build_stores(folders: Sequence[Path]) -> list[TokenStore]:
+    return [_build_store(folder) for folder in folders]
 
 
 def _byte_encoder() -> Encoder:
@@ -143,8 +154,13 @@ def _byte_encoder() -> Encoder:
 def growth_with_sources(folder: Path) -> list[Growth]:
     """Measure the start of a stream, its batches, and the recipe at a point of the space."""
     stores = make_stores(folder, SOURCES[-1])
-    opening, batches, recipes = [], [], []
+    folders = [folder / f"corpus-{number}" for number in range(SOURCES[-1])]
+    for corpus in folders:
+        corpus.mkdir()
+        _build(corpus, SOURCE_BYTES)
+    opening, batches, recipes, finding = [], [], [], []
     for count in SOURCES:
+        finding.append(1e3 * seconds_of(partial(_build_stores, folders[:count]), 5))
         recipe = make_recipe(count, 1_024_000)
         opening.append(1e3 * seconds_of(partial(MixtureStream, recipe, stores), 20))
         stream = MixtureStream(recipe, stores)
@@ -164,11 +180,48 @@ def growth_with_sources(folder: Path) -> list[Growth]:
         Growth("sources", "start of a trial's stream", "ms", SOURCES, tuple(opening)),
         Growth("sources", "batch of a step", "ms", SOURCES, tuple(batches)),
         Growth("sources", "recipe of a proposed point", "ms", SOURCES, tuple(recipes)),
+        Growth("sources", "stores found again at the start", "ms", SOURCES, tuple(finding)),
     ]
 
 
 def growth_with_items(folder: Path) -> list[Growth]:
-    """Measure what the driver does with the items of a trial, and their records."""
+    """Measure the scoring of items, and what the driver does with them and their records."""
+    return [*_scoring_of_items(folder), *_records_of_items(folder)]
+
+
+def _scoring_of_items(folder: Path) -> list[Growth]:
+    """Measure four-way items with a model of the quickstart's size."""
+    import torch
+    from score import TASK, documentation, make_random, write_task
+
+    from sweepcp.config.suites import MemberSpec
+    from sweepcp.models.loading import byte_tokenizer
+    from sweepcp.scoring.lm_eval_tasks import LmEvalTasks
+
+    torch.set_num_threads(1)
+    model, tokenizer = make_random("llama", byte_tokenizer())
+    texts = documentation()
+    member = MemberSpec(task=TASK, path=str(folder))
+    costs: dict[str, list[float]] = {}
+    for count in ITEMS:
+        write_task(folder, texts, count=count, words=3)
+        for mode in ("shared", "exact"):
+            build = partial(
+                LmEvalTasks,
+                [("general", "en", member)],
+                model,
+                tokenizer,
+                generated_tasks=None,
+                precision="fp32",
+                scoring=mode,
+            )
+            costs.setdefault(f"tasks, once per worker, {mode}", []).append(seconds_of(build, 3))
+            scoring = seconds_of(build().score, 3)
+            costs.setdefault(f"scoring, per trial, {mode}", []).append(scoring)
+    return [Growth("items", cost, "s", ITEMS, tuple(seconds)) for cost, seconds in costs.items()]
+
+
+def _records_of_items(folder: Path) -> list[Growth]:
     counts, preparing, comparing, writing, reading, size = [], [], [], [], [], []
     for factor in FACTORS:
         base = list(quickstart_items(domain=0.0, general=0.0, factor=factor))

@@ -127,8 +127,9 @@ class AnswerModel:
         """Return what is added to the scores of attention, shape (rows, 1, length, length)."""
         # Every implementation of attention adds it; of booleans each layer would make its own.
         seen = branch_mask(branches.last.to(self.model.device))
-        mask = torch.zeros_like(seen, dtype=self.model.dtype)
-        return mask.masked_fill_(~seen, torch.finfo(self.model.dtype).min)
+        dtype = self.model.dtype
+        unseen = torch.full((), torch.finfo(dtype).min, dtype=dtype, device=seen.device)
+        return torch.where(seen, torch.zeros_like(unseen), unseen)
 
     def obstacle(self, requests: Sequence[AnswerTokens]) -> str:
         """Return why contexts of requests cannot be shared; empty if they can.
