@@ -19,7 +19,7 @@ from sweepcp.util.fork_server import fork_server
 from tests.make import experiment
 
 SCRIPT = """
-import json, os, resource, signal, sys
+import gc, json, os, resource, signal, sys
 print(json.dumps({
     "arguments": sys.argv,
     "folder": os.getcwd(),
@@ -27,6 +27,7 @@ print(json.dumps({
     "imported": "colorsys" in sys.modules,
     "group": os.getpgid(0) == os.getpid(),
     "name": __name__,
+    "collects": [gc.isenabled(), gc.get_freeze_count() > 1000],
     "children": signal.getsignal(signal.SIGCHLD) == signal.SIG_DFL,
     "limits": [
         resource.getrlimit(resource.RLIMIT_NOFILE)[0],
@@ -65,6 +66,7 @@ def test_a_fork_runs_what_its_client_was_asked_to_run(tmp_path: Path):
         "imported": True,
         "group": True,
         "name": "__main__",
+        "collects": [True, True],
         "children": True,
         "limits": [99, "1000\n"],
     }
