@@ -112,9 +112,9 @@ def growth_with_tokens(folder: Path) -> list[Growth]:
     ]
 
 
-def _build(folder: Path, size: int) -> TokenStore:
+def _build(folder: Path, size: int, *, seed: int = 0) -> TokenStore:
     """Write a corpus of about `size` bytes, and build its store."""
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(seed)
     words = np.array(["".join(rng.choice(list("etaoinshr"), 6)) for _ in range(5000)])
     line = len(json.dumps({"text": " ".join(words[:170])})) + 1
     with (folder / "corpus.jsonl").open("w") as file:
@@ -155,9 +155,9 @@ def growth_with_sources(folder: Path) -> list[Growth]:
     """Measure the start of a stream, its batches, and the recipe at a point of the space."""
     stores = make_stores(folder, SOURCES[-1])
     folders = [folder / f"corpus-{number}" for number in range(SOURCES[-1])]
-    for corpus in folders:
+    for number, corpus in enumerate(folders):
         corpus.mkdir()
-        _build(corpus, SOURCE_BYTES)
+        _build(corpus, SOURCE_BYTES, seed=number)
     opening, batches, recipes, finding = [], [], [], []
     for count in SOURCES:
         finding.append(1e3 * seconds_of(partial(_build_stores, folders[:count]), 5))

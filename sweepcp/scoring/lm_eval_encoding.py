@@ -1,7 +1,7 @@
 """lm-eval's encoding of requests, without its model wrapper."""
 
 import copy
-from functools import cached_property, lru_cache
+from functools import cached_property
 from typing import Any
 
 from lm_eval.api.model import TemplateLM
@@ -14,7 +14,7 @@ from lm_eval.models.utils import (
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 KEPT_TEXTS = 32
-"""The last texts, whose tokens are kept: the context of an item, and its answers."""
+"""How many texts have their tokens kept: enough for the context of an item and its answers."""
 
 
 class RequestEncoder:
@@ -36,12 +36,17 @@ class RequestEncoder:
         bos = self.tokenizer.bos_token_id
         self.prefix_token_id: int = self.tokenizer.eos_token_id if bos is None else bos
         """The context of an answer that has none."""
-        # lm-eval encodes a context again for each of its answers.
-        self._cached_encode = lru_cache(maxsize=KEPT_TEXTS)(self._encode)
+        self._kept: dict[tuple[str, bool | None], list[int]] = {}
 
     def tok_encode(self, text: str, add_special_tokens: bool | None = None) -> list[int]:  # noqa: FBT001  # lm-eval's signature
         """Return the tokens of a text. Do not change the list: the next call may return it."""
-        return self._cached_encode(text, add_special_tokens)
+        # lm-eval encodes a context again for each of its answers.
+        key = text, add_special_tokens
+        if key not in self._kept:
+            if len(self._kept) == KEPT_TEXTS:
+                self._kept.clear()
+            self._kept[key] = self._encode(text, add_special_tokens)
+        return self._kept[key]
 
     def _encode(self, text: str, add_special_tokens: bool | None) -> list[int]:  # noqa: FBT001  # as above
         options: dict[str, bool] = _add_special_kwargs(add_special_tokens)

@@ -76,11 +76,12 @@ def _serve(handle: int, modules: Sequence[str]) -> None:
     _end_with_parent()
     with socket.socket(fileno=handle) as listener:
         listener.set_inheritable(False)
-        # What is imported is kept: to search it for garbage takes a fifth of the time.
+        # What is imported is kept: searching it for garbage would take a fifth of the time.
         gc.disable()
         for module in modules:
             importlib.import_module(module)
-        # The collector would write to memory that forks share.
+        # The collector of a fork would write to memory that all share. Collecting garbage before
+        # takes half a second, and frees no memory.
         gc.freeze()
         signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # no child is left as a zombie
         while True:
@@ -109,6 +110,7 @@ def _become_client(connection: socket.socket) -> None:
     """Run what a client was asked to run, with its streams, folder, environment and limits."""
     # Ray ends a worker together with its process group.
     os.setpgid(0, 0)
+    # The server has turned it off, and ignores its children.
     gc.enable()
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     head, streams, _, _ = socket.recv_fds(connection, SIZE_BYTES, len(STANDARD_STREAMS))

@@ -234,7 +234,7 @@ def _start_ray(options: dict[str, Any]) -> None:
         logger.info("running on this machine, not on RAY_ADDRESS %s: add --address auto", cluster)
     local: dict[str, Any] = {"include_dashboard": False, "num_cpus": usable_cores()}
     try:
-        with chdir(RAY_FOLDER), fewer_ray_processes():
+        with chdir(RAY_FOLDER), fewer_ray_processes(prints_logs=options["log_to_driver"]):
             ray.init(address="local", **local | options)
     except OSError as error:
         # Ray raises a TimeoutError or a ConnectionError where one of its processes has ended.

@@ -28,8 +28,6 @@ DEFAULT_FOLDER = "/tmp"
 CONNECT_SECONDS, ANSWER_SECONDS = 5.0, 30.0
 PROBE = "import sys; from ray._raylet import GcsClient; GcsClient(address=sys.argv[1])"
 """Asks a cluster for its id, as Ray's own connection does, which repeats it for minutes."""
-ONE_MACHINE = {"no_monitor": True, "include_log_monitor": False}
-"""Parameters of Ray for a cluster that neither grows nor prints the logs of workers."""
 
 
 def prepare_local_ray() -> None:
@@ -52,22 +50,32 @@ def prepare_local_ray() -> None:
 
 
 @contextmanager
-def fewer_ray_processes() -> Iterator[None]:
-    """Have `ray.init` start neither an autoscaler nor a reader of logs on this machine.
+def fewer_ray_processes(*, prints_logs: bool) -> Iterator[None]:
+    """Have `ray.init` start only the processes that a cluster of one machine needs.
 
-    Nothing here uses them, and they take a second to start and another one to stop. `ray.init` has
-    no option for them. A Ray that does not know `ONE_MACHINE` starts them as ever.
+    The autoscaler monitor and the log monitor take a second of CPU time to start, and the first one
+    another second to end. `ray.init` has no option for them, so this sets parameters of a private
+    class. A Ray without these parameters starts all its processes.
+
+    Args:
+        prints_logs: Whether this process prints what workers do, which the log monitor sends it.
     """
-    parameter: Any = import_module("ray._private.parameter")
-    stock = getattr(parameter, "RayParams", None)
-    if stock is None or not ONE_MACHINE.keys() <= inspect.signature(stock).parameters.keys():
+    wanted = {"no_monitor": True, "include_log_monitor": prints_logs}
+    try:
+        module: Any = import_module("ray._private.parameter")
+        stock = module.RayParams
+    except (ImportError, AttributeError):
+        known = False
+    else:
+        known = wanted.keys() <= inspect.signature(stock).parameters.keys()
+    if not known:
         yield
         return
-    parameter.RayParams = partial(stock, **ONE_MACHINE)
+    module.RayParams = partial(stock, **wanted)
     try:
         yield
     finally:
-        parameter.RayParams = stock
+        module.RayParams = stock
 
 
 def _local_folder() -> Path:

@@ -51,12 +51,13 @@ def assert_same_run(out: Path, bundle: Path, tolerance: float = 0) -> None:
     assert len((out / "metrics.jsonl").read_text().splitlines()) == 20
 
 
-def run(*command: object, env: dict[str, str] = ENV) -> None:
+def run(*command: object, env: dict[str, str] = ENV) -> str:
     words = [str(word) for word in command]
     process = subprocess.run(
         words, env=env, capture_output=True, text=True, timeout=300, check=False
     )
     assert process.returncode == 0, process.stdout + process.stderr
+    return process.stdout + process.stderr
 
 
 def test_one_process_without_a_launcher(bundle: Path, tmp_path: Path):
@@ -171,6 +172,8 @@ def steps_in(out: Path) -> int:
 
 
 def test_ray_train(bundle: Path, tmp_path: Path):
-    run(PYTHON, *TRAIN, bundle, "--out", tmp_path, "--ray")
+    printed = run(PYTHON, *TRAIN, bundle, "--out", tmp_path, "--ray")
     assert_same_run(tmp_path, bundle)
+    # What the first worker prints, Ray's log monitor sends to this process.
+    assert "step 1/" in printed
     assert json.loads((tmp_path / "scorecard.json").read_text())

@@ -83,6 +83,16 @@ def test_without_a_server_the_client_runs_python_itself(modules: list[str] | Non
     assert (found["arguments"], found["imported"]) == (["script.py", "--a"], False)
 
 
+def test_the_server_collects_no_garbage_while_it_imports(tmp_path: Path):
+    (tmp_path / "imported.py").write_text("import gc\ncollects = gc.isenabled()\n")
+    (tmp_path / "script.py").write_text("import imported\nprint(imported.collects)\n")
+    with fork_server(["imported"], tmp_path, {"PYTHONPATH": str(tmp_path)}) as python:
+        done = subprocess.run(
+            [*shlex.split(python), "script.py"], capture_output=True, cwd=tmp_path, timeout=60
+        )
+    assert done.stdout == b"False\n"
+
+
 def test_the_client_ends_with_its_fork(tmp_path: Path):
     (tmp_path / "script.py").write_text(
         "import os, time\nprint(os.getpid(), flush=True)\ntime.sleep(60)"

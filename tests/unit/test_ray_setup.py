@@ -3,6 +3,7 @@
 import os
 import socket
 import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import nullcontext
 from importlib import import_module
@@ -187,8 +188,9 @@ def test_a_local_ray_that_does_not_start_is_no_invalid_address(
 
 
 @pytest.mark.parametrize("failure", [None, RuntimeError("x")])
-def test_a_local_ray_has_no_autoscaler_and_no_reader_of_logs(
-    failure: Exception | None, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("prints", [False, True])
+def test_a_local_ray_starts_without_the_monitors_that_nothing_uses(
+    failure: Exception | None, prints: bool, monkeypatch: pytest.MonkeyPatch
 ):
     stock = parameter.RayParams
     made = []
@@ -201,18 +203,25 @@ def test_a_local_ray_has_no_autoscaler_and_no_reader_of_logs(
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
     monkeypatch.setattr(ray, "init", init)
     monkeypatch.setattr(ray, "shutdown", lambda: None)
-    with pytest.raises(WorkLost) if failure else nullcontext(), ray_connection(None):
+    options = {"log_to_driver": True} if prints else {}
+    with pytest.raises(WorkLost) if failure else nullcontext(), ray_connection(None, **options):
         pass
     assert [(one.num_cpus, one.no_monitor, one.include_log_monitor) for one in made] == [
-        (3, True, False)
+        (3, True, prints)
     ]
     assert parameter.RayParams is stock
 
 
-def test_a_ray_without_these_parameters_starts_as_ever(monkeypatch: pytest.MonkeyPatch):
+def test_a_ray_without_these_parameters_starts_as_usual(monkeypatch: pytest.MonkeyPatch):
     def other(num_cpus: int) -> int:
         return num_cpus
 
     monkeypatch.setattr(parameter, "RayParams", other)
-    with fewer_ray_processes():
+    with fewer_ray_processes(prints_logs=False):
         assert parameter.RayParams is other
+    monkeypatch.delattr(parameter, "RayParams")
+    with fewer_ray_processes(prints_logs=False):
+        assert not hasattr(parameter, "RayParams")
+    monkeypatch.setitem(sys.modules, "ray._private.parameter", None)
+    with fewer_ray_processes(prints_logs=False):
+        pass

@@ -13,7 +13,8 @@ from transformers import AutoTokenizer, LlamaForCausalLM, PreTrainedTokenizerBas
 from sweepcp.config.types import ScoringMode
 from sweepcp.models.loading import byte_tokenizer
 from sweepcp.scoring.answer_model import AnswerModel
-from sweepcp.scoring.lm_eval_encoding import RequestEncoder
+from sweepcp.scoring.lm_eval_answers import encode_item
+from sweepcp.scoring.lm_eval_encoding import KEPT_TEXTS, RequestEncoder
 from sweepcp.scoring.lm_eval_tasks import LmEvalTasks
 from sweepcp.scoring.scorecard import ItemScores, compare_with_base
 from tests.unit.test_task_items import CONTEXT, item, make_tasks, merging_tokenizer, model
@@ -167,3 +168,21 @@ def test_requests_are_encoded_as_by_the_model_class_of_lm_eval(tmp_path: Path, k
         for answer in drawn.choices(texts, k=6):
             if text:
                 assert ours._encode_pair(text, answer) == stock._encode_pair(text, answer)
+
+
+def test_a_context_is_encoded_once_for_its_answers(monkeypatch: pytest.MonkeyPatch):
+    encoder = RequestEncoder(model(), byte_tokenizer())
+    encoded: list[str] = []
+    encode = encoder.tokenizer.encode
+
+    def record(text: str, **options: Any) -> Any:
+        encoded.append(text)
+        return encode(text, **options)
+
+    monkeypatch.setattr(encoder.tokenizer, "encode", record)
+    item = encode_item(encoder, [("context", answer) for answer in (" a", " b", " c", " d")], 2)
+    assert sorted(encoded) == ["context", *(f"context {letter}" for letter in "abcd")]
+    assert item.requests[1].scored == byte_tokenizer().encode(" b")
+    for number in range(2 * KEPT_TEXTS):
+        assert encoder.tok_encode(f"{number}") == byte_tokenizer().encode(f"{number}")
+    assert len(encoder._kept) <= KEPT_TEXTS

@@ -12,7 +12,7 @@ from sweepcp.models.attention import use_row_attention
 from sweepcp.models.loading import byte_tokenizer
 from sweepcp.scoring import answer_model, answer_passes, shared_contexts
 from sweepcp.scoring.answer_model import BOUND, AnswerModel, _sample
-from sweepcp.scoring.answer_passes import Answer, exact_passes
+from sweepcp.scoring.answer_passes import Answer, Branches, exact_passes
 from sweepcp.scoring.lm_eval_answers import AnswerTokens
 from sweepcp.scoring.shared_contexts import branch_mask, context_rows, shared_passes
 from sweepcp.training.process_group import ALONE
@@ -364,6 +364,17 @@ def test_other_answers_in_the_check_are_an_obstacle(
     real = wrapped._logits
     monkeypatch.setattr(wrapped, "_logits", lambda one: real(one) * (factor if one.branches else 1))
     assert wrapped.obstacle(some_requests()) == reason
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_masks_have_the_type_of_the_weights(dtype: torch.dtype):
+    last = torch.tensor([[2, 1, 2]])
+    branches = Branches(position=torch.tensor([[0, 1, 1]]), last=last)
+    model: Any = make_model("llama")
+    mask = wrap(model.to(dtype))._mask(branches)
+    unseen = torch.finfo(dtype).min
+    assert mask.dtype == dtype
+    assert mask[0, 0].tolist() == [[0, unseen, unseen], [0, 0, unseen], [0, unseen, 0]]
 
 
 def test_bf16_bounds_the_difference_by_its_own_rounding():
