@@ -80,8 +80,8 @@ def _serve(handle: int, modules: Sequence[str]) -> None:
         gc.disable()
         for module in modules:
             importlib.import_module(module)
-        # The collector of a fork would write to memory that all share. Collecting garbage before
-        # takes half a second, and frees no memory.
+        # The collector of a fork would write to memory that all share. To collect garbage first
+        # would take half a second, and free no memory.
         gc.freeze()
         signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # no child is left as a zombie
         while True:
